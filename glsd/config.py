@@ -1,0 +1,378 @@
+"""What an experiment is: frozen, typed, validated settings, and the presets that name the paper's.
+
+A setting is declared once here, with its documentation and its place in the paper, and is spelled alike in YAML, on
+the command line, in a grid and in a results table. How many machines run it is not science and lives elsewhere, so the
+same experiment has the same `digest` on a laptop and on a cluster.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+Setting = Literal["vanilla", "similarity", "geometric"]
+
+
+class Record(BaseModel):
+    """A frozen record whose unknown keys are errors and whose attribute docstrings are its documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Record):
+    """Which images are seen, and in which units they travel."""
+
+    images_per_class: Size | None = None
+    """Regime: this many images of each class (Sec. 4.5.1 has 10, 20, 50, 100, 200); null is all."""
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Regime: this share of every class (or of all images where there are no labels); null is all."""
+    subset_seed: int = 0
+    """Seed of the regime's nested subsets; a smaller subset lies within a larger one of the same seed."""
+    unit_size: Size = 32
+    """Images in a unit, the micro-batch that one worker receives and trains on at once; it divides `optim.batch_size`."""
+    value_range: tuple[float, float] | None = None
+    """Values that become black and white in images of more than 8 bits; null is the full range of their type."""
+    max_pixels: Size = 178_956_970
+    """Images with more pixels are skipped as decompression bombs (Pillow's limit by default)."""
+    max_skipped: Probability = 0.1
+    """Largest share of images that may fail to decode before the run stops (judged after 200 images)."""
+    image_column: str = "image"
+    """Parquet: column of encoded bytes, or of `{bytes, path}` structs."""
+    label_column: str = "label"
+    """Parquet and CSV: column of labels; a table without it is unlabelled."""
+
+    @model_validator(mode="after")
+    def _one_regime(self) -> Self:
+        if self.images_per_class is not None and self.fraction is not None:
+            raise ValueError("set images_per_class or fraction, not both")
+        return self
+
+
+class AugmentConfig(Record):
+    """D_aug (Sec. 3.2, Algorithm 2): two global distributions and one local; triples are (global 1, global 2, local)."""
+
+    global_size: Size = 224
+    """Side of the two global crops in pixels (Sec. A.1)."""
+    global_scale: tuple[Positive, Positive] = (0.4, 1.0)
+    """Range of a global crop's share of the image's area."""
+    local_sizes: tuple[Size, ...] = (96,)
+    """Sides of the local crops in pixels, one entry for each size (Sec. A.1)."""
+    num_local_crops: tuple[Size, ...] = (8,)
+    """N_L: how many local crops of each size; an empty list, as for `local_sizes`, trains on global crops alone."""
+    local_scale: tuple[Positive, Positive] = (0.05, 0.4)
+    """Range of a local crop's share of the image's area."""
+    aspect_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Range of a crop's width over its height before it is resized to a square."""
+    horizontal_flip: Probability = 0.5
+    """Probability of a left-right flip."""
+    vertical_flip: Probability = 0.0
+    """Probability of a top-bottom flip, for images without an upright, as in histology (not in the paper)."""
+    jitter_probability: Probability = 0.8
+    """Probability that brightness, contrast, saturation and hue change, in random order."""
+    brightness: NonNegative = 0.4
+    """Brightness factor is drawn from [1 - this, 1 + this]."""
+    contrast: NonNegative = 0.4
+    """Contrast factor is drawn from [1 - this, 1 + this]."""
+    saturation: NonNegative = 0.2
+    """Saturation factor is drawn from [1 - this, 1 + this]."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Hue shift is drawn from [-this, this] turns of the colour circle."""
+    grayscale_probability: Probability = 0.2
+    """Probability that colour is removed."""
+    blur_probability: tuple[Probability, Probability, Probability] = (1.0, 0.1, 0.5)
+    """Probability of a Gaussian blur."""
+    blur_radius: tuple[Positive, Positive] = (0.1, 2.0)
+    """Range of the blur's standard deviation in pixels of the crop."""
+    solarize_probability: tuple[Probability, Probability, Probability] = (0.0, 0.2, 0.0)
+    """Probability that values of `solarize_threshold` and above are inverted."""
+    solarize_threshold: Annotated[int, Field(ge=0, le=256)] = 128
+    """Solarisation threshold, of 255."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of each colour channel (ImageNet's)."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Standard deviation of each colour channel (ImageNet's)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.local_sizes) != len(self.num_local_crops):
+            raise ValueError(
+                f"local_sizes {list(self.local_sizes)} and num_local_crops {list(self.num_local_crops)} "
+                "must have one entry for each size of local crop"
+            )
+        if len(set(self.local_sizes)) != len(self.local_sizes):
+            raise ValueError(f"local_sizes {list(self.local_sizes)} names a size twice; add up its num_local_crops")
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not low <= high <= 1:
+                raise ValueError(f"{name} must be [low, high] with 0 < low <= high <= 1, not [{low}, {high}]")
+        for name in ("aspect_ratio", "blur_radius"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must be [low, high] with low <= high, not [{low}, {high}]")
+        return self
+
+    @property
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """(size, number of views) of each group of equal crops, in batch order: the globals, then the locals."""
+        return ((self.global_size, 2), *zip(self.local_sizes, self.num_local_crops, strict=True))
+
+    @property
+    def num_views(self) -> int:
+        """|V| = 2 + N_L."""
+        return 2 + sum(self.num_local_crops)
+
+
+class ModelConfig(Record):
+    """Backbone f and projection heads h̄, h (Sec. 3.4, 4.2)."""
+
+    backbone: str = "swin_tiny_patch4_window7_224"
+    """Name of a timm model that gives a feature map or patch tokens (`swin_tiny_patch4_window14_224` is Swin-T/14)."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Stochastic depth of the student: 0.1 for Swin-T, 0.2 for Swin-S. The teacher has none."""
+    hidden_dim: Size = 2048
+    """Width of the heads' two hidden layers."""
+    bottleneck_dim: Size = 256
+    """Width of the heads' L2-normalised bottleneck."""
+    num_prototypes: Annotated[int, Field(ge=2)] = 65536
+    """I, the size of the heads' output distributions (Eq. 3)."""
+    norm_last_layer: bool = False
+    """Keep the last layer's prototypes at unit length."""
+
+
+class ObjectiveConfig(Record):
+    """The loss (Sec. 3.4) in one of the three settings of Table 1."""
+
+    setting: Setting = "geometric"
+    """Table 1: no local loss, local loss with similarity matchings, or with geometric matchings."""
+    global_weight: NonNegative | None = None
+    """Weight of L_G; null is 0.5 with a local loss and 1 without, as in the authors' code."""
+    local_weight: NonNegative = 0.5
+    """Weight of L_L."""
+    threshold_scale: Positive | None = 1.0
+    """Factor on the distance threshold s of Eq. 6; null keeps every geometric match."""
+    student_temperature: Positive = 0.1
+    """Temperature of the student's softmax."""
+    teacher_temperature: Positive = 0.07
+    """Temperature of the teacher's softmax (sharpening) after its warm-up."""
+    warmup_teacher_temperature: Positive = 0.04
+    """Temperature of the teacher's softmax in the first epoch."""
+    teacher_temperature_warmup_epochs: Count = 30
+    """Epochs over which the teacher's temperature rises linearly."""
+    center_momentum: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Momentum of the centres of the teacher's outputs."""
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Weights of (L_G, L_L)."""
+        if self.setting == "vanilla":
+            return (1.0 if self.global_weight is None else self.global_weight), 0.0
+        return (0.5 if self.global_weight is None else self.global_weight), self.local_weight
+
+
+class OptimConfig(Record):
+    """Optimisation (Sec. 3.3, 4.2)."""
+
+    epochs: Size = 300
+    """Passes over the images."""
+    batch_size: Size = 512
+    """B: images a step over all workers; units are accumulated to it."""
+    base_lr: NonNegative = 5e-4
+    """Learning rate for a batch of 256; it is scaled linearly with `batch_size`."""
+    min_lr: NonNegative = 1e-6
+    """Learning rate that the cosine ends at."""
+    warmup_epochs: Count = 10
+    """Epochs of linear warm-up from 0."""
+    weight_decay: NonNegative = 0.04
+    """Weight decay at the start, on tensors of two or more dimensions."""
+    weight_decay_end: NonNegative = 0.4
+    """Weight decay at the end of its cosine."""
+    clip_grad: Positive | None = 3.0
+    """Largest norm of each parameter tensor's gradient; null does not clip."""
+    freeze_last_layer_epochs: Count = 1
+    """Epochs in which the heads' last layers get no gradient."""
+    teacher_momentum: Annotated[float, Field(ge=0, le=1)] = 0.996
+    """lambda, the momentum of the teacher's moving average at the start; it rises to 1 on a cosine (Algorithm 1, line 18)."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Precision of the forward pass; auto is bfloat16 where the device has it in hardware. The loss is in float32."""
+
+
+class EvaluationConfig(Record):
+    """k-NN evaluation (Sec. 4.3) and its share in a run."""
+
+    knn_every_epochs: Count = 10
+    """Evaluate the teacher every so many epochs where labels exist; 0 only at the end."""
+    k: Size = 20
+    """Neighbours that vote."""
+    temperature: Positive = 0.07
+    """A neighbour of cosine similarity s votes with weight exp(s / temperature)."""
+    resize: Size = 256
+    """Shorter side after the bicubic resize, in pixels."""
+    crop: Size = 224
+    """Side of the centre crop, in pixels."""
+    max_images: Size = 50_000
+    """Most images that vote, and most that are tested, in the evaluation during a run; they are kept in memory."""
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of a labelled data set that is tested, the others vote, where no validation data are named."""
+
+
+class Config(Record):
+    """One experiment."""
+
+    seed: int = 0
+    """Seed of the initial weights, the order of the images, the augmentations and the drop-path masks."""
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig = OptimConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    log_every_steps: Size = 10
+    """Steps between two lines of metrics; the only steps at which the host waits for the device."""
+    checkpoint_every_epochs: Size = 1
+    """Epochs between two checkpoints."""
+    checkpoint_every_steps: Size | None = None
+    """Steps between two checkpoints within an epoch, for long epochs; null has none."""
+    keep_every_epochs: Size | None = None
+    """Keep the checkpoint of every so many epochs for good; null keeps only the last and the best."""
+
+    @model_validator(mode="after")
+    def _units_divide_the_batch(self) -> Self:
+        if self.optim.batch_size % self.data.unit_size:
+            raise ValueError(
+                f"optim.batch_size {self.optim.batch_size} is not a multiple of data.unit_size {self.data.unit_size}; "
+                f"use data.unit_size {_largest_divisor(self.optim.batch_size, self.data.unit_size)}"
+            )
+        return self
+
+    @property
+    def units_per_step(self) -> int:
+        """M = B / m."""
+        return self.optim.batch_size // self.data.unit_size
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that two equal configurations share."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> "Config":
+        """This configuration with dotted leaves replaced, validated as a whole.
+
+        Raises:
+            ValueError: a key does not exist (the nearest spelling is named) or a value is impossible.
+
+        >>> Config().with_overrides({"optim.epochs": 3}).optim.epochs
+        3
+        """
+        tree = self.model_dump()
+        leaves = flatten(tree)
+        for key, value in overrides.items():
+            if key not in leaves:
+                raise ValueError(_unknown("setting", key, leaves))
+            *path, leaf = key.split(".")
+            node = tree
+            for name in path:
+                node = node[name]
+            node[leaf] = value
+        return _validated(tree, "the configuration")
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its dotted key."""
+        return flatten(self.model_dump(mode="json"))
+
+    def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
+        """Dotted keys whose values differ, with (this one's, the other's)."""
+        mine, others = self.flat(), other.flat()
+        return {key: (mine[key], others[key]) for key in mine if mine[key] != others[key]}
+
+    def to_yaml(self) -> str:
+        """YAML that `load_config` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The preset of this name, or the YAML file at this path, with dotted overrides.
+
+    Raises:
+        ValueError: no such preset or file, an unknown key, or an impossible value; the message names it.
+    """
+    text = str(name)
+    if text in presets():
+        source, content = f"preset {text}", (resources.files("glsd") / "presets" / f"{text}.yaml").read_text("utf-8")
+    elif Path(text).suffix in {".yaml", ".yml"} and Path(text).is_file():
+        source, content = text, Path(text).read_text("utf-8")
+    else:
+        raise ValueError(f"{_unknown('preset', text, presets())}; a path to a YAML file works too")
+    try:
+        tree = yaml.safe_load(content) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from error
+    return _validated(tree, source).with_overrides(overrides or {})
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with glsd."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in (resources.files("glsd") / "presets").iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def documentation(record: type[Record] = Config, prefix: str = "") -> dict[str, str]:
+    """The documentation of every setting by its dotted key."""
+    lines: dict[str, str] = {}
+    for name, field in record.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Record):
+            lines |= documentation(field.annotation, f"{prefix}{name}.")
+        else:
+            lines[prefix + name] = " ".join((field.description or "").split())
+    return lines
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one of dotted keys.
+
+    >>> flatten({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return leaves
+
+
+def _validated(tree: Mapping[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(f"{source}: " + "; ".join(_explained(part) for part in error.errors())) from error
+
+
+def _explained(part: Any) -> str:
+    key = ".".join(str(name) for name in part["loc"])
+    if part["type"] == "extra_forbidden":
+        return _unknown("setting", key, documentation())
+    message = part["msg"].removeprefix("Value error, ")
+    if part["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message}, not {part['input']!r}"
+
+
+def _unknown(kind: str, name: str, known: Any) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"there is no {kind} {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+
+
+def _largest_divisor(number: int, at_most: int) -> int:
+    return next(divisor for divisor in range(min(number, at_most), 0, -1) if number % divisor == 0)
