@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -53,7 +53,7 @@ class DataConfig(Record):
     """Parquet and CSV: column of labels; a table without it is unlabelled."""
 
     @model_validator(mode="after")
-    def _one_regime(self) -> Self:
+    def _one_regime(self) -> "DataConfig":
         if self.images_per_class is not None and self.fraction is not None:
             raise ValueError("set images_per_class or fraction, not both")
         return self
@@ -104,7 +104,7 @@ class AugmentConfig(Record):
     """Standard deviation of each colour channel (ImageNet's)."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "AugmentConfig":
         if len(self.local_sizes) != len(self.num_local_crops):
             raise ValueError(
                 f"local_sizes {list(self.local_sizes)} and num_local_crops {list(self.num_local_crops)} "
@@ -220,7 +220,7 @@ class EvaluationConfig(Record):
     """Shorter side after the bicubic resize, in pixels."""
     crop: Size = 224
     """Side of the centre crop, in pixels."""
-    max_images: Size = 50_000
+    max_images: Size = 10_000
     """Most images that vote, and most that are tested, in the evaluation during a run; they are kept in memory."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of a labelled data set that is tested, the others vote, where no validation data are named."""
@@ -247,7 +247,7 @@ class Config(Record):
     """Keep the checkpoint of every so many epochs for good; null keeps only the last and the best."""
 
     @model_validator(mode="after")
-    def _units_divide_the_batch(self) -> Self:
+    def _units_divide_the_batch(self) -> "Config":
         if self.optim.batch_size % self.data.unit_size:
             raise ValueError(
                 f"optim.batch_size {self.optim.batch_size} is not a multiple of data.unit_size {self.data.unit_size}; "
@@ -356,7 +356,12 @@ def _validated(tree: Mapping[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(f"{source}: " + "; ".join(_explained(part) for part in error.errors())) from error
+        raise ValueError(f"{source}: {explained(error)}") from error
+
+
+def explained(error: ValidationError) -> str:
+    """What is wrong with which settings, in one line."""
+    return "; ".join(_explained(part) for part in error.errors())
 
 
 def _explained(part: Any) -> str:

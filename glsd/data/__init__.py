@@ -1,1 +1,27 @@
+"""Which images there are, in which order they come, and their pixels."""
 
+from glsd.data.images import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
+from glsd.data.images import UndecodableImage as UndecodableImage
+from glsd.data.images import decode as decode
+from glsd.data.images import extension as extension
+from glsd.data.index import Index as Index
+from glsd.data.index import Place as Place
+from glsd.data.index import build_index as build_index
+from glsd.data.order import Order as Order
+from glsd.data.order import permutation as permutation
+from glsd.data.regimes import subset as subset
+from glsd.data.regimes import write_subset as write_subset
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "Index",
+    "Order",
+    "Place",
+    "UndecodableImage",
+    "build_index",
+    "decode",
+    "extension",
+    "permutation",
+    "subset",
+    "write_subset",
+]

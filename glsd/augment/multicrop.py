@@ -1,0 +1,71 @@
+"""Algorithm 2 (multi-crop): w ~ D_aug for each view, then x_v = P(G(x, w_geo), w_pho).
+
+Two global crops and N_L local crops, in the order g1, g2, locals by size. `multicrop` makes the views of one image;
+`multicrop_batch` those of a micro-batch, each crop written once into the buffer it travels in, as uint8 with its w.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Integer, UInt8
+
+from glsd.augment.distributions import sample_views
+from glsd.augment.geometric import crop_into
+from glsd.augment.photometric import photometric_in_place
+from glsd.config import AugmentConfig
+
+
+class Views(NamedTuple):
+    """The views of one image and the w that made them."""
+
+    global_crops: UInt8[np.ndarray, "2 size size 3"]
+    local_crops: list[UInt8[np.ndarray, "_ _ _ 3"]]
+    """One array (n, s, s, 3) for each size of local crop."""
+    geo: Float32[np.ndarray, "views 7"]
+    pho: Float32[np.ndarray, "views 12"]
+
+
+def multicrop(
+    image: UInt8[np.ndarray, "height width 3"], config: AugmentConfig, seed: int, epoch: int, image_id: int
+) -> Views:
+    """All views of one upright RGB image, photometrics applied."""
+    batch = multicrop_batch([image], config, seed, epoch, np.array([image_id]), photometrics="worker")
+    global_crops, *local_crops = (batch[f"crops_{group}"][0] for group in range(len(config.groups)))
+    return Views(global_crops, local_crops, batch["geo"][0], batch["pho"][0])
+
+
+def multicrop_batch(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    config: AugmentConfig,
+    seed: int,
+    epoch: int,
+    image_ids: Integer[np.ndarray, " batch"],
+    photometrics: Literal["worker", "device"],
+) -> dict[str, np.ndarray]:
+    """All views of a micro-batch of upright RGB images.
+
+    Args:
+        images: B images.
+        config: D_aug.
+        seed: seed of the run.
+        epoch: epoch of the images.
+        image_ids: identity of each image.
+        photometrics: "worker" applies P here; "device" leaves P to `photometric_device` where the crops are used.
+
+    Returns:
+        `crops_g (B, n, s, s, 3)` uint8 for each group g of `config.groups`, `geo (B, V, 7)` and `pho (B, V, 12)`
+        float32.
+    """
+    sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(len(images), 2)
+    geo, pho = sample_views(config, seed, epoch, image_ids, sizes)
+    groups = [np.empty((len(images), num_views, size, size, 3), np.uint8) for size, num_views in config.groups]
+    for index, image in enumerate(images):
+        crop_into(image, geo[index], [crop for group in groups for crop in group[index]])
+    if photometrics == "worker":
+        first = 0
+        for group in groups:
+            last = first + group.shape[1]
+            photometric_in_place(group, pho[:, first:last], config)
+            first = last
+    return {**{f"crops_{index}": group for index, group in enumerate(groups)}, "geo": geo, "pho": pho}

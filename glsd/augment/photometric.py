@@ -1,0 +1,168 @@
+"""P, the photometric part of an augmentation (Sec. 3.2), twice from the same w_pho.
+
+Order: jitter (brightness, contrast, saturation, hue in the order that w_pho gives), grayscale, Gaussian blur, solarize.
+`photometric_worker` is a chain of OpenCV calls on the uint8 of one crop after another, for CPU workers;
+`photometric_device` is a chain of tensor operations on all crops of one size at once, in float and without a wait for
+the device, for the device that trains. Both follow Pillow and torchvision, that the reference uses; `normalize` comes
+after either.
+"""
+
+from functools import cache
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from glsd.augment.vector import PHOTOMETRIC_FIELDS
+from glsd.config import AugmentConfig
+
+_COLUMN = {name: index for index, name in enumerate(PHOTOMETRIC_FIELDS)}
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, Pillow's and OpenCV's grey
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+_LEVELS = np.arange(256, dtype=np.float32)
+
+
+def photometric_worker(
+    crops: UInt8[np.ndarray, "*views size size 3"], pho: Float32[np.ndarray, "*views 12"], config: AugmentConfig
+) -> UInt8[np.ndarray, "*views size size 3"]:
+    """Apply P with `pho` to each crop, on the CPU; a new array."""
+    out = np.array(crops, order="C")
+    photometric_in_place(out, pho, config)
+    return out
+
+
+def photometric_in_place(
+    crops: UInt8[np.ndarray, "*views size size 3"], pho: Float32[np.ndarray, "*views 12"], config: AugmentConfig
+) -> None:
+    """Apply P with `pho` to each crop of a C-contiguous buffer, in the buffer."""
+    views = crops.reshape(-1, *crops.shape[-3:])
+    for crop, parameters in zip(views, pho.reshape(-1, pho.shape[-1]).tolist(), strict=True):
+        if parameters[_COLUMN["jitter"]]:
+            for operation in parameters[:4]:
+                _JITTER[int(operation)](crop, parameters[_COLUMN["brightness"] + int(operation)])
+        if parameters[_COLUMN["grayscale"]]:
+            cv2.cvtColor(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB, dst=crop)
+        if radius := parameters[_COLUMN["blur_radius"]]:
+            kernel = gaussian_kernel(radius)
+            cv2.sepFilter2D(crop, -1, kernel, kernel, dst=crop, borderType=cv2.BORDER_REPLICATE)
+        if parameters[_COLUMN["solarize"]]:
+            cv2.LUT(crop, _solarized(config.solarize_threshold), dst=crop)
+
+
+def _brightness(crop: np.ndarray, factor: float) -> None:
+    cv2.LUT(crop, np.clip(_LEVELS * np.float32(factor), 0, 255).astype(np.uint8), dst=crop)
+
+
+def _contrast(crop: np.ndarray, factor: float) -> None:
+    mean = int(cv2.mean(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY))[0] + 0.5)
+    cv2.LUT(crop, np.clip(mean + np.float32(factor) * (_LEVELS - mean), 0, 255).astype(np.uint8), dst=crop)
+
+
+def _saturation(crop: np.ndarray, factor: float) -> None:
+    matrix = np.full((3, 4), -0.5, np.float32)
+    matrix[:, :3] = (1 - factor) * np.array(_LUMA) + factor * np.eye(3)
+    cv2.transform(crop, matrix, dst=crop)
+
+
+def _hue(crop: np.ndarray, turns: float) -> None:
+    hsv = cv2.cvtColor(crop, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(round(turns * 256) % 256)
+    cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=crop)
+
+
+_JITTER = (_brightness, _contrast, _saturation, _hue)
+
+
+def gaussian_kernel(radius: float) -> Float32[np.ndarray, " taps"]:
+    """Normalised samples of a Gaussian of standard deviation `radius`, out to three of them."""
+    half = _half_taps(radius)
+    offsets = np.arange(-half, half + 1)
+    kernel = np.exp(-0.5 * (offsets / radius) ** 2)
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+def _half_taps(radius: float) -> int:
+    return int(np.ceil(3 * radius))
+
+
+@cache
+def _solarized(threshold: int) -> np.ndarray:
+    levels = np.arange(256)
+    return np.where(levels >= threshold, 255 - levels, levels).astype(np.uint8)
+
+
+def photometric_device(
+    crops: UInt8[Tensor, "crops size size 3"], pho: Float[Tensor, "crops 12"], config: AugmentConfig
+) -> Float[Tensor, "crops 3 size size"]:
+    """Apply P with `pho` to all crops at once, on their device, without waiting for it; values in 0..1."""
+    x = crops.permute(0, 3, 1, 2).float() / 255  # (N, 3, S, S)
+    parameters = pho[:, :, None, None, None].float()  # (N, 12, 1, 1, 1)
+    order, factors = parameters[:, :4], parameters[:, 4:8]
+    before = _rank(order, _HUE)
+    for position in range(3):
+        x = _blend(x, order[:, position], factors, active=position < before)
+    x = _rotate_hue(x, factors[:, _HUE])
+    for position in range(1, 4):
+        x = _blend(x, order[:, position], factors, active=position > before)
+    x = torch.where(parameters[:, _COLUMN["grayscale"]] > 0, _grey(x), x)
+    x = _blur(x, pho[:, _COLUMN["blur_radius"]].float(), config.blur_radius[1])
+    inverted = (parameters[:, _COLUMN["solarize"]] > 0) & (x >= config.solarize_threshold / 255)
+    return torch.where(inverted, 1 - x, x)
+
+
+def normalize(x: Float[Tensor, "crops 3 height width"], config: AugmentConfig) -> Float[Tensor, "crops 3 height width"]:
+    """Subtract the mean and divide by the standard deviation of each colour channel; `x` in 0..1."""
+    mean = torch.tensor(config.mean, dtype=x.dtype).to(x.device, non_blocking=True)[:, None, None]
+    std = torch.tensor(config.std, dtype=x.dtype).to(x.device, non_blocking=True)[:, None, None]
+    return (x - mean) / std
+
+
+def _rank(order: Tensor, operation: int) -> Tensor:
+    positions = torch.arange(4, device=order.device)[:, None, None, None]
+    return ((order == operation) * positions).sum(dim=1)  # (N, 1, 1, 1)
+
+
+def _blend(x: Tensor, operation: Tensor, factors: Tensor, active: Tensor) -> Tensor:
+    factor = factors.gather(1, operation.long()[:, None])[:, 0]
+    factor = torch.where(active, factor, 1)  # (N, 1, 1, 1)
+    grey = _grey(x)
+    target = torch.where(
+        operation == _SATURATION, grey, torch.where(operation == _CONTRAST, grey.mean(dim=(1, 2, 3), keepdim=True), 0)
+    )
+    return torch.lerp(target, x, factor).clamp(0, 1)
+
+
+def _grey(x: Tensor) -> Tensor:
+    red, green, blue = x.unbind(1)
+    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue)[:, None]
+
+
+def _rotate_hue(x: Tensor, turns: Tensor) -> Tensor:
+    red, green, blue = x.unbind(1)
+    value, least = x.amax(1), x.amin(1)
+    chroma = value - least
+    scale = 1 / chroma.clamp(min=1e-6)
+    sixths = torch.where(
+        value == red,
+        (green - blue) * scale,
+        torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4),
+    )
+    sixths = sixths + 6 * turns[:, 0]
+    offsets = torch.tensor([5.0, 3.0, 1.0]).to(x.device, non_blocking=True)[:, None, None]
+    k = torch.remainder(sixths[:, None] + offsets, 6)  # (N, 3, S, S)
+    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def _blur(x: Tensor, radius: Tensor, largest: float) -> Tensor:
+    half = _half_taps(largest)
+    offsets = torch.arange(-half, half + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (offsets / radius.clamp(min=1e-3)[:, None]) ** 2)
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)  # (N, T)
+    num_crops, channels, height, width = x.shape
+    weight = kernel.repeat_interleave(channels, dim=0)[:, None]  # (3 N, 1, T)
+    padded = functional.pad(x, (half, half, half, half), mode="replicate").flatten(0, 1)[None]
+    rows = functional.conv2d(padded, weight[:, :, None], groups=num_crops * channels)
+    return functional.conv2d(rows, weight[..., None], groups=num_crops * channels).view(x.shape)

@@ -1,0 +1,261 @@
+"""Where bytes lie: local paths through the operating system, `s3://`, `gs://` and their like through `pyarrow.fs`.
+
+A uri is an absolute local path, or `scheme://bucket/key?options` as pyarrow reads it (`endpoint_override=...` names an
+S3 server of one's own), in which `%`, `?` and `#` of a key are percent-encoded and nothing else is.
+"""
+
+import errno
+import io
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO, Final, Literal, NamedTuple, cast
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow.fs
+from numpy.typing import NDArray
+
+_SCHEMES: Final = ("file", "s3", "gs", "gcs")
+_PAUSES: Final = (0.5, 2.0)
+_PERMANENT: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
+
+
+class Files(NamedTuple):
+    """Files in the order they were found: uri, size in bytes, time of the last change in nanoseconds."""
+
+    uris: list[str]
+    sizes: NDArray[np.int64]
+    mtimes: NDArray[np.int64]
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the uri is read through pyarrow."""
+    return "://" in uri
+
+
+def absolute(source: str | Path) -> str:
+    """The uri of what a user named: `~` expanded, made absolute, without a slash at its end."""
+    text = str(source)
+    if is_remote(text):
+        location, mark, options = text.partition("?")
+        return location.rstrip("/") + mark + options
+    return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111 - Path.resolve would follow symlinks
+
+
+def relative(uri: str, root: str) -> str:
+    """The part of a uri below the root."""
+    return unquote_key(uri)[len(unquote_key(root)) :].lstrip("/")
+
+
+def unquote_key(uri: str) -> str:
+    """A uri as a person reads it: without options, decoded."""
+    return unquote(uri.partition("?")[0]) if is_remote(uri) else uri
+
+
+def beside(uri: str, entry: str) -> str:
+    """The uri of an entry that a list at `uri` names: absolute, or relative to the list's folder."""
+    if is_remote(entry):
+        return entry
+    if not is_remote(uri):
+        return os.path.normpath(os.path.join(os.path.dirname(uri), entry))  # noqa: PTH118, PTH120 - 100k times
+    location, mark, options = uri.partition("?")
+    return f"{location.rpartition('/')[0]}/{_quote_key(entry)}{mark}{options}"
+
+
+def what_is_at(uri: str) -> Literal["file", "folder"] | None:
+    """A file, a folder, or nothing."""
+    if not is_remote(uri):
+        if os.path.isdir(uri):  # noqa: PTH112
+            return "folder"
+        return "file" if os.path.exists(uri) else None  # noqa: PTH110
+    filesystem, path = resolved(uri)
+    kind = filesystem.get_file_info(path).type
+    if kind == pyarrow.fs.FileType.Directory:
+        return "folder"
+    return "file" if kind == pyarrow.fs.FileType.File else None
+
+
+def walk(root: str, suffixes: tuple[str, ...], tick: Callable[[int], None]) -> Files:
+    """All files below a folder whose lower-case names end in one of the suffixes; hidden ones are left out.
+
+    Symbolic links are followed; a folder that can be reached in several ways is entered once.
+
+    Raises:
+        ValueError: a folder cannot be read or a link leads nowhere.
+    """
+    return _walk_remote(root, suffixes, tick) if is_remote(root) else _walk_local(root, suffixes, tick)
+
+
+def stat_files(uris: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sizes and times of files, in order; -1 for those that do not exist or are no files."""
+    if uris and is_remote(uris[0]):
+        with ThreadPoolExecutor(16) as pool:
+            pairs = list(pool.map(_stat_remote, uris))
+    else:
+        pairs = [_stat_remote(uri) if is_remote(uri) else _stat_local(uri) for uri in uris]
+    facts = np.array(pairs, np.int64).reshape(-1, 2)
+    return facts[:, 0].copy(), facts[:, 1].copy()
+
+
+def unreadable(uris: Iterable[str]) -> list[str]:
+    """Local files that this user may not read."""
+    return [uri for uri in uris if not is_remote(uri) and not os.access(uri, os.R_OK)]
+
+
+def open_file(uri: str) -> io.RawIOBase:
+    """The file without a buffer, to be read anywhere."""
+    if not is_remote(uri):
+        return open(uri, "rb", buffering=0)  # noqa: PTH123 - the caller closes it
+    filesystem, path = resolved(uri)
+    return cast(io.RawIOBase, filesystem.open_input_file(path))
+
+
+def open_stream(uri: str) -> BinaryIO:
+    """The file, to be read once from its beginning."""
+    if not is_remote(uri):
+        return open(uri, "rb")  # noqa: PTH123 - the caller closes it
+    filesystem, path = resolved(uri)
+    return cast(BinaryIO, filesystem.open_input_stream(path, compression=None, buffer_size=1 << 20))
+
+
+def read(uri: str, offset: int, length: int) -> bytes:
+    """Bytes [offset, offset + length) of a file; offset -1 is the whole file.
+
+    Errors that may pass are retried twice after a pause.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: reading failed three times, or is not permitted.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            return _read_once(uri, offset, length)
+        except _PERMANENT:
+            raise
+        except OSError as error:
+            if pause is None:
+                raise OSError(error.errno or errno.EIO, f"reading {uri} failed 3 times: {error}") from error
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def _read_once(uri: str, offset: int, length: int) -> bytes:
+    if is_remote(uri):
+        filesystem, path = resolved(uri)
+        with filesystem.open_input_file(path) as file:
+            return cast(bytes, file.read() if offset < 0 else file.read_at(length, offset))
+    with open(uri, "rb", buffering=0) as file:  # noqa: PTH123
+        if offset < 0:
+            return file.readall()
+        return os.pread(file.fileno(), length, offset)
+
+
+def joined(folder: str, name: str) -> str:
+    """The uri of what has this relative name in a folder."""
+    if not is_remote(folder):
+        return str(Path(folder) / name)
+    location, mark, options = folder.partition("?")
+    return f"{location.rstrip('/')}/{_quote_key(name)}{mark}{options}"
+
+
+def resolved(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system of a remote uri, and the path on it.
+
+    Raises:
+        ValueError: its scheme is not known.
+    """
+    location, mark, options = uri.partition("?")
+    scheme, _, rest = location.partition("://")
+    authority, _, key = rest.partition("/")
+    bucket = authority.rpartition("@")[2]
+    return _filesystem(scheme, authority, mark + options), f"{bucket}/{unquote(key)}".rstrip("/")
+
+
+@lru_cache(maxsize=64)
+def _filesystem(scheme: str, authority: str, options: str) -> pyarrow.fs.FileSystem:
+    if scheme not in _SCHEMES:
+        raise ValueError(f"{scheme}:// is not known; use a local path or one of {', '.join(_SCHEMES)}")
+    return pyarrow.fs.FileSystem.from_uri(f"{scheme}://{authority or '/'}{options}")[0]
+
+
+def _quote_key(key: str) -> str:
+    return key.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
+
+
+def _walk_local(root: str, suffixes: tuple[str, ...], tick: Callable[[int], None]) -> Files:
+    uris: list[str] = []
+    facts: list[tuple[int, int]] = []
+    entered: set[tuple[int, int]] = set()
+    folders, links = [root], deque[str]()  # links last, so that a folder goes by its own name
+    while folders or links:
+        folder = folders.pop() if folders else links.popleft()
+        status = os.stat(folder)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in entered:
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        before = len(uris)
+        try:
+            with os.scandir(folder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except PermissionError as error:
+            raise ValueError(
+                f"{folder} cannot be read: {error.strerror}; give this user the right to list it"
+            ) from error
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                (links if entry.is_symlink() else folders).append(entry.path)
+            elif entry.name.lower().endswith(suffixes):
+                try:
+                    status = entry.stat()
+                except FileNotFoundError as error:
+                    raise ValueError(f"{entry.path} is a link to a file that does not exist; remove it") from error
+                if stat.S_ISREG(status.st_mode):
+                    uris.append(entry.path)
+                    facts.append((status.st_size, status.st_mtime_ns))
+        tick(len(uris) - before)
+    sizes, mtimes = np.array(facts, np.int64).reshape(-1, 2).T
+    return Files(uris, sizes, mtimes)
+
+
+def _walk_remote(root: str, suffixes: tuple[str, ...], tick: Callable[[int], None]) -> Files:
+    filesystem, path = resolved(root)
+    try:
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
+    except OSError as error:
+        raise OSError(f"{root} cannot be listed: {error}") from error
+    location, mark, options = root.partition("?")
+    infos = [
+        info
+        for info in sorted(found, key=lambda info: info.path)
+        if info.type == pyarrow.fs.FileType.File
+        and info.path.lower().endswith(suffixes)
+        and "/." not in info.path[len(path) :]
+    ]
+    tick(len(infos))
+    return Files(
+        [f"{location}{_quote_key(info.path[len(path) :])}{mark}{options}" for info in infos],
+        np.array([info.size for info in infos], np.int64),
+        np.array([info.mtime_ns for info in infos], np.int64),
+    )
+
+
+def _stat_local(uri: str) -> tuple[int, int]:
+    try:
+        status = os.stat(uri)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return -1, -1
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (-1, -1)
+
+
+def _stat_remote(uri: str) -> tuple[int, int]:
+    filesystem, path = resolved(uri)
+    info = filesystem.get_file_info(path)
+    return (info.size, info.mtime_ns) if info.type == pyarrow.fs.FileType.File else (-1, -1)

@@ -1,0 +1,295 @@
+"""Which images there are: an Arrow file in the user's cache folder with a row for each image.
+
+Columns: uri, member (its name within a tar), offset (-1 is the whole file), length, label. Rows are sorted by uri and
+offset, and `image_id` is the row. The file is keyed by a digest of all names, sizes and times, so unchanged data
+are never indexed twice and changed data never go by an old index; workers map it into memory and never copy it.
+The data themselves are only read.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from glsd.config import DataConfig
+from glsd.data import filesystems
+from glsd.data.images import IMAGE_EXTENSIONS
+from glsd.data.shards import alone, pack, scan_tars
+from glsd.data.sources import Labels, Source, find_sources
+
+_FORMAT: Final = "1"
+_LARGEST_CLASS_ID: Final = 1_000_000
+
+
+class Place(NamedTuple):
+    """Where the encoded bytes of an image lie: a file, or bytes [offset, offset + length) of it."""
+
+    uri: str
+    member: str | None
+    offset: int
+    length: int
+
+
+class Index:
+    """The images of a data set, read from their file on first use; only the path is pickled."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Index":
+        """The index at a path.
+
+        Raises:
+            ValueError: there is none, or it is broken.
+        """
+        index = cls(path)
+        assert index._table.num_rows
+        return index
+
+    def __reduce__(self) -> tuple[type["Index"], tuple[str]]:
+        return Index, (str(self.path),)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @cached_property
+    def digest(self) -> str:
+        """Thirty-two hexadecimal digits that stand for the names, sizes and times of all files."""
+        return str(self._facts["digest"])
+
+    @cached_property
+    def classes(self) -> list[str] | None:
+        """The name of each label, or None where images have none."""
+        classes: list[str] | None = self._facts["classes"]
+        return classes
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64] | None:
+        """The label of each image, (N,), or None."""
+        if self.classes is None:
+            return None
+        labels: NDArray[np.int64] = self._columns["label"].to_numpy()
+        return labels
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources that were indexed."""
+        return list(self._facts["sources"])
+
+    def place(self, image_id: int) -> Place:
+        """Where an image lies."""
+        return Place(*(self._columns[name][image_id].as_py() for name in Place._fields))
+
+    def uri(self, image_id: int) -> str:
+        """The name of an image for people: its file, and `#` and the member's name for an image in a tar."""
+        place = self.place(image_id)
+        inner = place.member if place.member is not None else f"bytes={place.offset}" if place.offset >= 0 else ""
+        return f"{place.uri}#{inner}" if inner else place.uri
+
+    def read(self, image_id: int) -> bytes:
+        """The encoded bytes of an image; errors that may pass are retried.
+
+        Raises:
+            ValueError: the file is gone or of another size since the index was made.
+            OSError: it cannot be read.
+        """
+        place = self.place(image_id)
+        try:
+            data = filesystems.read(place.uri, place.offset, place.length)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ValueError(f"{self.uri(image_id)} is gone since the index was made; {_REMEDY}") from error
+        if len(data) != place.length:
+            raise ValueError(
+                f"{self.uri(image_id)} has changed since the index was made ({len(data)} bytes, not {place.length}); "
+                f"{_REMEDY}"
+            )
+        return data
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        try:
+            return pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
+        except (pa.ArrowInvalid, FileNotFoundError) as error:
+            raise ValueError(f"{self.path} is no index, or is broken: {error}; delete it and start again") from error
+
+    @cached_property
+    def _columns(self) -> dict[str, pa.Array]:
+        """Each column in one piece, as it was written."""
+        return {name: self._table.column(name).chunk(0) for name in self._table.column_names}
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads(self._table.schema.metadata[b"glsd"])
+        return facts
+
+
+_REMEDY: Final = "put it back, or start again (a new run indexes the data anew)"
+
+
+def build_index(
+    sources: str | Path | Sequence[str | Path],
+    config: DataConfig,
+    cache_dir: str | Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Index:
+    """The index of all images of the sources, made now if the cache holds none of the data as they are.
+
+    Args:
+        sources: folders, lists, tars, Parquet files, or patterns with braces; local paths or uris.
+        config: names of the columns of tables.
+        cache_dir: where indexes are kept; by default `GLSD_CACHE`, or `glsd` in the user's cache folder.
+        progress: called with the number of images (or files that hold them) found so far.
+
+    Raises:
+        ValueError: a source does not exist, is empty or broken; some images of a source have labels and others none;
+            an image is named twice.
+    """
+    given = [sources] if isinstance(sources, str | Path) else list(sources)
+    count = 0
+
+    def tick(more: int) -> None:
+        nonlocal count
+        count += more
+        if progress is not None:
+            progress(count)
+
+    cache = _cache_folder(cache_dir)
+    found = find_sources(given, config, tick)
+    digest = _digest(found, config)
+    path = cache / f"index-{digest}.arrow"
+    with alone(path.with_suffix(".lock")):
+        if not _usable(path):
+            _write(path, _table(found, config, cache, digest, tick))
+    return Index.open(path)
+
+
+def _cache_folder(cache_dir: str | Path | None) -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(cache_dir or os.environ.get("GLSD_CACHE") or Path(home) / "glsd").absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the cache folder {folder} cannot be made: {error}; set GLSD_CACHE to another") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"the cache folder {folder} is not writable; set GLSD_CACHE to another")
+    return folder
+
+
+def _digest(found: Iterable[Source], config: DataConfig) -> str:
+    digest = hashlib.sha256(_FORMAT.encode())
+    for source in found:
+        columns = [config.image_column, config.label_column] if source.kind == "Parquet files" else []
+        if source.content:
+            columns = [config.label_column]
+        for text in (source.kind, source.name, source.content, *columns, *source.files.uris):
+            digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(source.files.sizes.tobytes() + source.files.mtimes.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _usable(path: Path) -> bool:
+    """Whether there is an index whose packed tars, if it has any, are still in the cache."""
+    return path.exists() and all(Path(folder).is_dir() for folder in Index(path)._facts["packed"])
+
+
+def _table(found: list[Source], config: DataConfig, cache: Path, digest: str, tick: Callable[[int], None]) -> pa.Table:
+    parts: list[dict[str, Any]] = []
+    labels: list[Labels | None] = []
+    packed: list[str] = []
+    for source in found:
+        if source.kind == "images":
+            part, part_labels = _whole_files(source), source.labels
+        else:
+            files = source.files
+            if source.kind != "tars":
+                folder = pack(source, config, cache, tick)
+                packed.append(str(folder))
+                files = filesystems.walk(str(folder), (".tar",), lambda _: None)
+            members = scan_tars(files, tick if source.kind == "tars" else lambda _: None)
+            if not members.uris:
+                raise ValueError(f"{source.name} holds no image; images end in {', '.join(IMAGE_EXTENSIONS)}")
+            part, part_labels = dict(zip(Place._fields, members[:4], strict=True)), members.labels
+        parts.append(part)
+        labels.append(part_labels)
+    classes, ids = _merged_labels(found, labels)
+    columns = {
+        "uri": _strings(parts, "uri"),
+        "member": _strings(parts, "member"),
+        "offset": pa.array(np.concatenate([part["offset"] for part in parts])),
+        "length": pa.array(np.concatenate([part["length"] for part in parts])),
+    }
+    columns["label"] = pa.nulls(len(columns["uri"]), pa.int64()) if ids is None else pa.array(ids)
+    table = pa.table(columns).sort_by([("uri", "ascending"), ("offset", "ascending")]).combine_chunks()
+    _check_distinct(table)
+    facts = {"digest": digest, "classes": classes, "packed": packed, "sources": [source.name for source in found]}
+    return table.replace_schema_metadata({"glsd": json.dumps(facts)})
+
+
+def _whole_files(source: Source) -> dict[str, Any]:
+    files = source.files
+    if closed := filesystems.unreadable(files.uris):
+        raise ValueError(f"{closed[0]} cannot be read by this user ({len(closed)} of {len(files.uris)} images cannot)")
+    offset = np.full(len(files.uris), -1) if source.offsets is None else source.offsets
+    length = files.sizes if source.lengths is None else np.where(offset < 0, files.sizes, source.lengths)
+    return {"uri": files.uris, "member": [None] * len(files.uris), "offset": offset, "length": length}
+
+
+def _strings(parts: list[dict[str, Any]], column: str) -> pa.Array:
+    try:
+        return pa.concat_arrays([pa.array(part[column], pa.large_string()) for part in parts])
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name {error.object!r} is not UTF-8; rename the file") from error
+
+
+def _merged_labels(
+    found: list[Source], labels: list[Labels | None]
+) -> tuple[list[str] | None, NDArray[np.int64] | None]:
+    """(name of each label, label of each image) over all sources.
+
+    Class ids stay as they are where all sources have them; names are numbered in their sorted order.
+    """
+    known = [part for part in labels if part is not None]
+    if len(known) < len(labels):
+        if known:
+            without = next(source.name for source, part in zip(found, labels, strict=True) if part is None)
+            warnings.warn(f"the labels of some sources are not used, since {without} has none", stacklevel=4)
+        return None, None
+    numbers = [part for part in known if isinstance(part, np.ndarray)]
+    if len(numbers) == len(known):
+        ids = np.concatenate(numbers)
+        if ids.min() < 0 or ids.max() >= _LARGEST_CLASS_ID:
+            wrong = ids[(ids < 0) | (ids >= _LARGEST_CLASS_ID)][0]
+            raise ValueError(f"the label {wrong} is no class id; they are 0 to {_LARGEST_CLASS_ID - 1}")
+        return [str(label) for label in range(int(ids.max()) + 1)], ids
+    names = pa.concat_arrays([pa.array([str(label) for label in part], pa.large_string()) for part in known])
+    classes = sorted(pc.unique(names).to_pylist())
+    return classes, pc.index_in(names, pa.array(classes, pa.large_string())).to_numpy().astype(np.int64)
+
+
+def _check_distinct(table: pa.Table) -> None:
+    here, there = table.slice(0, table.num_rows - 1), table.slice(1)
+    same = pc.and_(pc.equal(here["uri"], there["uri"]), pc.equal(here["offset"], there["offset"]))
+    if pc.any(same).as_py():
+        twice = table["uri"][pc.index(same, True).as_py()].as_py()
+        raise ValueError(f"{twice} is named twice; name every image once, and no folder within another")
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    """The file, whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)

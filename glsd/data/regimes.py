@@ -1,0 +1,75 @@
+"""Data regimes (Sec. 4.5.1): class-balanced, seeded, nested subsets of the images, as sorted image ids.
+
+The images of a class stand in an order keyed by the seed and the class, and a regime takes the first of each, so ten
+images a class lie within twenty. Without labels all images are one class.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glsd.config import DataConfig
+from glsd.data.index import Index
+from glsd.data.order import permutation
+
+
+def subset(
+    labels: NDArray[np.int64] | int, config: DataConfig, classes: Sequence[str] | None = None
+) -> NDArray[np.int64]:
+    """Sorted image ids of the regime: `images_per_class` of each class, or `fraction` of each, rounded up.
+
+    Args:
+        labels: the label of each image, or the number of images where there are no labels.
+        config: the regime, its seed and size.
+        classes: names of the labels, for messages.
+
+    Raises:
+        ValueError: images per class are asked for without labels, or more than the smallest class has.
+    """
+    if isinstance(labels, int):
+        if config.images_per_class is not None:
+            raise ValueError(
+                f"data.images_per_class {config.images_per_class} needs labels and these images have none; "
+                "use data.fraction, or one folder a class"
+            )
+        labels = np.zeros(labels, np.int64)
+    if config.images_per_class is None and config.fraction is None:
+        return np.arange(labels.size)
+    by_class = np.argsort(labels, kind="stable")
+    present, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
+    if config.images_per_class is not None and counts.min() < config.images_per_class:
+        smallest = int(counts.argmin())
+        name = classes[present[smallest]] if classes is not None else str(present[smallest])
+        raise ValueError(
+            f"data.images_per_class is {config.images_per_class}, but class {name!r} has only {counts[smallest]} images"
+        )
+    chosen = []
+    for label, start, count in zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True):
+        positions = np.arange(_num_chosen(count, config))
+        order = permutation(f"subset {config.subset_seed} {label}", count, positions)
+        chosen.append(by_class[start + order])
+    return np.sort(np.concatenate(chosen))
+
+
+def write_subset(path: str | Path, index: Index, image_ids: NDArray[np.int64]) -> None:
+    """Writes the images as a CSV list that `build_index` reads: uri, the bytes' place in it, and the class if any."""
+    labels, classes = index.labels, index.classes
+    with Path(path).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["uri", "offset", "length"] + ([] if classes is None else ["label"]))
+        for image_id in image_ids.tolist():
+            place = index.place(image_id)
+            name = [] if labels is None or classes is None else [classes[labels[image_id]]]
+            writer.writerow([place.uri, place.offset, place.length, *name])
+
+
+def _num_chosen(count: int, config: DataConfig) -> int:
+    if config.images_per_class is not None:
+        return config.images_per_class
+    # As a decimal fraction: in binary 0.1 is a little more than a tenth, and 10 % of 30 images would round up to 4.
+    return math.ceil(Fraction(repr(config.fraction)) * count)

@@ -1,0 +1,249 @@
+"""Images within larger files: members of WebDataset tars by byte range, and the packing of what has no byte ranges.
+
+A plain tar holds its members as they are, so an image in it is an offset and a length. Parquet and compressed tars are
+packed once into plain tars of the cache folder and read from there.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import lzma
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from glsd.config import DataConfig
+from glsd.data import filesystems
+from glsd.data.filesystems import Files
+from glsd.data.images import IMAGE_EXTENSIONS, UndecodableImage, extension
+from glsd.data.sources import Labels, Source, as_labels
+
+_SHARD_BYTES: Final = 1 << 30
+_SCAN_THREADS: Final = 8
+
+
+class Members(NamedTuple):
+    """Images within tars, row by row."""
+
+    uris: list[str]
+    names: list[str]
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    labels: Labels | None
+
+
+def scan_tars(files: Files, tick: Callable[[int], None]) -> Members:
+    """The images of plain tars, with the label of `KEY.cls` for `KEY.jpg`, where KEY ends at the name's first dot.
+
+    An image whose extension has several parts (`KEY.mask.png`) is left out where the same key has a simple one.
+
+    Raises:
+        ValueError: a file is no plain tar or is cut off, or some images have a label and others none.
+    """
+    uris: list[str] = []
+    names: list[str] = []
+    texts: list[str | None] = []
+    places: list[tuple[int, int]] = []
+    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
+        for uri, images in zip(files.uris, pool.map(_scan_tar, files.uris), strict=True):
+            uris += [uri] * len(images)
+            for name, offset, length, label in images:
+                names.append(name)
+                places.append((offset, length))
+                texts.append(label)
+            tick(len(images))
+    offsets, lengths = np.array(places, np.int64).reshape(-1, 2).T
+    labelled = [text for text in texts if text is not None]
+    if labelled and len(labelled) < len(texts):
+        first = texts.index(None)
+        raise ValueError(f"{names[first]} in {uris[first]} has no .cls beside it; label all images or none")
+    return Members(uris, names, offsets, lengths, as_labels(labelled) if labelled else None)
+
+
+def pack(source: Source, config: DataConfig, cache: Path, tick: Callable[[int], None]) -> Path:
+    """A folder of plain tars in the cache with the images of Parquet files or compressed tars, made if it is not there.
+
+    It is renamed into place when complete, so that a process killed while packing leaves nothing that is later used.
+
+    Raises:
+        ValueError: a file is broken, or lacks the columns that `config` names.
+    """
+    parquet = source.kind == "Parquet files"
+    columns = [config.image_column, config.label_column] if parquet else []
+    facts = [source.kind, *columns, *source.files.uris]
+    key = hashlib.sha256("\0".join(facts).encode())
+    key.update(source.files.sizes.tobytes() + source.files.mtimes.tobytes())
+    folder = cache / f"packed-{key.hexdigest()[:32]}"
+    with alone(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            unfinished = folder.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            try:
+                _write_tars(unfinished, _parquet_images(source, config) if parquet else _tar_images(source), tick)
+                unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """One process at a time; the lock of a process that is killed is open."""
+    with lock.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _scan_tar(uri: str) -> list[tuple[str, int, int, str | None]]:
+    """(name, offset, length, label) of the images of a tar."""
+    images: list[tuple[str, int, int]] = []
+    labels: dict[str, str] = {}
+    try:
+        # Headers are 512 bytes apart from each other by an image or less: few large reads beat many small ones.
+        with (
+            io.BufferedReader(filesystems.open_file(uri), 1 << 20) as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,
+        ):
+            for member in tar:
+                suffix = _suffix(member)
+                if suffix in IMAGE_EXTENSIONS:
+                    images.append((member.name, member.offset_data, member.size))
+                elif suffix == ".cls":
+                    labels[_key(member.name)] = _content(tar, member).decode("utf-8").strip()
+    except (tarfile.ReadError, UnicodeDecodeError) as error:
+        raise ValueError(f"{uri} is no plain tar, or is broken: {error}") from error
+    simple = {_key(name) for name, _, _ in images if _has_simple_suffix(name)}
+    return [
+        (name, offset, length, labels.get(_key(name)))
+        for name, offset, length in images
+        if _has_simple_suffix(name) or _key(name) not in simple
+    ]
+
+
+def _suffix(member: tarfile.TarInfo) -> str:
+    """The lower-case suffix of a member; none for what is hidden or no regular file."""
+    path = PurePosixPath(member.name)
+    hidden = path.name.startswith(".")
+    return "" if hidden or not member.isreg() or member.issparse() else path.suffix.lower()
+
+
+def _key(name: str) -> str:
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _has_simple_suffix(name: str) -> bool:
+    return name.rpartition("/")[2].count(".") == 1
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
+def _write_tars(folder: Path, members: Iterator[tuple[str, bytes]], tick: Callable[[int], None]) -> None:
+    with contextlib.ExitStack() as stack:
+        tar, written, num_tars, key = None, 0, 0, ""
+        for name, data in members:
+            if tar is None or (written > _SHARD_BYTES and _key(name) != key):
+                stack.close()
+                tar = stack.enter_context(tarfile.open(folder / f"{num_tars:06d}.tar", "w", format=tarfile.PAX_FORMAT))
+                written, num_tars = 0, num_tars + 1
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+            written, key = written + len(data), _key(name)
+            tick(not name.endswith(".cls"))
+
+
+def _tar_images(source: Source) -> Iterator[tuple[str, bytes]]:
+    """Images and labels of compressed tars, under the names TAR/MEMBER."""
+    for uri, tar_name in zip(source.files.uris, _short_names(source), strict=True):
+        try:
+            with filesystems.open_stream(uri) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+                for member in tar:
+                    if _suffix(member) in (*IMAGE_EXTENSIONS, ".cls"):
+                        yield f"{tar_name}/{member.name}", _content(tar, member)
+        except (tarfile.ReadError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            raise ValueError(f"{uri} is no compressed tar, or is broken: {error}") from error
+
+
+def _parquet_images(source: Source, config: DataConfig) -> Iterator[tuple[str, bytes]]:
+    """Images and labels of Parquet files, under the names FILE/ROW."""
+    for uri, file_name in zip(source.files.uris, _short_names(source), strict=True):
+        with filesystems.open_file(uri) as stream:
+            try:
+                table = pq.ParquetFile(stream)
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"{uri} is no Parquet file, or is broken: {error}") from error
+            schema = table.schema_arrow
+            _check_image_column(uri, schema, config.image_column)
+            labelled = config.label_column in schema.names
+            columns = [config.image_column] + ([config.label_column] if labelled else [])
+            row = 0
+            for batch in table.iter_batches(batch_size=256, columns=columns):
+                images = batch.column(config.image_column)
+                labels = batch.column(config.label_column) if labelled else None
+                for place in range(batch.num_rows):
+                    where = f"{uri}, row {row}"
+                    data = _encoded(images[place].as_py(), where, config.image_column)
+                    key = f"{file_name}/{row:09d}"
+                    yield key + _extension(data), data
+                    if labels is not None:
+                        yield f"{key}.cls", _label(labels[place].as_py(), where, config.label_column)
+                    row += 1
+
+
+def _check_image_column(uri: str, schema: pa.Schema, column: str) -> None:
+    if column not in schema.names:
+        raise ValueError(
+            f"{uri} has no column {column!r}; set data.image_column to one of its columns: {', '.join(schema.names)}"
+        )
+    kind = schema.field(column).type
+    if pa.types.is_struct(kind) and "bytes" in [field.name for field in kind]:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
+        raise ValueError(
+            f"{uri}: column {column!r} is of type {schema.field(column).type}; data.image_column must name one of "
+            "encoded bytes (binary) or {bytes, path} structs"
+        )
+
+
+def _encoded(value: Any, where: str, column: str) -> bytes:
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if data is None:
+        raise ValueError(f"{where}: no bytes in column {column!r}; images must be in the file, not named by it")
+    return bytes(data)
+
+
+def _label(value: Any, where: str, column: str) -> bytes:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"{where}: {value!r} in column {column!r} is no label; labels are whole numbers or names")
+    return str(value).encode()
+
+
+def _extension(data: bytes) -> str:
+    try:
+        return extension(data)
+    except UndecodableImage:
+        return ".jpg"  # it stays an image, one that cannot be decoded, and is counted as such
+
+
+def _short_names(source: Source) -> list[str]:
+    """Names of the source's files below what they have in common."""
+    readable = [filesystems.unquote_key(uri) for uri in source.files.uris]
+    root = os.path.commonpath([os.path.dirname(name) for name in readable])  # noqa: PTH120
+    return [name[len(root) :].lstrip("/") for name in readable]

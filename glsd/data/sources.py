@@ -1,0 +1,197 @@
+"""What a user names as data, told apart and listed: folders, lists, WebDataset tars and Parquet files.
+
+Listing opens no image: names, sizes and times are enough to know whether an index is still true. Several sources may
+be given at once, each of its own kind.
+"""
+
+import csv
+import hashlib
+import io
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glsd.config import DataConfig
+from glsd.data import filesystems
+from glsd.data.filesystems import Files
+from glsd.data.images import IMAGE_EXTENSIONS
+
+Labels = list[str] | NDArray[np.int64]
+Kind = Literal["images", "tars", "compressed tars", "Parquet files"]
+
+_EXTENSIONS: Final[dict[Kind, tuple[str, ...]]] = {
+    "images": IMAGE_EXTENSIONS,
+    "tars": (".tar",),
+    "compressed tars": (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"),
+    "Parquet files": (".parquet", ".pq"),
+}
+_INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
+_BRACES: Final = re.compile(r"\{([^{}]*)\}")
+_RANGE: Final = re.compile(r"([0-9]+)\.\.([0-9]+)")
+
+
+class Source(NamedTuple):
+    """One source: its files in order, and for images their labels and their places within the files.
+
+    `offsets` and `lengths` are given where a list names byte ranges. `content` stands for what files cannot tell: the
+    digest of a list's text.
+    """
+
+    name: str
+    kind: Kind
+    files: Files
+    labels: Labels | None = None
+    offsets: NDArray[np.int64] | None = None
+    lengths: NDArray[np.int64] | None = None
+    content: str = ""
+
+
+def find_sources(sources: Sequence[str | Path], config: DataConfig, tick: Callable[[int], None]) -> list[Source]:
+    """Lists every source.
+
+    Raises:
+        ValueError: a source does not exist, is of no known kind, is empty or names what does not exist.
+    """
+    if not sources:
+        raise ValueError("no data named; give a folder of images, a list, tars or Parquet files")
+    return [_source(uri, config, tick) for source in sources for uri in _expanded(filesystems.absolute(source))]
+
+
+def as_labels(texts: list[str]) -> Labels:
+    """Labels written as text: class ids where all are whole numbers, else names of classes."""
+    if all(_INTEGER.fullmatch(text) for text in texts):
+        return np.array([int(text) for text in texts], np.int64)
+    return texts
+
+
+def _expanded(uri: str) -> list[str]:
+    """A brace pattern such as `{000..007}` or `{train,test}` as all that it stands for, unless it is there itself."""
+    if not _BRACES.search(uri) or (not filesystems.is_remote(uri) and filesystems.what_is_at(uri)):
+        return [uri]
+    pieces = _BRACES.split(uri)
+    choices: list[list[str]] = []
+    for position, piece in enumerate(pieces):
+        if position % 2 == 0:
+            choices.append([piece])
+        elif match := _RANGE.fullmatch(piece):
+            first, last = match.groups()
+            choices.append([str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)])
+        else:
+            choices.append(piece.split(","))
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _source(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source:
+    what = filesystems.what_is_at(uri)
+    if what is None:
+        raise ValueError(f"{uri} does not exist")
+    if what == "folder":
+        return _folder(uri, tick)
+    name = filesystems.unquote_key(uri).lower()
+    if name.endswith(".txt"):
+        return _text_list(uri, tick)
+    if name.endswith(".csv"):
+        return _csv_list(uri, config, tick)
+    for kind, extensions in _EXTENSIONS.items():
+        if name.endswith(extensions):
+            return Source(uri, kind, Files([uri], *filesystems.stat_files([uri])))
+    known = ", ".join((".txt", ".csv", *itertools.chain.from_iterable(_EXTENSIONS.values())))
+    raise ValueError(f"{uri} is no kind of data that is known; name a folder or a file that ends in {known}")
+
+
+def _folder(uri: str, tick: Callable[[int], None]) -> Source:
+    files = filesystems.walk(uri, tuple(itertools.chain.from_iterable(_EXTENSIONS.values())), tick)
+    names = [filesystems.unquote_key(file).lower() for file in files.uris]
+    counts = {kind: sum(name.endswith(extensions) for name in names) for kind, extensions in _EXTENSIONS.items()}
+    kinds = [kind for kind, count in counts.items() if count]
+    if not kinds:
+        raise ValueError(
+            f"{uri} holds no image; images end in {', '.join(IMAGE_EXTENSIONS)} (or are in .tar, .parquet)"
+        )
+    if len(kinds) > 1:
+        held = " and ".join(f"{counts[kind]} {kind}" for kind in kinds)
+        raise ValueError(f"{uri} holds {held}; name a folder or a list of only one kind")
+    return Source(uri, kinds[0], files, _class_folders(uri, files) if kinds[0] == "images" else None)
+
+
+def _class_folders(root: str, files: Files) -> list[str] | None:
+    """The folder of each image as its class, where every image lies exactly one folder deep."""
+    parts = [filesystems.relative(uri, root).split("/") for uri in files.uris]
+    return [part[0] for part in parts] if all(len(part) == 2 for part in parts) else None
+
+
+def _text_list(uri: str, tick: Callable[[int], None]) -> Source:
+    text, content = _text(uri)
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{uri} lists no image; write one path a line")
+    entries = [filesystems.beside(uri, line.strip()) for _, line in lines]
+    files = _listed(uri, entries, [number for number, _ in lines])
+    tick(len(entries))
+    return Source(uri, "images", files, content=content)
+
+
+def _csv_list(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source:
+    text, content = _text(uri)
+    reader = csv.reader(io.StringIO(text, newline=""))
+    header = next(reader, [])
+    column = next((name for name in ("path", "uri") if name in header), None)
+    if column is None:
+        raise ValueError(f"{uri} has no column 'path' or 'uri'; its first line has {', '.join(header) or 'nothing'}")
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    for row in reader:
+        if len(row) == len(header):
+            rows.append(row)
+            numbers.append(reader.line_num)
+        elif row:
+            raise ValueError(
+                f"{uri}, line {reader.line_num}: {len(row)} columns where the first line has {len(header)}"
+            )
+    if not rows:
+        raise ValueError(f"{uri} lists no image below its first line")
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+    files = _listed(uri, [filesystems.beside(uri, entry) for entry in columns[column]], numbers)
+    labels = None
+    if config.label_column in columns:
+        texts = [label.strip() for label in columns[config.label_column]]
+        if "" in texts:
+            raise ValueError(
+                f"{uri}, line {numbers[texts.index('')]}: no {config.label_column}; label all images or none"
+            )
+        labels = as_labels(texts)
+    ranges = {}
+    for name in ("offset", "length"):
+        if name in columns:
+            ranges[f"{name}s"] = np.array([int(number) for number in columns[name]], np.int64)
+    tick(len(rows))
+    return Source(uri, "images", files, labels, **ranges, content=content)
+
+
+def _text(uri: str) -> tuple[str, str]:
+    data = filesystems.read(uri, -1, -1)
+    try:
+        return data.decode("utf-8-sig"), hashlib.sha256(data).hexdigest()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{uri} is not UTF-8 text: {error}") from error
+
+
+def _listed(uri: str, entries: list[str], line_numbers: list[int]) -> Files:
+    """The files that a list names; a file that is named several times (as a tar is) is looked at once."""
+    once = list(dict.fromkeys(entries))
+    sizes, mtimes = filesystems.stat_files(once)
+    rows = {entry: row for row, entry in enumerate(once)}
+    order = np.array([rows[entry] for entry in entries])
+    missing = np.flatnonzero(sizes[order] < 0)
+    if missing.size:
+        first = int(missing[0])
+        raise ValueError(
+            f"{uri}, line {line_numbers[first]}: {entries[first]} is not a file that exists "
+            f"({missing.size} of {len(entries)} entries are not)"
+        )
+    return Files(entries, sizes[order], mtimes[order])

@@ -1,0 +1,128 @@
+"""The trained teacher as a frozen encoder: image -> (z̄, z), and the preprocessing of the evaluation (Sec. 4.3).
+
+A run trains a student and a teacher, each a backbone with heads; what is evaluated, exported and used is the teacher's
+backbone alone. `load_encoder` finds it in a run, a checkpoint or an exported folder.
+"""
+
+import copy
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from glsd.augment import normalize
+from glsd.config import Config
+from glsd.models import Backbone, build_backbone, build_student_teacher
+from glsd.training.checkpoint import load_checkpoint, newest_checkpoint
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+"""Files of an exported backbone; timm looks for these names in a `local-dir:`."""
+
+
+class Encoder(nn.Module):
+    """A frozen backbone: `z_bar (B, d), z (B, H, W, d) = encoder(images)`; always in evaluation mode.
+
+    `images` are what `normalize` returns, of any size that the backbone takes. The backbone is copied: a teacher that
+    is still being trained keeps its weights moving and, for batch norm, its training mode.
+    """
+
+    def __init__(self, backbone: Backbone, config: Config):
+        super().__init__()
+        resize, crop = config.evaluation.resize, config.evaluation.crop
+        if crop > resize:
+            raise ValueError(
+                f"evaluation.crop {crop} is larger than evaluation.resize {resize}, the shorter side that it is cut from; "
+                f"use evaluation.resize {crop} or more"
+            )
+        self.backbone = copy.deepcopy(backbone).requires_grad_(False).eval()
+        self.config = config
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch grid_height grid_width dim"]]:
+        """z̄ and z of the backbone (not of a head)."""
+        z_bar, z = self.backbone(images)
+        return z_bar, z
+
+    def train(self, mode: bool = True) -> "Encoder":  # noqa: ARG002 - a frozen encoder has one mode
+        """Stay in evaluation mode, also within a module that is trained."""
+        return super().train(False)
+
+    def preprocess(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "crop crop 3"]:
+        """Bicubic resize of the shorter side to `evaluation.resize`, then the central `evaluation.crop` pixels."""
+        height, width = image.shape[:2]
+        resize, crop = self.config.evaluation.resize, self.config.evaluation.crop
+        shorter = min(height, width)
+        # The longer side is rounded down and the crop's corner to the nearest even, as torchvision does.
+        height, width = resize * height // shorter, resize * width // shorter
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+        top, left = round((height - crop) / 2), round((width - crop) / 2)
+        return np.array(resized.crop((left, top, left + crop, top + crop)))
+
+    def normalize(self, crops: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 3 height width"]:
+        """Preprocessed images as float32 of the training's mean and standard deviation, on the device they are on."""
+        return normalize(crops.permute(0, 3, 1, 2).float() / 255, self.config.augment)
+
+
+@torch.no_grad()
+def embed(encoder: Encoder, batches: Iterable[UInt8[Tensor, "_ height width 3"]]) -> Float[Tensor, "images dim"]:
+    """z̄ of preprocessed images, batch after batch, in float32 on the encoder's device."""
+    device = next(encoder.parameters()).device
+    return torch.cat([encoder(encoder.normalize(crops.to(device, non_blocking=True)))[0] for crops in batches])
+
+
+def build_encoder(config: Config, state: dict[str, Tensor]) -> Encoder:
+    """The encoder of these weights, `state` being a `Backbone.state_dict()`.
+
+    Raises:
+        ValueError: the weights are not of `model.backbone`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        backbone = build_backbone(config.model.backbone, drop_path=0.0)
+    try:
+        backbone.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"the weights are not those of model.backbone {config.model.backbone}: {error}") from error
+    return Encoder(backbone, config)
+
+
+def untrained_encoder(config: Config) -> Encoder:
+    """The backbone as training starts from it, to compare a trained one with."""
+    return Encoder(build_student_teacher(config)[1].backbone, config)
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """The teacher's backbone of a run (its newest checkpoint), a checkpoint, or a folder that `export_backbone` wrote.
+
+    Raises:
+        ValueError: there is none of these at the path, or its weights are damaged or of another backbone.
+    """
+    folder = Path(path)
+    if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
+        return _load_exported(folder)
+    try:
+        state = load_checkpoint(newest_checkpoint(str(path)) or str(path))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path} is no run with a complete checkpoint, no checkpoint, and no exported backbone "
+            f"({CONFIG_FILE} and {WEIGHTS_FILE})"
+        ) from error
+    prefix = "backbone."
+    backbone = {key.removeprefix(prefix): value for key, value in state["teacher"].items() if key.startswith(prefix)}
+    return build_encoder(Config.model_validate(state["config"]), backbone)
+
+
+def _load_exported(folder: Path) -> Encoder:
+    facts = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+    if "glsd" not in facts:
+        raise ValueError(f"{folder / CONFIG_FILE} has no glsd section: the folder was not written by export_backbone")
+    weights = load_file(folder / WEIGHTS_FILE)
+    return build_encoder(
+        Config.model_validate(facts["glsd"]["config"]), {f"model.{key}": value for key, value in weights.items()}
+    )

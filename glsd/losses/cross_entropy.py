@@ -1,0 +1,171 @@
+"""H(p, q) of Eq. 3: as written, and as training computes it, from bottlenecks and last layers without their logits.
+
+Legend: R student rows x_s, T teacher rows x_t, bottleneck dimension D, I prototypes, J teacher terms of a student row.
+With logits s = x_s W_s^T / tau_s, Eq. 3 is H(p, softmax(s)) = logsumexp(s) - p . s. The second term is linear in p and
+in s, so p . s = x_s . c / tau_s with c = p W_s, the prototype that the teacher expects. A teacher row therefore meets
+its student rows in D dimensions only, and the logits of both are made, used and dropped chunk by chunk, apart.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CHUNK_BYTES_CPU = 8 * 2**20  # small enough for caches, and for the allocator to reuse
+CHUNK_BYTES_ACCELERATOR = 2**30  # large enough for efficient products: 2048 rows of 65536 prototypes
+
+
+def soft_cross_entropy(
+    p: Float[Tensor, "*#batch prototypes"], log_q: Float[Tensor, "*#batch prototypes"]
+) -> Float[Tensor, "*#batch"]:
+    """Eq. 3: H(p, q) = - sum_i p(i) log q(i); leading axes broadcast."""
+    return -(p * log_q).sum(-1)
+
+
+def teacher_distribution(
+    logits: Float[Tensor, "*batch prototypes"], center: Float[Tensor, " prototypes"], temperature: float
+) -> Float[Tensor, "*batch prototypes"]:
+    """p: the teacher's output, centred and sharpened (Sec. 4.2)."""
+    return torch.softmax((logits - center) / temperature, dim=-1)
+
+
+def student_log_distribution(
+    logits: Float[Tensor, "*batch prototypes"], temperature: float
+) -> Float[Tensor, "*batch prototypes"]:
+    """Log q of the student."""
+    return torch.log_softmax(logits / temperature, dim=-1)
+
+
+def distillation_cross_entropy(
+    x_s: Float[Tensor, "rows dim"],
+    weight_s: Float[Tensor, "prototypes dim"],
+    x_t: Float[Tensor, "teacher_rows dim"],
+    weight_t: Float[Tensor, "prototypes dim"],
+    center: Float[Tensor, " prototypes"],
+    teacher_rows: Int[Tensor, "rows terms"],
+    row_weights: Float[Tensor, "rows terms"],
+    student_temperature: float,
+    teacher_temperature: float,
+    chunk_rows: int | None = None,
+) -> Float[Tensor, ""]:
+    """Sum over r, j of row_weights[r, j] * H(p of teacher row teacher_rows[r, j], q of student row r), Eq. 3.
+
+    p and q are `teacher_distribution` of x_t weight_t^T and the softmax of x_s weight_s^T / student_temperature.
+    Gradients reach x_s and weight_s only, in one backward, without a graph of their own. Products are in autocast's
+    dtype where it is active, softmax and sums accumulate in float32. At most `chunk_rows` rows of logits exist at a
+    time; by default as many as fit into a fixed number of bytes, but no fewer than D / 2, below which traffic of the
+    last layer dominates.
+    """
+    device = x_s.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_s.dtype
+    if chunk_rows is None:
+        budget = CHUNK_BYTES_CPU if device == "cpu" else CHUNK_BYTES_ACCELERATOR
+        num_prototypes, dim = weight_s.shape
+        chunk_rows = max(1, dim // 2, budget // (8 * num_prototypes))  # logits and probabilities, in float32
+    loss: Tensor = _DistillationCrossEntropy.apply(
+        x_s,
+        weight_s,
+        x_t.detach(),
+        weight_t.detach(),
+        center.detach(),
+        teacher_rows,
+        row_weights.detach(),
+        student_temperature,
+        teacher_temperature,
+        chunk_rows,
+        dtype,
+    )
+    return loss
+
+
+class _DistillationCrossEntropy(torch.autograd.Function):
+    """The loss and, in the same pass over the logits, its gradients; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_s: Tensor,
+        weight_s: Tensor,
+        x_t: Tensor,
+        weight_t: Tensor,
+        center: Tensor,
+        teacher_rows: Tensor,
+        row_weights: Tensor,
+        student_temperature: float,
+        teacher_temperature: float,
+        chunk_rows: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        with torch.autocast(x_s.device.type, enabled=False):
+            x = x_s.to(weight_s.dtype)  # (R, D)
+            w_s, w_t, shift = weight_s.to(dtype), weight_t.to(dtype), center / teacher_temperature
+            grad_x = torch.empty_like(x) if needs_x else None
+            grad_weight = torch.zeros_like(weight_s) if needs_weight else None
+
+            # A teacher row pulls the student's prototypes towards y, the weighted sum of the student rows it teaches.
+            y = x.new_zeros(x_t.shape)  # (T, D)
+            for rows in _chunks(len(x), chunk_rows):
+                taught = row_weights[rows, :, None] * x[rows, None, :]  # (chunk, J, D)
+                y.index_add_(0, teacher_rows[rows].flatten(), taught.flatten(0, 1))
+            y /= student_temperature
+
+            expected = torch.empty_like(y)  # c, (T, D)
+            for rows in _chunks(len(x_t), chunk_rows):
+                scaled = (x_t[rows].to(weight_t.dtype) / teacher_temperature).to(dtype)
+                p = torch.softmax(scaled @ w_t.T - shift, dim=1).to(dtype)  # (chunk, I)
+                expected[rows] = (p @ w_s).to(expected.dtype)
+                if grad_weight is not None:
+                    _add_product(grad_weight, p.T, -y[rows].to(dtype))
+                del p
+
+            loss = x.new_zeros(())
+            for rows in _chunks(len(x), chunk_rows):
+                scaled = x[rows] / student_temperature
+                weights = row_weights[rows]  # (chunk, J)
+                total = weights.sum(1)
+                logits = scaled.to(dtype) @ w_s.T
+                largest = logits.amax(1).to(x.dtype)
+                q = torch.softmax(logits, dim=1)  # (chunk, I)
+                del logits
+                # The largest probability, which cannot underflow, gives the normaliser.
+                logsumexp = largest - q.amax(1).to(x.dtype).log()
+                pull = (weights[..., None] * expected[teacher_rows[rows]]).sum(1)  # (chunk, D)
+                loss += (total * logsumexp).sum() - (pull * scaled).sum()
+                if grad_x is not None:
+                    grad_x[rows] = (total[:, None] * (q @ w_s) - pull) / student_temperature
+                if grad_weight is not None:
+                    _add_product(grad_weight, q.T, (total[:, None] * scaled).to(dtype))
+                del q
+        ctx.x_dtype = x_s.dtype
+        ctx.save_for_backward(grad_x, grad_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # not once_differentiable, which lets the second derivative pass as zero
+            raise RuntimeError(
+                "distillation_cross_entropy has no second derivative; call backward without create_graph"
+            )
+        grad_x, grad_weight = ctx.saved_tensors
+        # In place: the gradient of the last layer is large. A second backward then raises, as the saved have changed.
+        return (
+            None if grad_x is None else grad_x.mul_(grad_loss).to(ctx.x_dtype),
+            None if grad_weight is None else grad_weight.mul_(grad_loss),
+            *(None,) * 9,
+        )
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Total += a b, without a copy of total where a and b have its dtype."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
+
+
+def _chunks(num_rows: int, chunk_rows: int) -> Iterator[slice]:
+    for start in range(0, num_rows, chunk_rows):
+        yield slice(start, start + chunk_rows)

@@ -1,0 +1,191 @@
+"""Backbone f: any timm model that gives a feature map or patch tokens, one instance for crops of all sizes (Sec. 3.1).
+
+z is the dense map that the model's last stage gives, z̄ the vector that the model pools from it: mean over the tokens
+after the last LayerNorm for Swin, the [CLS] token for ViT, global average pooling for convolutional networks. Weights
+are always initialised here, never downloaded.
+"""
+
+import copy
+import difflib
+import math
+import re
+from collections.abc import Iterable
+from contextlib import nullcontext
+from inspect import signature
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float, Int64
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor, nn
+
+from glsd.models.drop_path import dropping_paths, keep_scales, replace_drop_paths
+from glsd.models.swin import follow_reference
+
+_SWIN_WINDOW = re.compile(r"(swin_[a-z]+_patch\d+_window)(\d+)(_\d+)")
+_ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # whichever of them a model knows
+_SIZE_ERRORS = (AssertionError, IndexError, RuntimeError, ValueError)  # what timm and torch raise for a wrong size
+_SEARCH_PX = 64
+
+
+class Backbone(nn.Module):
+    """A timm model whose forward gives z̄ and z.
+
+    Attributes:
+        model: the timm model; its `state_dict` is what an exported backbone holds.
+        name: what it is called in messages.
+        dim: d, the width of z̄ and z.
+    """
+
+    model: Any
+    drop_path_rates: Tensor
+
+    def __init__(self, model: Any, name: str) -> None:
+        """Adapt `model` in place.
+
+        Raises:
+            ValueError: the model gives no feature map.
+        """
+        super().__init__()
+        self.name = name
+        self.model = model
+        if isinstance(model, SwinTransformer):
+            follow_reference(model)
+        self._drop_paths = replace_drop_paths(model)
+        rates = torch.tensor([layer.rate for layer in self._drop_paths])
+        self.register_buffer("drop_path_rates", rates, persistent=False)
+        self._grids: dict[int, tuple[int, int]] = {}
+        size = int(model.pretrained_cfg["input_size"][-1])
+        z_bar_dim, z_shape = self._probe(size)
+        self.dim = z_shape[-1]
+        self._pools_itself = z_bar_dim == self.dim
+        self._grids[size] = z_shape[:2]
+
+    def forward(
+        self, x: Float[Tensor, "rows 3 height width"], drop_path_keys: Int64[Tensor, " rows"] | None = None
+    ) -> tuple[Float[Tensor, "rows dim"], Float[Tensor, "rows h w dim"]]:
+        """(z̄, z) of normalised crops; without keys no path is dropped, in training mode neither."""
+        dropping = (
+            nullcontext()
+            if drop_path_keys is None
+            else dropping_paths(self._drop_paths, keep_scales(drop_path_keys, self.drop_path_rates))
+        )
+        with dropping:
+            features = self.model.forward_features(x)
+        z = self._dense(features, x.shape[-2], x.shape[-1])
+        if self._pools_itself:
+            return self.model.forward_head(features, pre_logits=True), z
+        return z.mean((1, 2)), z
+
+    def grid(self, size: int) -> tuple[int, int]:
+        """(H, W) of z for square crops of `size` px.
+
+        Raises:
+            ValueError: the backbone cannot take such crops.
+        """
+        if size not in self._grids:
+            try:
+                self._grids[size] = self._probe(size)[1][:2]
+            except _SIZE_ERRORS as error:
+                raise ValueError(
+                    f"backbone {self.name} cannot take crops of {size} px; it takes {self._sizes_near(size)}"
+                ) from error
+        return self._grids[size]
+
+    def check_crop_sizes(self, sizes: Iterable[int]) -> None:
+        """Refuse crops that the model cannot take before any is made.
+
+        Raises:
+            ValueError: names the size, the backbone and the nearest sizes that are right.
+        """
+        for size in sizes:
+            self.grid(size)
+
+    def _probe(self, size: int) -> tuple[int, tuple[int, int, int]]:
+        """Width of z̄ and shape (H, W, d) of z, from a forward pass of shapes alone."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        memo: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in tensors}
+        model = copy.deepcopy(self.model, memo).eval()
+        with torch.no_grad():
+            dtype = next(model.parameters()).dtype
+            features = model.forward_features(torch.empty(1, 3, size, size, device="meta", dtype=dtype))
+            z = self._dense(features, size, size)
+            z_bar = model.forward_head(features, pre_logits=True)
+        _, height, width, dim = z.shape
+        return z_bar.shape[-1], (height, width, dim)
+
+    def _dense(self, features: Any, height: int, width: int) -> Float[Tensor, "rows h w dim"]:
+        """The map among what `forward_features` gave, channels last."""
+        if isinstance(features, Tensor) and features.ndim == 4:
+            if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+                return features
+            return features.permute(0, 2, 3, 1)
+        if isinstance(features, Tensor) and features.ndim == 3:
+            tokens = features[:, getattr(self.model, "num_prefix_tokens", 0) :]
+            embed = getattr(self.model, "patch_embed", None)
+            side = math.isqrt(tokens.shape[1])
+            grid = embed.dynamic_feat_size((height, width)) if isinstance(embed, PatchEmbed) else (side, side)
+            if math.prod(grid) == tokens.shape[1]:
+                return tokens.reshape(tokens.shape[0], *grid, tokens.shape[2])
+        raise ValueError(
+            f"backbone {self.name} gives no feature map: forward_features must return a map (N, C, H, W), (N, H, W, C) "
+            "or patch tokens (N, L, C) in a grid, as timm's Swin, ViT, ResNet and ConvNeXt do"
+        )
+
+    def _sizes_near(self, size: int) -> str:
+        below = (self._takes(other) for other in range(size - 1, max(size - _SEARCH_PX, 0), -1))
+        above = (self._takes(other) for other in range(size + 1, size + _SEARCH_PX))
+        near = [next(filter(None, below), None), next(filter(None, above), None)]
+        found = [other for other in near if other] or list(self._grids)
+        return " or ".join(f"{other} px" for other in found)
+
+    def _takes(self, size: int) -> int | None:
+        try:
+            self._grids[size] = self._probe(size)[1][:2]
+        except _SIZE_ERRORS:
+            return None
+        return size
+
+
+def build_backbone(name: str, drop_path: float = 0.0) -> Backbone:
+    """A freshly initialised backbone by its timm name, from torch's ambient random numbers.
+
+    `swin_SIZE_patch4_windowN_224` is timm's Swin with windows of N tokens for every N (Swin-T/14 of Table 3 is
+    `swin_tiny_patch4_window14_224`). `drop_path` is the rate of the deepest layer.
+
+    Raises:
+        ValueError: no such model (the nearest spelling is named), no feature map, or no paths to drop.
+    """
+    architecture, model_args = timm_architecture(name)
+    with torch.device("meta"):
+        accepted = signature(type(timm.create_model(architecture, num_classes=0, **model_args)).__init__).parameters
+    wanted = {**_ANY_SIZE, "drop_path_rate": drop_path}
+    model_args |= {key: value for key, value in wanted.items() if key in accepted}
+    model = timm.create_model(architecture, pretrained=False, num_classes=0, **model_args)
+    backbone = Backbone(model, name)
+    if drop_path and not len(backbone.drop_path_rates):
+        raise ValueError(f"model.drop_path {drop_path}: backbone {name} has no paths to drop; set model.drop_path 0")
+    return backbone
+
+
+def timm_architecture(name: str) -> tuple[str, dict[str, Any]]:
+    """The timm model and its arguments that a backbone's name stands for.
+
+    Raises:
+        ValueError: timm has no such model; the nearest spelling is named.
+
+    >>> timm_architecture("swin_tiny_patch4_window14_224")
+    ('swin_tiny_patch4_window7_224', {'window_size': 14})
+    """
+    if timm.is_model(name):
+        return name, {}
+    if match := _SWIN_WINDOW.fullmatch(name):
+        before, window, after = match.groups()
+        for base in timm.list_models(f"{before}*{after}"):
+            return base, {"window_size": int(window)}
+    nearest = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.4)
+    raise ValueError(
+        f"model.backbone: timm has no model {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+    )

@@ -1,0 +1,184 @@
+"""The loop: units in, trained state out; it logs, probes and asks for checkpoints, and knows no cluster."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from glsd.config import Config
+from glsd.losses import Losses
+from glsd.models import Network
+from glsd.training.batch import Batch, Unit, to_device
+from glsd.training.memory import out_of_memory_advice
+from glsd.training.schedules import learning_rate, teacher_momentum, teacher_temperature, weight_decay
+from glsd.training.state import TrainState
+from glsd.training.step import StepReport, train_step
+
+Metrics = dict[str, float]
+OnLog = Callable[[Metrics, TrainState | None], None]
+Probe = Callable[[Network, int], Metrics]
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or a gradient was infinite or not a number; the state is that of the last good step."""
+
+
+def train(
+    state: TrainState,
+    units: Iterator[Unit],
+    config: Config,
+    steps_per_epoch: int,
+    device: torch.device,
+    on_log: OnLog,
+    probes: Mapping[str, Probe] | None = None,
+) -> None:
+    """Train from `state.step` to the end of the last epoch.
+
+    With an initialised process group this is one of its workers: rank r of W receives the units i * W + r of every step.
+
+    Args:
+        state: changed in place.
+        units: this worker's units from `state.step` on, in order.
+        config: the experiment.
+        steps_per_epoch: N // B.
+        device: where the state is.
+        on_log: called on every worker at every log interval with the interval's means, and with the state where a
+            checkpoint is due; every loss up to then is known to be finite.
+        probes: what to measure of the teacher every `evaluation.knn_every_epochs` and at the end; called on every worker.
+
+    Raises:
+        NonFiniteLoss: names the step, the parts of the loss and the images since the last reading.
+        torch.OutOfMemoryError: names the unit size that would fit.
+    """
+    world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    num_units = config.units_per_step // world_size
+    total_steps = config.optim.epochs * steps_per_epoch
+    student = _distributed(state.student, device)
+    received = _Received(units, state.step * num_units, config, device)
+    readings: list[StepReport] = []
+    interval = _Interval(state.step)
+
+    while state.step < total_steps:
+        try:
+            batches = received.take(num_units)
+            readings.append(train_step(state, student, batches, num_units, config, steps_per_epoch))
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(out_of_memory_advice(state, received.last, config)) from error
+        state.step += 1
+
+        checkpoint, probe = _checkpoint_due(state.step, config, steps_per_epoch), _probe_due(state.step, config, steps_per_epoch)
+        if not (checkpoint or probe or state.step % config.log_every_steps == 0):
+            continue
+        losses = _read(readings, state.step, received.image_ids)
+        metrics = {"step": state.step} | losses | _schedules(state.step - 1, config, steps_per_epoch)
+        metrics |= interval.speed(state.step, total_steps, config.optim.batch_size, received.seconds_waited)
+        if probe:
+            for measure in (probes or {}).values():
+                metrics |= measure(state.teacher, state.step)
+        on_log(metrics, state if checkpoint else None)
+        readings.clear()
+        received.restart()
+        interval.restart(state.step)
+
+
+def _checkpoint_due(step: int, config: Config, steps_per_epoch: int) -> bool:
+    return (
+        step % (config.checkpoint_every_epochs * steps_per_epoch) == 0
+        or step == config.optim.epochs * steps_per_epoch
+        or (config.checkpoint_every_steps is not None and step % config.checkpoint_every_steps == 0)
+    )
+
+
+def _probe_due(step: int, config: Config, steps_per_epoch: int) -> bool:
+    every = config.evaluation.knn_every_epochs
+    return step == config.optim.epochs * steps_per_epoch or (every > 0 and step % (every * steps_per_epoch) == 0)
+
+
+def _read(readings: Sequence[StepReport], step: int, image_ids: Sequence[int]) -> Metrics:
+    """Mean losses since the last reading; the one place where the host waits for the device."""
+    values = torch.stack([torch.cat([report.losses, report.applied.float()[None]]) for report in readings]).cpu()
+    losses, applied = values[:, :-1], values[:, -1].bool()
+    if not applied.all():
+        first = int((~applied).nonzero()[0])
+        parts = ", ".join(f"{name} {float(value):g}" for name, value in zip(_LOSSES, losses[first], strict=True))
+        raise NonFiniteLoss(
+            f"the loss or its gradient was not finite at step {step - len(readings) + first + 1} ({parts}); "
+            f"the state was not changed by it. Images since the last reading: {sorted(set(image_ids))}. "
+            "A lower optim.base_lr or a longer optim.warmup_epochs often helps; so does looking at these images."
+        )
+    return dict(zip(_LOSSES, losses.mean(0).tolist(), strict=True))
+
+
+_LOSSES = tuple({"total": "loss", "global_loss": "loss_global", "local_loss": "loss_local"}.get(name, name) for name in Losses._fields)
+
+
+def _schedules(step: int, config: Config, steps_per_epoch: int) -> Metrics:
+    return {
+        "lr": learning_rate(step, config.optim, steps_per_epoch),
+        "weight_decay": weight_decay(step, config.optim, steps_per_epoch),
+        "teacher_momentum": teacher_momentum(step, config.optim, steps_per_epoch),
+        "teacher_temperature": teacher_temperature(step // steps_per_epoch, config.objective),
+        "epoch": (step + 1) / steps_per_epoch,
+    }
+
+
+class _Received:
+    """This worker's units as they arrive: which came last, whose images, how long the loop waited for them."""
+
+    def __init__(self, units: Iterator[Unit], first: int, config: Config, device: torch.device):
+        self._units, self._next, self._config, self._device = units, first, config, device
+        self._rank, self._world_size = 0, 1
+        if torch.distributed.is_initialized():
+            self._rank, self._world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.last: Unit = {}
+        self.restart()
+
+    def restart(self) -> None:
+        self.seconds_waited = 0.0
+        self.image_ids: list[int] = []
+
+    def take(self, num_units: int) -> Iterator[Batch]:
+        for _ in range(num_units):
+            start = time.perf_counter()
+            self.last = next(self._units)
+            self.seconds_waited += time.perf_counter() - start
+            expected = self._next * self._world_size + self._rank
+            assert np.all(self.last["unit"] == expected), f"unit {self.last['unit']} came in place of {expected}"
+            self._next += 1
+            self.image_ids += self.last["image_id"].tolist()
+            yield to_device(self.last, self._config.augment, self._device)
+
+
+class _Interval:
+    """Speed since the last reading, without the time that probes and checkpoints take."""
+
+    def __init__(self, step: int):
+        self.seconds_per_step: float | None = None
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._step, self._start = step, time.perf_counter()
+
+    def speed(self, step: int, total_steps: int, batch_size: int, seconds_waited: float) -> Metrics:
+        seconds = time.perf_counter() - self._start
+        latest = seconds / (step - self._step)
+        # A slow mean: the first interval warms caches up, and one interval alone is noisy.
+        self.seconds_per_step = latest if self.seconds_per_step is None else 0.7 * self.seconds_per_step + 0.3 * latest
+        return {
+            "images_per_s": batch_size / latest,
+            "data_wait": seconds_waited / seconds,
+            "seconds_left": (total_steps - step) * self.seconds_per_step,
+        }
+
+
+def _distributed(student: Network, device: torch.device) -> nn.Module:
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return student
+    if device.type == "cuda":
+        # gloo has no synchronised batch norm: on CPUs each worker normalises by its own unit.
+        nn.SyncBatchNorm.convert_sync_batchnorm(student)
+        return DistributedDataParallel(student, device_ids=[device])
+    return DistributedDataParallel(student)

@@ -1,0 +1,54 @@
+"""AdamW with the paper's parameter groups (Sec. 4.2), and the gradients' treatment before it."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def build_optimizer(student: nn.Module) -> torch.optim.AdamW:
+    """AdamW over two groups: tensors of two or more dimensions decay, biases and other vectors do not.
+
+    The learning rate and the decay are set anew at every step, see `set_hyperparameters`.
+    """
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
+            {"params": [parameter for parameter in trained if parameter.ndim < 2]},
+        ],
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        fused=True,
+    )
+
+
+def set_hyperparameters(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
+    """Set this step's values of the schedules."""
+    decayed, plain = optimizer.param_groups
+    decayed["lr"] = plain["lr"] = learning_rate
+    decayed["weight_decay"] = weight_decay
+    plain["weight_decay"] = 0.0
+
+
+def clip_each(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+    """Scale each tensor's gradient to at most `max_norm`, one by one and not over the global norm.
+
+    Returns:
+        Whether all gradients are finite, a 0-dim boolean tensor on their device.
+    """
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = torch.stack(torch._foreach_norm(grads))
+    if max_norm is not None:
+        scale = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(grads, scale.unbind())
+    return norms.isfinite().all()
+
+
+def gated_step(optimizer: torch.optim.Optimizer, gate: Tensor) -> None:
+    """An optimiser step that happens only where the device finds `gate` true; the host does not wait for it.
+
+    Fused optimisers read `found_inf` as a gradient scaler sets it: 1 leaves parameters, moments and step counts alone.
+    """
+    optimizer.found_inf = (~gate).to(torch.float32)  # type: ignore[attr-defined]
+    optimizer.step()

@@ -1,0 +1,54 @@
+"""All that changes during a run, and all that a resume needs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from glsd.config import Config
+from glsd.models import Centers, Network, build_student_teacher
+from glsd.training.optimizer import build_optimizer
+
+
+@dataclass
+class TrainState:
+    """Student, teacher, optimiser, centres, and the number of steps done."""
+
+    student: Network
+    teacher: Network
+    optimizer: torch.optim.AdamW
+    centers: Centers
+    step: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only."""
+        return {
+            "step": self.step,
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "centers": self.centers._asdict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        self.step = state["step"]
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.centers = Centers(
+            *(old if new is None else new.to(old.device) for old, new in zip(self.centers, state["centers"].values(), strict=True))
+        )
+
+
+def initial_state(config: Config, device: torch.device) -> TrainState:
+    """theta_s = theta_t = theta_init (Algorithm 1, line 1), centres at zero."""
+    student, teacher = build_student_teacher(config)
+    student.to(device)
+    teacher.to(device)
+    prototypes = config.model.num_prototypes
+    centers = Centers(
+        torch.zeros(prototypes, device=device),
+        None if student.dense_head is None else torch.zeros(prototypes, device=device),
+    )
+    return TrainState(student, teacher, build_optimizer(student), centers)

@@ -1,0 +1,134 @@
+"""One step of Algorithm 1: forward, loss, backward, clip, AdamW, EMA, centres, over the units of one batch."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from glsd.config import Config
+from glsd.losses import Losses, objective
+from glsd.models import (
+    Centers,
+    Network,
+    ViewOutputs,
+    drop_path_keys,
+    ema_update,
+    last_layers,
+    mean_logits,
+    update_centers,
+)
+from glsd.training.batch import Batch
+from glsd.training.optimizer import clip_each, gated_step, set_hyperparameters
+from glsd.training.schedules import learning_rate, teacher_momentum, teacher_temperature, weight_decay
+from glsd.training.state import TrainState
+
+
+class StepReport(NamedTuple):
+    """What a step leaves on the device for the next reading; means over all images of the batch and all workers."""
+
+    losses: Tensor
+    """(4,) float32: the fields of `Losses`."""
+    applied: Tensor
+    """0-dim bool: all gradients and losses were finite, so the step changed the state."""
+
+
+def train_step(
+    state: TrainState, student: nn.Module, batches: Iterable[Batch], num_units: int, config: Config, steps_per_epoch: int
+) -> StepReport:
+    """Algorithm 1, lines 8-18, over `num_units` units of this worker; the centres and the teacher move once.
+
+    The gradient is the mean over the B images of all workers' units, so neither the number of units nor the number of
+    workers changes what is learned. A step whose loss or gradient is not finite changes nothing; the device decides.
+
+    Args:
+        state: changed in place.
+        student: `state.student`, or that in DistributedDataParallel.
+        batches: gives exactly `num_units` units.
+        num_units: how many units of the step are this worker's.
+        config: the experiment.
+        steps_per_epoch: N // B.
+    """
+    step, optim = state.step, config.optim
+    temperature = teacher_temperature(step // steps_per_epoch, config.objective)
+    set_hyperparameters(
+        state.optimizer, learning_rate(step, optim, steps_per_epoch), weight_decay(step, optim, steps_per_epoch)
+    )
+    state.optimizer.zero_grad(set_to_none=True)
+
+    means: list[Tensor] = []
+    for index, batch in enumerate(batches):
+        with _gradients_stay_local(student, until=index == num_units - 1):
+            losses, bottlenecks = unit_losses(state, student, batch, config, temperature)
+            (losses.total / num_units).backward()  # type: ignore[no-untyped-call]
+        means.append(torch.cat([torch.stack(losses).detach().float(), bottlenecks]))
+    mean = _mean_over_workers(torch.stack(means).mean(0))
+    losses, bottlenecks = mean[: len(Losses._fields)], mean[len(Losses._fields) :]
+
+    if step // steps_per_epoch < optim.freeze_last_layer_epochs:
+        # None and not zero: AdamW then neither decays these parameters nor starts their moments.
+        for parameter in state.student.last_layer_parameters():
+            parameter.grad = None
+    applied = clip_each(state.student.parameters(), optim.clip_grad) & losses.isfinite().all()
+    gated_step(state.optimizer, applied)
+    # The centres' logits are the teacher's of this step, so they come before its update.
+    logits = _mean_teacher_logits(state.teacher, bottlenecks)
+    ema_update(state.teacher, state.student, teacher_momentum(step, optim, steps_per_epoch), applied)
+    state.centers = update_centers(state.centers, logits, config.objective.center_momentum, applied)
+    return StepReport(losses, applied)
+
+
+def unit_losses(
+    state: TrainState, student: nn.Module, batch: Batch, config: Config, temperature: float
+) -> tuple[Losses, Tensor]:
+    """The unit's losses, and the teacher's mean bottlenecks, those of h̄ and then those of h."""
+    keys = drop_path_keys(config.seed, state.step, batch.image_ids, batch.geo.shape[1])
+    with autocast(config, batch.geo.device):
+        with torch.no_grad():
+            (teacher_views,) = state.teacher(batch.crops[:1])
+        student_views = student(batch.crops, keys)
+        losses = objective(
+            student_views,
+            teacher_views,
+            batch.geo,
+            last_layers(state.student, state.teacher),
+            state.centers,
+            config.objective,
+            temperature,
+        )
+    return losses, torch.cat([u.float().flatten(0, -2).mean(0) for u in _bottlenecks(teacher_views)])
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager[None]:
+    """The forward pass's precision: bfloat16 where it is asked for, or where the device has it in hardware."""
+    bfloat16 = config.optim.precision == "bfloat16" or (
+        config.optim.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+
+
+def _bottlenecks(views: ViewOutputs) -> list[Tensor]:
+    return [views.u_bar] if views.u is None else [views.u_bar, views.u]
+
+
+def _mean_teacher_logits(teacher: Network, bottlenecks: Tensor) -> Centers:
+    if teacher.dense_head is None:
+        return Centers(mean_logits(bottlenecks, teacher.head.last_layer_weight()), None)
+    u_bar, u = bottlenecks.chunk(2)
+    return Centers(
+        mean_logits(u_bar, teacher.head.last_layer_weight()), mean_logits(u, teacher.dense_head.last_layer_weight())
+    )
+
+
+def _mean_over_workers(values: Tensor) -> Tensor:
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+        values /= torch.distributed.get_world_size()
+    return values
+
+
+def _gradients_stay_local(student: nn.Module, until: bool) -> AbstractContextManager[None]:
+    """Accumulate without talking to the other workers, except for the step's last unit."""
+    return nullcontext() if until or not isinstance(student, DistributedDataParallel) else student.no_sync()

@@ -1,0 +1,88 @@
+"""Which Ray runs a job, and whether it has what the job needs."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import ray
+
+from glsd.config import Config
+from ray_jobs.settings import JobSettings
+
+_ENVIRONMENT = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # glsd has one progress line of its own
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same on workers as for the user
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # each report waits for the next check
+}
+
+
+class Resources(NamedTuple):
+    """What a job's workers get."""
+
+    gpu: bool
+    per_worker: dict[str, float]
+    torch_threads: int | None
+    """Threads of a worker's tensor operations; None leaves them to torch."""
+    max_failures: int
+
+
+@contextmanager
+def cluster(settings: JobSettings) -> Iterator[None]:
+    """The Ray that is already connected, that of RAY_ADDRESS, or one started on this machine for this job."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        yield
+        return
+    options = {"log_to_driver": False, "logging_level": "ERROR"}
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(**options)
+    else:
+        # One slot more than cores: the training worker takes a hair of one and would cost the stream a whole task.
+        ray.init(address="local", num_cpus=num_cores() + 1, include_dashboard=settings.dashboard, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_resources(settings: JobSettings, config: Config) -> Resources:
+    """The workers' resources, once it is sure that the connected cluster has them and a CPU for the stream.
+
+    Raises:
+        ValueError: it has not, or the workers cannot share the units of a step; the message names what is needed.
+    """
+    workers, units = settings.workers, config.units_per_step
+    if units % workers:
+        possible = [count for count in range(1, units + 1) if units % count == 0]
+        raise ValueError(
+            f"{workers} workers cannot share a step of {units} units (optim.batch_size {config.optim.batch_size} / "
+            f"data.unit_size {config.data.unit_size}); use one of {possible} workers, or a smaller data.unit_size"
+        )
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    gpu = gpus >= 1 if settings.gpu is None else settings.gpu
+    if gpu and gpus < workers:
+        raise ValueError(
+            f"{workers} workers need {workers} GPUs and this cluster has {gpus:g}; "
+            f"use --workers {max(1, int(gpus))}" + ("" if gpus else " --no-gpu")
+        )
+    per_worker = settings.cpus_per_worker or (0.01 if num_nodes == 1 else 1.0)
+    if cpus - workers * per_worker < 1:
+        raise ValueError(
+            f"{workers} workers of {per_worker:g} CPUs leave {max(0.0, cpus - workers * per_worker):g} of this cluster's "
+            f"{cpus:g} CPUs for the stream, which needs 1 at least; use fewer --workers or --cpus-per-worker"
+        )
+    threads = None
+    if not gpu:
+        threads = max(1, num_cores() // workers if num_nodes == 1 else int(per_worker))
+    failures = settings.max_failures if settings.max_failures is not None else 0 if num_nodes == 1 else 3
+    return Resources(gpu, {"CPU": per_worker, **({"GPU": 1} if gpu else {})}, threads, failures)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,195 @@
+"""The lease of a run directory: one driver at a time, and workers that outlive their driver publish nothing.
+
+A lease is a small file that names its holder (host, process, token) and the time of the holder's last heartbeat. It
+works alike on a local disk and on an object store, which has neither locks nor renames: whoever wrote last holds it,
+and every holder looks again, after a moment before it begins and at each heartbeat after.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+NAME = "lease.json"
+
+
+class Store(Protocol):
+    """Where a lease lies: whole files by name, each written and replaced at once."""
+
+    out: str
+
+    def read(self, name: str) -> bytes | None: ...  # noqa: D102
+    def write(self, name: str, data: bytes) -> None: ...  # noqa: D102
+    def remove(self, name: str) -> None: ...  # noqa: D102
+
+
+class LeaseTimes(NamedTuple):
+    """Seconds that a lease reckons with."""
+
+    heartbeat_s: float = 3.0
+    """Between two heartbeats."""
+    grace_s: float = 5.0
+    """After the death of a driver on this host, until its workers are gone too."""
+    lapse_s: float = 30.0
+    """Without a heartbeat, until a driver on another host counts as dead."""
+    settle_s: float = 0.5
+    """Between writing the lease and looking whether another start wrote it at the same time."""
+
+
+TIMES = LeaseTimes()
+
+
+class Holder(NamedTuple):
+    """Who holds a lease."""
+
+    host: str
+    machine: str
+    """Boot and process-id namespace: process ids mean the same only where this is equal."""
+    pid: int
+    process_start: str
+    """Tells a process from a later one with the same id."""
+    token: str
+    since: str
+    heartbeat: float
+
+
+@contextmanager
+def held_lease(store: Store, on_wait: Callable[[str], None], times: LeaseTimes) -> Iterator[str]:
+    """Hold the lease of `store` for the length of a `with` block, whose target is the lease's token.
+
+    Raises:
+        ValueError: another driver holds it; the message names host, process and since when.
+    """
+    holder = read_holder(store)
+    if holder is not None:
+        _await_end(store, holder, on_wait, times)
+    own = _this_process()
+    _write(store, own)
+    time.sleep(times.settle_s)
+    winner = read_holder(store)
+    if winner is None or winner.token != own.token:
+        raise ValueError(_in_use(store, winner or own))
+    stop = threading.Event()
+    thread = threading.Thread(target=_beat, args=(store, own, stop, times), name="glsd-lease", daemon=True)
+    thread.start()
+    try:
+        yield own.token
+    finally:
+        stop.set()
+        thread.join()
+        if holds_lease(store, own.token):
+            store.remove(NAME)
+
+
+def holds_lease(store: Store, token: str) -> bool:
+    """Whether the lease with this token is still the current one."""
+    holder = read_holder(store)
+    return holder is not None and holder.token == token
+
+
+def read_holder(store: Store) -> Holder | None:
+    """The current holder, alive or not; None where there is no lease."""
+    data = store.read(NAME)
+    if data is None:
+        return None
+    try:
+        return Holder(**json.loads(data))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{store.out}/{NAME} is not a lease of glsd; delete it if no run uses {store.out}") from error
+
+
+def _await_end(store: Store, holder: Holder, on_wait: Callable[[str], None], times: LeaseTimes) -> None:
+    if holder.machine == _machine():
+        if _process_start(holder.pid) == holder.process_start:
+            raise ValueError(_in_use(store, holder))
+        # It died within an interval of its last heartbeat, and its workers outlive it by the grace time at most.
+        seconds = min(times.grace_s, holder.heartbeat + times.heartbeat_s + times.grace_s - time.time())
+        text = f"process {holder.pid}, which used {store.out}, is gone; waiting {max(seconds, 0):.0f} s for its workers"
+    else:
+        # Clocks of two hosts may differ: what counts is whether the heartbeat advances while we look.
+        seconds = times.lapse_s
+        text = (
+            f"{store.out} was last used by process {holder.pid} on host {holder.host}; "
+            f"waiting {seconds:.0f} s to see whether it still runs"
+        )
+    if seconds <= 0:
+        return
+    on_wait(text)
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 1.0))
+        now = read_holder(store)
+        if now is None:
+            return
+        if (now.token, now.heartbeat) != (holder.token, holder.heartbeat):
+            raise ValueError(_in_use(store, now))
+
+
+def _beat(store: Store, own: Holder, stop: threading.Event, times: LeaseTimes) -> None:
+    while not stop.wait(times.heartbeat_s):
+        try:
+            if not holds_lease(store, own.token):
+                return  # taken over while this process was stopped: its workers find out through holds_lease
+            _write(store, own._replace(heartbeat=time.time()))
+        except OSError:
+            continue  # a full disk or a lost connection: the next beat tries again, and silence lapses by itself
+
+
+def _write(store: Store, holder: Holder) -> None:
+    store.write(NAME, json.dumps(holder._asdict(), indent=2).encode())
+
+
+def _in_use(store: Store, holder: Holder) -> str:
+    return (
+        f"{store.out} is in use by process {holder.pid} on host {holder.host} since {holder.since}; "
+        "wait for its end, stop it, or choose another --out"
+    )
+
+
+def _this_process() -> Holder:
+    start = _process_start(os.getpid())
+    assert start is not None
+    return Holder(
+        host=socket.gethostname(),
+        machine=_machine(),
+        pid=os.getpid(),
+        process_start=start,
+        token=uuid.uuid4().hex,
+        since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        heartbeat=time.time(),
+    )
+
+
+def _machine() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if boot.exists():
+        return f"{boot.read_text('ascii').strip()} {Path('/proc/self/ns/pid').readlink()}"
+    return f"{uuid.getnode():x}"
+
+
+def _process_start(pid: int) -> str | None:
+    """When a living process began, in the system's own words; None where it is gone or a zombie."""
+    if Path("/proc/self/stat").exists():
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        state, *fields = stat.rpartition(")")[2].split()  # the name before may hold blanks and parentheses
+        return None if state in "ZX" else fields[18]  # field 22 of proc(5): starttime
+    answer = subprocess.run(
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    state, _, start = answer.stdout.strip().partition(" ")
+    return None if not state or state.startswith("Z") else start.strip()

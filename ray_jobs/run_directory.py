@@ -1,0 +1,329 @@
+"""A run directory, local or on an object store: what identifies a run, who works on it, what it has logged.
+
+`config.yaml`, `data.json` and `environment.json` are written once and hold a run to its settings and data; `lease.json`
+keeps a second driver out; `metrics.jsonl`, `tensorboard/` and `skipped.jsonl` grow; `summary.json`, written last, marks
+the end. Checkpoints are `glsd.training`'s. Every file appears whole or not at all: locally it is renamed into place,
+and an object store shows an object only when its upload is complete.
+"""
+
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+import pyarrow.fs
+import yaml
+from pydantic import ValidationError
+from tensorboardX import SummaryWriter
+
+import glsd.config
+from glsd.config import Config
+from ray_jobs.lease import NAME as LEASE
+from ray_jobs.lease import TIMES, LeaseTimes, held_lease, holds_lease
+
+CONFIG, DATA, ENVIRONMENT, SUMMARY = "config.yaml", "data.json", "environment.json", "summary.json"
+METRICS, SKIPPED, TENSORBOARD = "metrics.jsonl", "skipped.jsonl", "tensorboard"
+PACKAGES = (
+    *("glsd", "ray", "pyarrow", "torch", "torchvision", "timm"),
+    *("numpy", "pillow", "simplejpeg", "opencv-python-headless"),
+)
+
+
+class RunDirectory:
+    """The directory `out`: a local path, or a URI such as `s3://bucket/runs/mine` that pyarrow understands.
+
+    It can be sent to workers. Ray Train takes it as `RunConfig(name=run.name, storage_path=run.storage_path,
+    storage_filesystem=run.filesystem)`.
+
+    Args:
+        out: where the run lies; with `filesystem`, a path on it.
+        filesystem: an object store that no URI can name.
+
+    Raises:
+        ValueError: `out` is no path or URI that a run can have.
+    """
+
+    def __init__(self, out: str | os.PathLike[str], filesystem: pyarrow.fs.FileSystem | None = None) -> None:
+        self.out = os.fspath(out).rstrip("/")
+        if filesystem is not None:
+            self.filesystem, self.path = filesystem, self.out
+        elif "://" in self.out:
+            self.filesystem, self.path = pyarrow.fs.FileSystem.from_uri(self.out)
+        else:
+            self.filesystem, self.path = pyarrow.fs.LocalFileSystem(), str(Path(self.out).expanduser().resolve())
+        self.token: str | None = None
+        self.storage_path, _, self.name = self.path.rpartition("/")
+        if not self.storage_path or not self.name:
+            raise ValueError(f"--out {os.fspath(out)!r} must name a folder inside another folder or a bucket")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the directory is a folder of this machine, at `path`."""
+        return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file of the run; None where there is none."""
+        try:
+            with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
+                content: bytes = stream.read()
+                return content
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Create or replace a file of the run, at once."""
+        target = f"{self.path}/{name}"
+        self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        if self.is_local:
+            _replace(Path(target), data)
+            return
+        with self.filesystem.open_output_stream(target) as stream:
+            stream.write(data)
+
+    def remove(self, name: str) -> None:
+        """Remove a file of the run."""
+        self.filesystem.delete_file(f"{self.path}/{name}")
+
+    def check_config(self, config: Config) -> None:
+        """Refuse a run of another configuration, and a directory that is no run; neither needs the data's index.
+
+        Raises:
+            ValueError: the run has other settings, each named with both values, or the directory holds other files.
+        """
+        content = self.read(CONFIG)
+        if content is None:
+            self._check_unused()
+            return
+        try:
+            saved = Config.model_validate(yaml.safe_load(content))
+        except (ValidationError, yaml.YAMLError) as error:
+            raise ValueError(f"{self.out}/{CONFIG} is not a configuration of this version of glsd: {error}") from error
+        self._refuse("settings", saved.differences(config))
+
+    def claim(self, config: Config, data: Mapping[str, Any]) -> None:
+        """Make this the run of `config` on `data`, or check that it is.
+
+        Args:
+            config: the run's settings.
+            data: what identifies its images, such as the index's digest, their number and sources; JSON values.
+
+        Raises:
+            ValueError: the directory holds another run, with all that differs, or files that are not a run's.
+        """
+        self.check_config(config)
+        given = json.loads(json.dumps(dict(data)))
+        if self.read(CONFIG) is None:
+            self.write(DATA, _json(given))
+            self.write(ENVIRONMENT, _json(environment()))
+            self.write(CONFIG, config.to_yaml().encode())  # last: with it the directory is a run
+            return
+        saved = json.loads(self.read(DATA) or b"{}")
+        keys = [*saved, *(key for key in given if key not in saved)]
+        self._refuse(
+            "data", {key: (saved.get(key), given.get(key)) for key in keys if saved.get(key) != given.get(key)}
+        )
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Mark the run as finished; the last file that it writes."""
+        self.write(SUMMARY, _json(dict(summary)))
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a finished run; None while it is not finished."""
+        content = self.read(SUMMARY)
+        return None if content is None else dict(json.loads(content))
+
+    @contextmanager
+    def lease(self, on_wait: Callable[[str], None] = print, times: LeaseTimes = TIMES) -> Iterator[str]:
+        """Keep other drivers out for the length of a `with` block; its token is also `self.token`.
+
+        Args:
+            on_wait: told in a sentence when the start waits for the end of an earlier driver.
+            times: seconds to reckon with.
+
+        Raises:
+            ValueError: another driver is at work; the message names host, process and since when.
+        """
+        with held_lease(self, on_wait, times) as self.token:
+            try:
+                yield self.token
+            finally:
+                self.token = None
+
+    def holds_lease(self, token: str) -> bool:
+        """Whether the lease with this token is current: a worker asks before it publishes a checkpoint."""
+        return holds_lease(self, token)
+
+    def _check_unused(self) -> None:
+        if self.filesystem.get_file_info(self.path).type == pyarrow.fs.FileType.File:
+            raise ValueError(f"--out {self.out} is a file; name a folder")
+        entries = self.filesystem.get_file_info(pyarrow.fs.FileSelector(self.path, allow_not_found=True))
+        # A start that was killed before it wrote config.yaml leaves some of these behind.
+        ours = {LEASE, DATA, ENVIRONMENT}
+        foreign = sorted(entry.base_name for entry in entries if not _is_temporary(entry.base_name))
+        foreign = [name for name in foreign if name not in ours]
+        if foreign:
+            named = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+            raise ValueError(
+                f"--out {self.out} holds {named} but no {CONFIG}, so it is not a run; name a new or an empty folder"
+            )
+
+    def _refuse(self, kind: str, differences: Mapping[str, tuple[Any, Any]]) -> None:
+        if differences:
+            lines = [
+                f"  {key}: {json.dumps(old)} there, {json.dumps(new)} now" for key, (old, new) in differences.items()
+            ]
+            raise ValueError(
+                f"{self.out} is a run with other {kind}:\n" + "\n".join(lines) + "\n"
+                f"Choose another --out for a new run, or the {kind} it was started with to go on."
+            )
+
+
+class RunLog:
+    """The growing files of a run, written by one process: metrics, TensorBoard events, skipped images.
+
+    They grow on a local disk, in place where the run directory is local; `sync` brings them to an object store whole
+    and belongs before each checkpoint and at the end. A run that resumes forgets what was logged after its checkpoint.
+
+    Args:
+        run: the run directory.
+        resume_step: number of steps that the checkpoint holds; lines of later steps are dropped.
+    """
+
+    def __init__(self, run: RunDirectory, resume_step: int = 0) -> None:
+        self._run = run
+        self._folder = Path(run.path) if run.is_local else Path(tempfile.mkdtemp(prefix="glsd-log-"))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        metrics = [line for line in _read_lines(run, METRICS) if line["step"] <= resume_step]
+        skipped = {line["image_id"]: line for line in _read_lines(run, SKIPPED)}
+        self._metrics = self._reopen(METRICS, metrics)
+        self._skipped = self._reopen(SKIPPED, list(skipped.values()))
+        self._skipped_ids = set(skipped)
+        self._events = SummaryWriter(
+            logdir=str(self._folder / TENSORBOARD), purge_step=resume_step + 1 if resume_step else None
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def num_skipped(self) -> int:
+        """How many images were skipped, each counted once."""
+        return len(self._skipped_ids)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of a step. JSON has no infinities: a value that is not finite is written as null."""
+        line = {"step": step} | {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        _append(self._metrics, line)
+        for key, value in line.items():
+            if key != "step" and value is not None:
+                self._events.add_scalar(key, value, step)
+
+    def skip(self, image_id: int, uri: str, reason: str) -> None:
+        """Add an image that could not be decoded; again is the same as once."""
+        if image_id not in self._skipped_ids:
+            self._skipped_ids.add(image_id)
+            _append(self._skipped, {"image_id": image_id, "uri": uri, "reason": reason})
+
+    def sync(self) -> None:
+        """Make all that was logged so far durable: on the disk, or on the object store."""
+        self._events.flush()
+        for stream in (self._metrics, self._skipped):
+            os.fsync(stream.fileno())
+        if not self._run.is_local:
+            for path in sorted(path for path in self._folder.rglob("*") if path.is_file()):
+                self._run.write(path.relative_to(self._folder).as_posix(), path.read_bytes())
+
+    def close(self) -> None:
+        """Sync for the last time and close the files."""
+        self.sync()
+        self._events.close()
+        self._metrics.close()
+        self._skipped.close()
+        if not self._run.is_local:
+            shutil.rmtree(self._folder)
+
+    def _reopen(self, name: str, lines: list[dict[str, Any]]) -> TextIO:
+        path = self._folder / name
+        _replace(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        return path.open("a", encoding="utf-8", newline="\n")
+
+
+def read_metrics(run: RunDirectory | str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The metrics that a run has logged, in the order of its steps: `{"step": ..., "loss": ..., ...}`."""
+    return _read_lines(run if isinstance(run, RunDirectory) else RunDirectory(run), METRICS)
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on besides settings and data: versions, platform, commit. No variables, no names."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {package: _version(package) for package in PACKAGES},
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None  # a checkout that is not installed, or a package that another distribution provides
+
+
+def _git_commit() -> str | None:
+    root = Path(glsd.config.__file__).parents[1]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None  # an installed package
+    answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def _read_lines(run: RunDirectory, name: str) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file: a kill or a power cut may leave its end torn."""
+    lines: list[dict[str, Any]] = []
+    for line in (run.read(name) or b"").split(b"\n")[:-1]:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def _append(stream: TextIO, line: Mapping[str, Any]) -> None:
+    stream.write(json.dumps(line) + "\n")
+    stream.flush()
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a local file that is whole at any moment, even after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,25 @@
+"""How a job runs, apart from what it computes: the same experiment on another cluster has the same configuration."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from glsd.config import Record
+
+
+class JobSettings(Record):
+    """Workers, devices and failures of one job."""
+
+    workers: int = Field(default=1, ge=1)
+    """Training workers, one process and one GPU (or the machine's cores in equal parts) each."""
+    gpu: bool | None = None
+    """Train on GPUs; null does where the cluster has any."""
+    cpus_per_worker: float | None = Field(default=None, gt=0)
+    """CPUs that a training worker reserves on its node; null is next to none on one machine and 1 on a cluster."""
+    photometrics: Literal["auto", "worker", "device"] = "auto"
+    """Where photometric transforms are computed: by the CPU workers of the stream or batch-wise on the training device;
+    auto is the device where it is a GPU."""
+    max_failures: int | None = Field(default=None, ge=0)
+    """How often the workers are started again after one dies; null is 0 on one machine and 3 on a cluster."""
+    dashboard: bool = False
+    """Start Ray's dashboard where this job starts Ray by itself."""

@@ -1,0 +1,143 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+
+from glsd.config import Config, load_config
+from glsd.evaluation import Encoder, build_encoder, embed, load_encoder, untrained_encoder
+from glsd.models import build_student_teacher
+from glsd.training.checkpoint import save_checkpoint
+
+CONFIG = load_config(
+    "demo",
+    {
+        "model.backbone": "resnet10t",
+        "model.hidden_dim": 8,
+        "model.bottleneck_dim": 4,
+        "model.num_prototypes": 6,
+        "evaluation.resize": 72,
+        "evaluation.crop": 64,
+    },
+)
+BACKBONE = build_student_teacher(CONFIG)[1].backbone
+
+
+def images(seed: int = 0, num: int = 3) -> torch.Tensor:
+    return torch.randn(num, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def checkpoint(run: Path, step: int, config: Config) -> str:
+    """A checkpoint with only what an encoder needs, of the weights that `config.seed` gives."""
+    teacher = build_student_teacher(config)[1]
+    return save_checkpoint(
+        str(run), step, {"config": config.model_dump(mode="json"), "teacher": teacher.state_dict()}, {}
+    )
+
+
+def test_an_encoder_is_the_teachers_backbone_in_evaluation_mode() -> None:
+    teacher = build_student_teacher(CONFIG)[1]
+    z_bar, z = Encoder(teacher.backbone, CONFIG)(images())
+    expected_z_bar, expected_z = teacher.backbone.eval()(images())
+    assert torch.equal(z_bar, expected_z_bar)
+    assert torch.equal(z, expected_z)
+    assert z.shape == (3, 2, 2, teacher.backbone.dim)
+
+
+def test_measuring_a_teacher_leaves_its_training_as_it_was() -> None:
+    teacher = build_student_teacher(CONFIG)[1].train()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    embed(Encoder(teacher.backbone, CONFIG), [torch.zeros(4, 64, 64, 3, dtype=torch.uint8)])
+    assert all(module.training for module in teacher.modules())
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+def test_an_encoder_does_not_follow_the_teacher_it_was_made_of() -> None:
+    teacher = build_student_teacher(CONFIG)[1]
+    encoder = Encoder(teacher.backbone, CONFIG)
+    expected = encoder(images())[0]
+    for parameter in teacher.parameters():
+        parameter.zero_()
+    assert torch.equal(encoder(images())[0], expected)
+
+
+def test_an_encoder_within_a_module_that_is_trained_stays_frozen() -> None:
+    encoder = untrained_encoder(CONFIG)
+    probe = torch.nn.Sequential(encoder).train()
+    assert not any(module.training for module in encoder.modules())
+    assert not any(parameter.requires_grad for parameter in probe.parameters())
+
+
+def test_the_untrained_encoder_is_what_training_starts_from() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    encoder = untrained_encoder(CONFIG)
+    student = build_student_teacher(CONFIG)[0].backbone.eval()
+    torch.testing.assert_close(encoder(images())[0], student(images())[0], rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_embedding_in_batches_equals_one_forward_pass() -> None:
+    encoder = untrained_encoder(CONFIG)
+    crops = torch.randint(256, (7, 64, 64, 3), generator=torch.Generator().manual_seed(0)).byte()
+    z_bar = embed(encoder, (crops[start : start + 3] for start in range(0, 7, 3)))
+    torch.testing.assert_close(z_bar, encoder(encoder.normalize(crops))[0])
+
+
+def test_normalized_pixels_have_the_trainings_mean_and_deviation() -> None:
+    mean, std = CONFIG.augment.mean, CONFIG.augment.std
+    pixel = torch.tensor([0, 128, 255], dtype=torch.uint8).expand(1, 64, 64, 3)
+    normalized = untrained_encoder(CONFIG).normalize(pixel)
+    assert normalized.shape == (1, 3, 64, 64)
+    expected = [(value / 255 - mean[channel]) / std[channel] for channel, value in enumerate((0, 128, 255))]
+    assert normalized[0, :, 63, 0].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(height=st.integers(1, 300), width=st.integers(1, 300), resize=st.integers(20, 90), cut=st.integers(0, 19))
+def test_preprocessing_equals_torchvisions(height: int, width: int, resize: int, cut: int) -> None:
+    config = CONFIG.with_overrides({"evaluation.resize": resize, "evaluation.crop": resize - cut})
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    expected = CenterCrop(resize - cut)(Resize(resize, InterpolationMode.BICUBIC)(Image.fromarray(image)))
+    np.testing.assert_array_equal(Encoder(BACKBONE, config).preprocess(image), np.array(expected))
+
+
+def test_a_crop_larger_than_the_resized_side_is_refused() -> None:
+    config = CONFIG.with_overrides({"evaluation.resize": 50, "evaluation.crop": 64})
+    with pytest.raises(ValueError, match=r"evaluation\.crop 64 is larger than evaluation\.resize 50"):
+        Encoder(BACKBONE, config)
+
+
+def test_a_run_gives_the_teacher_of_its_newest_complete_checkpoint(tmp_path: Path) -> None:
+    newer = CONFIG.with_overrides({"seed": 1})
+    older_path = checkpoint(tmp_path, 3, CONFIG)
+    newer_path = checkpoint(tmp_path, 12, newer)
+    (tmp_path / "checkpoints" / "step_00000020").mkdir()
+    for path, config in ((tmp_path, newer), (newer_path, newer), (older_path, CONFIG)):
+        encoder = load_encoder(path)
+        assert encoder.config == config
+        assert torch.equal(encoder(images())[0], untrained_encoder(config)(images())[0])
+
+
+def test_loading_an_encoder_leaves_the_callers_random_numbers(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 1, CONFIG)
+    state = torch.get_rng_state()
+    load_encoder(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("where", ["", "missing", "checkpoints/step_00000001"])
+def test_a_path_without_an_encoder_is_named(tmp_path: Path, where: str) -> None:
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    with pytest.raises(ValueError, match="is no run with a complete checkpoint, no checkpoint, and no exported"):
+        load_encoder(tmp_path / where)
+
+
+def test_weights_of_another_backbone_are_refused() -> None:
+    state = build_student_teacher(CONFIG)[1].backbone.state_dict()
+    with pytest.raises(ValueError, match=r"not those of model\.backbone resnet18"):
+        build_encoder(CONFIG.with_overrides({"model.backbone": "resnet18"}), state)

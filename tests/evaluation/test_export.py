@@ -1,0 +1,129 @@
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm.data
+import torch
+
+from glsd.config import Config, load_config
+from glsd.evaluation import export_backbone, load_encoder, untrained_encoder
+
+
+def config(backbone: str = "resnet10t") -> Config:
+    small = {"model.hidden_dim": 8, "model.bottleneck_dim": 4, "model.num_prototypes": 6}
+    return load_config("demo", {"model.backbone": backbone, **small})
+
+
+def images(size: int) -> torch.Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"])
+def test_timms_model_equals_ours_at_every_size(tmp_path: Path, backbone: str) -> None:
+    encoder = untrained_encoder(config(backbone))
+    report = export_backbone(encoder, tmp_path / "backbone")
+    assert report.largest_difference == 0
+    assert report.size == 224
+    for size in (96, 224):
+        names = {"images": images(size)}
+        exec(report.lines, names)
+        assert torch.equal(names["z_bar"], encoder(images(size))[0])
+
+
+@pytest.mark.parametrize("window", [7, 14])
+def test_timms_swin_differs_by_its_epsilon_alone_at_224_px(tmp_path: Path, window: int) -> None:
+    encoder = untrained_encoder(config(f"swin_tiny_patch4_window{window}_224"))
+    report = export_backbone(encoder, tmp_path / "backbone")
+    assert report.largest_difference > 0
+    model = timm.create_model(f"local-dir:{report.path}", pretrained=True, num_classes=0).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-6
+    torch.testing.assert_close(model(images(224)), encoder(images(224))[0], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224", "swin_tiny_patch4_window14_224"])
+def test_an_exported_encoder_loads_exactly(tmp_path: Path, backbone: str) -> None:
+    encoder = untrained_encoder(config(backbone))
+    export_backbone(encoder, tmp_path / "backbone")
+    loaded = load_encoder(tmp_path / "backbone")
+    assert loaded.config == encoder.config
+    for size in (96, 224):
+        assert all(torch.equal(a, b) for a, b in zip(loaded(images(size)), encoder(images(size)), strict=True))
+
+
+def test_timm_preprocesses_as_our_evaluation_does(tmp_path: Path) -> None:
+    overrides = {"evaluation.resize": 140, "augment.mean": (0.1, 0.2, 0.3), "augment.std": (0.4, 0.5, 0.6)}
+    export_backbone(untrained_encoder(config().with_overrides(overrides)), tmp_path)
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0)
+    data = timm.data.resolve_data_config({}, model=model)
+    assert data["input_size"] == (3, 128, 128)
+    assert (data["mean"], data["std"]) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (data["interpolation"], data["crop_pct"], data["crop_mode"]) == ("bicubic", 128 / 140, "center")
+
+
+def test_exporting_again_replaces_the_export(tmp_path: Path) -> None:
+    out = tmp_path / "with spaces é"
+    export_backbone(untrained_encoder(config()), out)
+    newer = untrained_encoder(config().with_overrides({"seed": 1}))
+    export_backbone(newer, out)
+    assert torch.equal(load_encoder(out)(images(96))[0], newer(images(96))[0])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["with spaces é"]
+
+
+def test_a_folder_that_is_no_export_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="is no earlier export and will not be replaced"):
+        export_backbone(untrained_encoder(config()), tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_folder_of_someone_elses_is_not_taken_for_an_export(tmp_path: Path) -> None:
+    export_backbone(untrained_encoder(config()), tmp_path / "ours")
+    (tmp_path / "ours" / "config.json").write_text('{"architecture": "resnet10t"}')
+    with pytest.raises(ValueError, match="has no glsd section"):
+        load_encoder(tmp_path / "ours")
+
+
+EXPORT_AND_DIE = """
+import os, signal, sys
+from glsd.config import Config
+from glsd.evaluation import export_backbone, untrained_encoder
+
+encoder = untrained_encoder(Config.model_validate_json(sys.argv[1]))
+out, event, source = sys.argv[2:]
+
+def die(name, arguments):
+    if name == event and str(arguments[0]).endswith(source):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(die)
+export_backbone(encoder, out)
+"""
+
+
+@pytest.mark.parametrize(
+    ("event", "source", "earlier_stays"),
+    [
+        ("open", ".backbone.partial/config.json", True),
+        ("os.rename", "/backbone", True),
+        ("os.rename", ".backbone.partial", False),
+    ],
+)
+def test_a_killed_export_leaves_none_or_the_earlier_one_and_runs_again(
+    tmp_path: Path, event: str, source: str, earlier_stays: bool
+) -> None:
+    out = tmp_path / "backbone"
+    earlier, newer = (untrained_encoder(config().with_overrides({"seed": seed})) for seed in (0, 1))
+    export_backbone(earlier, out)
+    arguments = [newer.config.model_dump_json(), str(out), event, source]
+    killed = subprocess.run([sys.executable, "-c", EXPORT_AND_DIE, *arguments], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert out.exists() == earlier_stays
+    if earlier_stays:
+        assert torch.equal(load_encoder(out)(images(96))[0], earlier(images(96))[0])
+    export_backbone(newer, out)
+    assert torch.equal(load_encoder(out)(images(96))[0], newer(images(96))[0])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["backbone"]

@@ -1,0 +1,337 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow.fs
+import pytest
+
+from glsd.config import Config
+from ray_jobs.lease import NAME, LeaseTimes, read_holder
+from ray_jobs.run_directory import RunDirectory, RunLog, read_metrics
+
+DATA = {"index": "0123abcd", "images": 2624, "sources": ["photos"]}
+QUICK = LeaseTimes(heartbeat_s=0.05, grace_s=0.2, lapse_s=0.3, settle_s=0.05)
+PATIENT = QUICK._replace(lapse_s=60)
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(params=["local", "object store"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunDirectory]:
+    if request.param == "local":
+        yield RunDirectory(tmp_path / "runs" / "mine")
+        return
+    memory = fsspec.filesystem("memory")
+    yield RunDirectory("bucket/runs/mine", pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(memory)))
+    memory.rm("/", recursive=True)
+
+
+def test_a_new_directory_becomes_the_run_and_the_same_start_goes_on_in_it(run: RunDirectory) -> None:
+    run.claim(Config(), DATA)
+    run.claim(Config(), DATA)
+    saved = json.loads(run.read("environment.json") or b"")
+    assert saved["packages"]["torch"]
+    assert set(saved) == {"python", "platform", "packages", "git_commit"}
+
+
+def test_other_settings_are_refused_with_every_key_that_differs_and_both_values(run: RunDirectory) -> None:
+    run.claim(Config(), DATA)
+    other = Config().with_overrides({"optim.epochs": 5, "augment.local_sizes": [64]})
+    with pytest.raises(ValueError) as refusal:
+        run.claim(other, DATA)
+    assert str(refusal.value).splitlines() == [
+        f"{run.out} is a run with other settings:",
+        "  augment.local_sizes: [96] there, [64] now",
+        "  optim.epochs: 300 there, 5 now",
+        "Choose another --out for a new run, or the settings it was started with to go on.",
+    ]
+
+
+def test_other_data_are_refused_with_what_changed(run: RunDirectory) -> None:
+    run.claim(Config(), DATA)
+    with pytest.raises(ValueError) as refusal:
+        run.claim(Config(), DATA | {"index": "4567", "images": 2625})
+    assert '  index: "0123abcd" there, "4567" now\n  images: 2624 there, 2625 now\n' in str(refusal.value)
+    assert "sources" not in str(refusal.value)
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(run: RunDirectory) -> None:
+    run.write("thesis.tex", b"\\begin{document}")
+    with pytest.raises(ValueError, match=r"holds thesis\.tex but no config\.yaml, so it is not a run"):
+        run.claim(Config(), DATA)
+    assert run.read("config.yaml") is None
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(ValueError, match="is a file; name a folder"):
+        RunDirectory(tmp_path / "mine").claim(Config(), DATA)
+
+
+def test_a_start_that_was_killed_before_its_config_was_written_starts_anew(run: RunDirectory) -> None:
+    run.write("data.json", b'{"index": "of an ear')
+    run.write("lease.json", b"{}")
+    run.claim(Config(), DATA)
+    assert json.loads(run.read("data.json") or b"") == DATA
+
+
+def test_a_config_that_is_not_ours_is_named(run: RunDirectory) -> None:
+    run.write("config.yaml", b"lerning_rate: 3\n")
+    with pytest.raises(ValueError, match=r"config\.yaml is not a configuration of this version of glsd"):
+        run.claim(Config(), DATA)
+
+
+def test_storage_path_and_name_are_the_parts_that_ray_train_joins(tmp_path: Path) -> None:
+    run = RunDirectory(f"{tmp_path}/runs/mine/")
+    assert (run.storage_path, run.name) == (str(tmp_path / "runs"), "mine")
+    uri = RunDirectory((tmp_path / "runs" / "mine").as_uri())
+    assert (uri.storage_path, uri.name, uri.is_local) == (str(tmp_path / "runs"), "mine", True)
+    with pytest.raises(ValueError, match="must name a folder inside another folder or a bucket"):
+        RunDirectory("/")
+    with pytest.raises(ValueError, match="nowhere"):
+        RunDirectory("nowhere://bucket/run")
+
+
+def test_a_run_is_finished_when_its_summary_is_there(run: RunDirectory) -> None:
+    assert run.finished is None
+    run.finish({"knn": 43.1})
+    assert run.finished == {"knn": 43.1}
+
+
+def test_a_full_disk_leaves_the_last_good_file(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "mine")
+    run.finish({"knn": 43.1})
+    limited = (
+        "import resource, signal; from ray_jobs.run_directory import RunDirectory;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
+        f"RunDirectory({str(tmp_path / 'mine')!r}).finish({{'knn': list(range(10000))}})"
+    )
+    answer = _python(limited).communicate()[1]
+    assert "File too large" in answer
+    assert run.finished == {"knn": 43.1}
+
+
+def test_a_lease_lasts_as_long_as_its_block_even_when_that_fails(run: RunDirectory) -> None:
+    tokens = list[str]()
+
+    def interrupted() -> None:
+        with run.lease(times=QUICK) as token:
+            tokens.append(token)
+            assert run.token == token
+            assert run.holds_lease(token)
+            assert not run.holds_lease("of another start")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert run.token is None
+    assert not run.holds_lease(tokens[0])
+    assert run.read(NAME) is None
+
+
+def test_a_lease_keeps_beating(run: RunDirectory) -> None:
+    with run.lease(times=QUICK):
+        first = read_holder(run)
+        assert first is not None
+        deadline = time.monotonic() + 60
+        while (later := read_holder(run)) == first and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert later is not None
+        assert later._replace(heartbeat=0) == first._replace(heartbeat=0)
+        assert later.heartbeat > first.heartbeat
+
+
+def test_a_worker_can_ask_for_its_drivers_lease(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "mine")
+    with run.lease(times=QUICK):
+        there = pickle.loads(pickle.dumps(run))
+        assert there.holds_lease(there.token)
+    assert not there.holds_lease(there.token)
+
+
+def test_a_second_start_is_refused_while_the_first_lives_and_takes_over_after_its_death(tmp_path: Path) -> None:
+    run, waits = RunDirectory(tmp_path / "mine"), list[str]()
+    holder = _python(
+        "import time; from ray_jobs.run_directory import RunDirectory\n"
+        f"with RunDirectory({str(tmp_path / 'mine')!r}).lease(): print('held', flush=True); time.sleep(600)"
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        lease = read_holder(run)
+        assert lease is not None
+        with pytest.raises(ValueError) as refusal, run.lease(waits.append, QUICK):
+            pass
+        assert str(refusal.value) == (
+            f"{run.out} is in use by process {holder.pid} on host {lease.host} since {lease.since}; "
+            "wait for its end, stop it, or choose another --out"
+        )
+        assert waits == []
+    finally:
+        holder.kill()
+    # Not waited for, the killed process is a zombie: its id still exists.
+    while Path(f"/proc/{holder.pid}/stat").exists() and ") Z " not in Path(f"/proc/{holder.pid}/stat").read_text():
+        time.sleep(0.01)
+    with run.lease(waits.append, QUICK._replace(grace_s=3.0)) as token:
+        assert run.holds_lease(token)
+        assert not run.holds_lease(lease.token)
+    holder.communicate()
+    assert len(waits) == 1
+    assert f"process {holder.pid}, which used {run.out}, is gone; waiting" in waits[0]
+
+
+def test_a_process_id_that_was_given_anew_does_not_hold_the_lease(run: RunDirectory) -> None:
+    with run.lease(times=QUICK):
+        lease = read_holder(run)
+    assert lease is not None
+    run.write(NAME, json.dumps(lease._replace(process_start="before the last boot", heartbeat=0)._asdict()).encode())
+    with run.lease(times=QUICK) as token:
+        assert run.holds_lease(token)
+
+
+def test_a_silent_host_loses_its_lease_and_one_that_beats_keeps_it(run: RunDirectory) -> None:
+    with run.lease(times=QUICK):
+        lease = read_holder(run)
+    assert lease is not None
+    elsewhere, waits = lease._replace(host="node7", machine="another boot", heartbeat=1e12), list[str]()
+    run.write(NAME, json.dumps(elsewhere._asdict()).encode())
+    with run.lease(waits.append, QUICK):
+        pass
+    assert waits == [
+        f"{run.out} was last used by process {os.getpid()} on host node7; waiting 0 s to see whether it still runs"
+    ]
+
+    run.write(NAME, json.dumps(elsewhere._asdict()).encode())
+    beat = json.dumps(elsewhere._replace(heartbeat=1e12 + 3)._asdict()).encode()
+    beating = threading.Timer(0.2, run.write, (NAME, beat))
+    beating.start()
+    with pytest.raises(ValueError, match=r"in use by process .* on host node7"), run.lease(waits.append, PATIENT):
+        pass
+    beating.join()
+
+
+def test_of_two_starts_at_the_same_time_one_goes_on(run: RunDirectory) -> None:
+    outcomes = list[str]()
+    together, done = threading.Barrier(2), threading.Barrier(2)
+
+    def start() -> None:
+        together.wait()
+        try:
+            with run.lease(times=QUICK._replace(settle_s=0.5)):
+                outcomes.append("held")
+                done.wait()
+        except ValueError as error:
+            outcomes.append("refused" if "in use by process" in str(error) else str(error))
+            done.wait()
+
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["held", "refused"]
+
+
+def test_a_lease_that_was_taken_over_is_not_given_back_by_its_old_holder(run: RunDirectory) -> None:
+    with run.lease(times=QUICK) as token:
+        lease = read_holder(run)
+        assert lease is not None
+        other = json.dumps(lease._replace(token="theirs")._asdict()).encode()
+        run.write(NAME, other)
+        time.sleep(3 * QUICK.heartbeat_s)
+        run.write(NAME, other)  # once more, for a beat that was under way
+        time.sleep(3 * QUICK.heartbeat_s)
+        assert not run.holds_lease(token)
+    assert run.holds_lease("theirs")
+
+
+def test_metrics_are_read_back_in_order_and_infinities_as_none(run: RunDirectory) -> None:
+    with RunLog(run) as log:
+        log.log(10, {"loss": 5.5, "images_per_s": 214.0})
+        log.log(20, {"loss": float("inf")})
+    assert read_metrics(run) == [{"step": 10, "loss": 5.5, "images_per_s": 214.0}, {"step": 20, "loss": None}]
+
+
+def test_an_unwritten_log_is_empty(run: RunDirectory) -> None:
+    assert read_metrics(run) == []
+
+
+def test_a_resumed_run_forgets_the_metrics_after_its_checkpoint(run: RunDirectory) -> None:
+    with RunLog(run) as log:
+        for step in (10, 20, 30):
+            log.log(step, {"loss": float(step)})
+    with RunLog(run, resume_step=20) as log:
+        log.log(30, {"loss": 3.5})
+    assert read_metrics(run) == [{"step": 10, "loss": 10.0}, {"step": 20, "loss": 20.0}, {"step": 30, "loss": 3.5}]
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 20, "lo', b"\0\0\0\0", b'{"step": 20, "loss": 1.0}'])
+def test_a_torn_last_line_is_dropped(run: RunDirectory, torn: bytes) -> None:
+    run.write("metrics.jsonl", b'{"step": 10, "loss": 5.5}\n' + torn)
+    assert read_metrics(run) == [{"step": 10, "loss": 5.5}]
+    with RunLog(run, resume_step=20) as log:
+        log.log(30, {"loss": 3.5})
+    assert read_metrics(run) == [{"step": 10, "loss": 5.5}, {"step": 30, "loss": 3.5}]
+
+
+def test_metrics_survive_a_kill_where_the_run_is_local(tmp_path: Path) -> None:
+    killed = _python(
+        "import os, signal; from ray_jobs.run_directory import RunDirectory, RunLog\n"
+        f"log = RunLog(RunDirectory({str(tmp_path / 'mine')!r})); log.log(10, {{'loss': 5.5}})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed.communicate()
+    assert read_metrics(tmp_path / "mine") == [{"step": 10, "loss": 5.5}]
+
+
+def test_growing_files_reach_an_object_store_at_each_sync(tmp_path: Path) -> None:
+    store = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    run = RunDirectory("runs/mine", store)
+    log = RunLog(run)
+    log.log(10, {"loss": 5.5})
+    assert read_metrics(run) == []
+    log.sync()
+    assert read_metrics(run) == [{"step": 10, "loss": 5.5}]
+    log.log(20, {"loss": 5.0})
+    log.close()
+    assert read_metrics(run)[-1] == {"step": 20, "loss": 5.0}
+    assert [path.name[:6] for path in (tmp_path / "runs" / "mine" / "tensorboard").iterdir()] == ["events"]
+
+
+def test_an_image_is_listed_as_skipped_once_whatever_the_number_of_starts(run: RunDirectory) -> None:
+    with RunLog(run) as log:
+        log.skip(7, "a b/ä.jpg", "truncated")
+        log.skip(7, "a b/ä.jpg", "truncated")
+        log.skip(9, "c.png", "empty file")
+        assert log.num_skipped == 2
+    with RunLog(run, resume_step=10) as log:
+        log.skip(7, "a b/ä.jpg", "truncated")
+        assert log.num_skipped == 2
+    lines = [json.loads(line) for line in (run.read("skipped.jsonl") or b"").splitlines()]
+    assert lines == [
+        {"image_id": 7, "uri": "a b/ä.jpg", "reason": "truncated"},
+        {"image_id": 9, "uri": "c.png", "reason": "empty file"},
+    ]
+
+
+def test_tensorboard_events_name_the_metrics(tmp_path: Path) -> None:
+    with RunLog(RunDirectory(tmp_path / "mine")) as log:
+        log.log(10, {"loss_local": 5.5})
+    (events,) = (tmp_path / "mine" / "tensorboard").iterdir()
+    assert b"loss_local" in events.read_bytes()
+
+
+def _python(program: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )

@@ -1,0 +1,52 @@
+"""A configuration and units small enough to train on in a test."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from glsd.augment import multicrop_batch
+from glsd.config import Config
+from glsd.data import Order
+from glsd.training import Unit
+
+NUM_IMAGES = 13
+
+
+def small_config(setting: str = "geometric", backbone: str = "test_convnext", **overrides: object) -> Config:
+    """Two epochs of three steps of two units of two images, 64 and 32 px crops."""
+    return Config().with_overrides(
+        {
+            "objective.setting": setting,
+            "model.backbone": backbone,
+            "model.drop_path": 0.0,
+            "model.hidden_dim": 32,
+            "model.bottleneck_dim": 16,
+            "model.num_prototypes": 24,
+            "augment.global_size": 64,
+            "augment.local_sizes": (32,),
+            "augment.num_local_crops": (2,),
+            "optim.batch_size": 4,
+            "optim.epochs": 2,
+            "optim.warmup_epochs": 0,
+            "optim.base_lr": 0.05,
+            "optim.teacher_momentum": 0.9,
+            "data.unit_size": 2,
+            "log_every_steps": 1,
+            **overrides,
+        }
+    )
+
+
+def small_order(config: Config) -> Order:
+    return Order(config.seed, NUM_IMAGES, config.optim.batch_size, config.data.unit_size)
+
+
+def units(config: Config, first_step: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Unit]:
+    """This worker's units from a step on, made as the stream makes them, of noise images of several shapes."""
+    images = [np.random.default_rng(n).integers(0, 256, (70 + n, 90 - n, 3), np.uint8) for n in range(NUM_IMAGES)]
+    order = small_order(config)
+    end = config.optim.epochs * order.units_per_epoch
+    for k in range(first_step * order.units_per_step + rank, end, world_size):
+        epoch, ids = order.unit(k)
+        crops = multicrop_batch([images[i] for i in ids], config.augment, config.seed, epoch, ids, "device")
+        yield {"unit": np.full(len(ids), k), "image_id": ids, **crops}

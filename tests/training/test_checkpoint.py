@@ -1,0 +1,57 @@
+"""A checkpoint is whole, or it does not count."""
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from glsd.training import checkpoints, load_checkpoint, manifest, newest_checkpoint, prune_checkpoints, save_checkpoint
+
+
+def test_what_is_saved_is_read_back_with_its_facts(tmp_path):
+    state = {"weights": torch.arange(5.0), "step": 3, "centers": {"dense": None}}
+    path = save_checkpoint(str(tmp_path), 3, state, {"knn": 41.5})
+    found = load_checkpoint(path)
+    assert torch.equal(found["weights"], state["weights"])
+    assert found["centers"] == {"dense": None}
+    assert manifest(path)["knn"] == 41.5
+    assert newest_checkpoint(str(tmp_path)) == path
+
+
+def test_a_checkpoint_without_its_manifest_does_not_count(tmp_path):
+    save_checkpoint(str(tmp_path), 1, {}, {})
+    newer = save_checkpoint(str(tmp_path), 2, {}, {})
+    Path(newer, "manifest.json").unlink()
+    assert list(checkpoints(str(tmp_path))) == [1]
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
+    path = Path(save_checkpoint(str(tmp_path), 1, {"weights": torch.arange(5.0)}, {}))
+    content = bytearray((path / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / "state.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"step_00000001/state\.pt is damaged"):
+        load_checkpoint(str(path))
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_half_one(tmp_path):
+    good = save_checkpoint(str(tmp_path), 1, {"weights": torch.arange(5.0)}, {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(str(tmp_path), 2, {"weights": torch.zeros(10_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path / "checkpoints") == ["step_00000001"]
+    assert torch.equal(load_checkpoint(good)["weights"], torch.arange(5.0))
+
+
+def test_pruning_keeps_what_it_is_told_and_clears_what_a_killed_run_left(tmp_path):
+    for step in (1, 2, 3):
+        save_checkpoint(str(tmp_path), step, {}, {})
+    (tmp_path / "checkpoints" / ".step_00000004.partial").mkdir()
+    prune_checkpoints(str(tmp_path), keep={1, 3})
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step_00000001", "step_00000003"]

@@ -1,0 +1,100 @@
+"""The loop: logs, checkpoints, probes, the exact resume, and the stop at a loss that is not finite."""
+
+import io
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from glsd.training import NonFiniteLoss, TrainState, Unit, initial_state, train
+from tests.training.small import small_config, units
+
+CPU = torch.device("cpu")
+
+
+def saved(state: TrainState) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state.state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def assert_equal_states(one: object, other: object) -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal_states(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        for mine, others in zip(one, other, strict=True):
+            assert_equal_states(mine, others)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("backbone", ["test_convnext", "test_resnet", "test_vit"])
+def test_a_run_continued_from_any_checkpoint_ends_bit_for_bit_as_one_that_was_never_interrupted(backbone):
+    config = small_config(backbone=backbone, **{"model.drop_path": 0.2, "checkpoint_every_steps": 1})
+    checkpoints: dict[int, bytes] = {}
+
+    def keep(metrics: dict[str, float], state: TrainState | None) -> None:
+        if state is not None:
+            checkpoints[state.step] = saved(state)
+
+    train(initial_state(config, CPU), units(config), config, 3, CPU, keep)
+    assert sorted(checkpoints) == [1, 2, 3, 4, 5, 6]
+    final = torch.load(io.BytesIO(checkpoints[6]), weights_only=True)
+    for step in (1, 3, 5):
+        state = initial_state(config, CPU)
+        state.load_state_dict(torch.load(io.BytesIO(checkpoints[step]), weights_only=True))
+        train(state, units(config, step), config, 3, CPU, lambda metrics, state: None)
+        assert_equal_states(state.state_dict(), final)
+
+
+def test_logs_come_at_the_interval_and_checkpoints_at_the_end_of_each_epoch():
+    config = small_config(**{"log_every_steps": 2})
+    seen: list[tuple[int, bool]] = []
+    train(initial_state(config, CPU), units(config), config, 3, CPU, lambda m, s: seen.append((m["step"], s is not None)))
+    assert seen == [(2, False), (3, True), (4, False), (6, True)]
+
+
+def test_probes_see_the_teacher_at_their_epochs_and_change_nothing():
+    plain = initial_state(small_config(), CPU)
+    train(plain, units(small_config()), small_config(), 3, CPU, lambda metrics, state: None)
+
+    config = small_config(**{"evaluation.knn_every_epochs": 1})
+    probed, measured = initial_state(config, CPU), []
+    train(
+        probed, units(config), config, 3, CPU, lambda metrics, state: measured.append((metrics["step"], metrics.get("knn"))),
+        {"knn": lambda teacher, step: {"knn": 10.0 * step}},
+    )  # fmt: skip
+    assert [pair for pair in measured if pair[1] is not None] == [(3, 30.0), (6, 60.0)]
+    assert_equal_states(probed.state_dict(), plain.state_dict())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_parts_and_images():
+    config = small_config("vanilla", **{"log_every_steps": 3, "checkpoint_every_steps": None})
+    state = initial_state(config, CPU)
+
+    def poisoned() -> Iterator[Unit]:
+        for unit in units(config):
+            if unit["unit"][0] == 2:  # the second step's first unit
+                with torch.no_grad():
+                    state.teacher.head.last_layer.weight_g.fill_(torch.inf)
+            yield unit
+
+    ids = sorted({int(i) for unit, _ in zip(units(config), range(6), strict=False) for i in unit["image_id"]})
+    reached: list[float] = []
+    with pytest.raises(NonFiniteLoss, match="not finite at step 2") as caught:
+        train(state, poisoned(), config, 3, CPU, lambda metrics, state: reached.append(metrics["step"]))
+    assert "loss nan" in str(caught.value)
+    assert str(ids) in str(caught.value)
+    assert reached == []
+
+
+def test_a_unit_out_of_order_is_never_trained_on():
+    config = small_config()
+    arriving = list(units(config))
+    arriving[2], arriving[3] = arriving[3], arriving[2]
+    with pytest.raises(AssertionError, match="came in place of 2"):
+        train(initial_state(config, CPU), iter(arriving), config, 3, CPU, lambda metrics, state: None)
