@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from glsd.losses import geometric_matches, global_representation_loss, local_representation_loss
 from glsd.matching import Matches
+from glsd.models import Head
 
 BOTTLENECK_DIM = 256
 GROUPS = ((2, 7), (8, 3))  # (views, side of the dense grid): 2 x 49 + 8 x 9 student locations
@@ -42,15 +43,15 @@ class Problem(NamedTuple):
     u_s: list[Tensor]
     u_bar_t: Tensor
     u_t: Tensor
-    last_layers_s: list[tuple[Tensor, Tensor]]  # (gain, direction) of h-bar and h
-    last_layers_t: list[Tensor]
+    heads_s: list[Head]  # h-bar and h, of which only the last layers are used
+    heads_t: list[Head]
     centers: list[Tensor]
     matches: list[Matches]
 
     @property
     def leaves(self) -> list[Tensor]:
         """What gradients are taken of."""
-        return [*self.u_bar_s, *self.u_s, *(part for layer in self.last_layers_s for part in layer)]
+        return [*self.u_bar_s, *self.u_s, *(part for head in self.heads_s for part in head.last_layer_parameters())]
 
 
 def problem(batch: int, prototypes: int, device: str) -> Problem:
@@ -68,48 +69,49 @@ def problem(batch: int, prototypes: int, device: str) -> Problem:
 
     geos = [boxes(2, 0.4, 1.0), boxes(8, 0.05, 0.4)]
     grids = [(side, side) for _, side in GROUPS]
-    ones = torch.ones(prototypes, 1, device=device)
+    torch.manual_seed(0)
+    heads = [Head(1, 1, BOTTLENECK_DIM, prototypes, norm_last_layer=False).to(device) for _ in range(4)]
     made = Problem(
         u_bar_s=[unit(batch, views) for views, _ in GROUPS],
         u_s=[unit(batch, views, side, side) for views, side in GROUPS],
         u_bar_t=unit(batch, 2),
         u_t=unit(batch, 2, *grids[0]),
-        last_layers_s=[(ones.clone(), unit(prototypes) + 0.01) for _ in range(2)],
-        last_layers_t=[unit(prototypes) for _ in range(2)],
+        heads_s=heads[:2],
+        heads_t=heads[2:],
         centers=[0.01 * torch.randn(prototypes, generator=generator).to(device) for _ in range(2)],
         matches=[geometric_matches(geo, grid, geos[0], grids[0], 1.0) for geo, grid in zip(geos, grids, strict=True)],
     )
     for leaf in made.leaves:
         leaf.requires_grad_()
+    for head in made.heads_t:
+        head.requires_grad_(False)
     return made
 
 
+def last_layers(heads: list[Head]) -> list[Tensor]:
+    return [head.last_layer_weight() for head in heads]
+
+
 def ours(given: Problem) -> Tensor:
-    weight_bar, weight = (
-        direction * (gain / direction.norm(dim=1, keepdim=True)) for gain, direction in given.last_layers_s
-    )
+    (bar_s, dense_s), (bar_t, dense_t) = last_layers(given.heads_s), last_layers(given.heads_t)
     u_bar_s = torch.cat(given.u_bar_s, 1)
-    l_g = global_representation_loss(
-        u_bar_s, given.u_bar_t, weight_bar, given.last_layers_t[0], given.centers[0], *TEMPERATURES
-    )
+    l_g = global_representation_loss(u_bar_s, given.u_bar_t, bar_s, bar_t, given.centers[0], *TEMPERATURES)
     l_l = local_representation_loss(
-        given.u_s, given.u_t, given.matches, weight, given.last_layers_t[1], given.centers[1], *TEMPERATURES
+        given.u_s, given.u_t, given.matches, dense_s, dense_t, given.centers[1], *TEMPERATURES
     )
     return WEIGHTS[0] * l_g + WEIGHTS[1] * l_l
 
 
 def plain(given: Problem) -> Tensor:
     tau_s, tau_t = TEMPERATURES
-    weight_bar, weight = (
-        direction * (gain / direction.norm(dim=1, keepdim=True)) for gain, direction in given.last_layers_s
-    )
-    logits_bar = [(u @ weight_bar.T).float() / tau_s for u in given.u_bar_s]
-    logits = [(u.flatten(2, 3) @ weight.T).float() / tau_s for u in given.u_s]
+    bar_s, dense_s = last_layers(given.heads_s)
+    logits_bar = [(u @ bar_s.T).float() / tau_s for u in given.u_bar_s]
+    logits = [(u.flatten(2, 3) @ dense_s.T).float() / tau_s for u in given.u_s]
     with torch.no_grad():
         p_bar, p = (
             torch.softmax(((u @ layer.T).float() - center) / tau_t, -1)
             for u, layer, center in zip(
-                (given.u_bar_t, given.u_t.flatten(2, 3)), given.last_layers_t, given.centers, strict=True
+                (given.u_bar_t, given.u_t.flatten(2, 3)), last_layers(given.heads_t), given.centers, strict=True
             )
         )
     losses, num_pairs = [], 0

@@ -1,9 +1,9 @@
 """k-NN of a teacher (Sec. 4.3): which images vote and which are tested, online within a run and on its own."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +11,21 @@ import torch
 from torch import Tensor
 
 from glsd.config import Config, EvaluationConfig
-from glsd.data import Index, UndecodableImage, decode
-from glsd.evaluation import Encoder, KnnResult, embed, knn_accuracy, majority_share
+from glsd.data import Index, UndecodableImage, build_index, decode
+from glsd.evaluation import (
+    Encoder,
+    KnnResult,
+    embed,
+    knn_accuracy,
+    load_encoder,
+    majority_share,
+    untrained_encoder,
+)
 from glsd.models import Network
+from ray_jobs.cluster import num_cores
+from ray_jobs.monitor import ProgressLine
+
+Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
@@ -34,8 +46,8 @@ class KnnSplit(NamedTuple):
 
     @property
     def majority(self) -> float:
-        """Accuracy in percent of always naming the most frequent class of the anchors."""
-        return 100 * majority_share(torch.from_numpy(self.anchors.labels), torch.from_numpy(self.queries.labels))
+        """Share of the queries that always naming the most frequent class of the anchors gets right."""
+        return majority_share(torch.from_numpy(self.anchors.labels), torch.from_numpy(self.queries.labels))
 
 
 def knn_split(train: Index, test: Index | None, evaluation: EvaluationConfig, seed: int = 0) -> KnnSplit:
@@ -75,53 +87,165 @@ def _some(index: Index, labels: np.ndarray, image_ids: np.ndarray, at_most: int)
     return LabelledImages(index, chosen, labels[chosen])
 
 
+class Preprocessed(NamedTuple):
+    """Images as the encoder takes them."""
+
+    crops: np.ndarray
+    """(images, crop, crop, 3) uint8."""
+    labels: Tensor
+
+
+class Labelled(NamedTuple):
+    """Representations and labels of some images."""
+
+    features: Tensor
+    labels: Tensor
+
+
 class OnlineKnn:
     """A probe of the loop: k-NN of the teacher, every worker embedding its share of the images.
 
-    The images are decoded once and kept as bytes. Nothing of the training changes: the teacher's mode is restored and
+    The images are decoded once and kept as bytes. Nothing of the training changes: the backbone's mode is restored and
     no random number is drawn.
     """
 
     def __init__(self, split: KnnSplit, config: Config, device: torch.device) -> None:
-        self.split, self.config, self.device = split, config, device
+        self._split, self._config, self._device = split, config, device
         distributed = torch.distributed.is_initialized()
-        self.rank = torch.distributed.get_rank() if distributed else 0
-        self.world_size = torch.distributed.get_world_size() if distributed else 1
+        self._rank = torch.distributed.get_rank() if distributed else 0
+        self._world_size = torch.distributed.get_world_size() if distributed else 1
+        self._shares: list[Preprocessed] | None = None
 
-    def __call__(self, teacher: Network, step: int) -> dict[str, float]:  # noqa: ARG002 (a probe is told the step)
-        """`{"knn": top-1 in percent}`."""
+    def __call__(self, teacher: Network, step: int) -> dict[str, float]:  # noqa: ARG002 - a probe is told the step
+        """`{"knn": share of the tested images whose class is voted for}`."""
         was_training = teacher.backbone.training
-        encoder = Encoder(teacher.backbone, self.config)
+        encoder = Encoder(teacher.backbone, self._config)
+        if self._shares is None:
+            mine = slice(self._rank, None, self._world_size)
+            self._shares = [preprocessed(encoder, images, mine) for images in (self._split.anchors, self._split.queries)]
         try:
-            anchors, queries = (self._features(encoder, share) for share in self._shares)
+            anchors, queries = (self._gathered(_embedded(encoder, share)) for share in self._shares)
         finally:
             teacher.backbone.train(was_training)
-        return {"knn": 100 * _accuracy(anchors, queries, self.split, self.config).top1}
+        return {"knn": score(anchors, queries, self._split, self._config.evaluation).top1}
 
-    @cached_property
-    def _shares(self) -> list["_Decoded"]:
-        encoder = Encoder  # preprocessing needs no weights
-        return [
-            _decoded(images, slice(self.rank, None, self.world_size), self.config)
-            for images in (self.split.anchors, self.split.queries)
-        ]
-
-    def _features(self, encoder: Encoder, share: "_Decoded") -> "_Features":
-        features = embed(encoder, share.pixels, self.device)
-        mine = _Features(features, share.labels)
-        if self.world_size == 1:
+    def _gathered(self, mine: Labelled) -> Labelled:
+        if self._world_size == 1:
             return mine
-        gathered: list[_Features | None] = [None] * self.world_size
-        torch.distributed.all_gather_object(gathered, _Features(features.cpu(), share.labels))
-        parts = [part for part in gathered if part is not None]
-        return _Features(torch.cat([p.features for p in parts]).to(self.device), torch.cat([p.labels for p in parts]))
+        everyones: list[Labelled] = [mine] * self._world_size
+        torch.distributed.all_gather_object(everyones, Labelled(mine.features.cpu(), mine.labels))
+        return Labelled(
+            torch.cat([part.features for part in everyones]).to(self._device),
+            torch.cat([part.labels for part in everyones]),
+        )
 
 
-class _Decoded(NamedTuple):
-    pixels: np.ndarray
-    labels: Tensor
+@dataclass(frozen=True)
+class Scores:
+    """What `glsd evaluate` found, and what it stands beside."""
+
+    model: str
+    knn: KnnResult
+    untrained: KnnResult
+    """The same backbone at its random initialisation."""
+    majority: float
+    """Share of the tested images in the most frequent class of those that vote."""
 
 
-class _Features(NamedTuple):
-    features: Tensor
-    labels: Tensor
+def evaluate(model: str, data: Sources, *, test: Sources | None = None) -> Scores:
+    """k-NN of a run, a checkpoint or an exported backbone on labelled images, beside its random initialisation.
+
+    Args:
+        model: what `glsd.load_encoder` takes.
+        data: labelled images that vote; without `test`, a share `evaluation.holdout` of them is tested instead.
+        test: labelled images that are tested.
+
+    Raises:
+        ValueError: there is no model, or the images have no labels.
+    """
+    encoder = load_encoder(model)
+    config = encoder.config
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with ProgressLine() as line:
+        voting = build_index(data, config.data, progress=lambda count: line.phase(f"indexing {count:,} images"))
+        tested = None if test is None else build_index(test, config.data)
+        everything = config.evaluation.model_copy(update={"max_images": len(voting) + (len(tested) if tested else 0)})
+        split = knn_split(voting, tested, everything)
+        results = []
+        for network, name in ((encoder, "embedding"), (untrained_encoder(config), "embedding, untrained,")):
+            sides = [
+                _streamed(network.to(device), images, lambda done, name=name: line.phase(f"{name} {done:,} images"))
+                for images in (split.anchors, split.queries)
+            ]
+            results.append(score(sides[0], sides[1], split, config.evaluation))
+    return Scores(model, results[0], results[1], split.majority)
+
+
+def score_table(scores: Scores) -> str:
+    """The scores for people.
+
+    The random initialisation is the honest zero of an encoder: convolutions alone tell many images apart.
+    """
+    knn = scores.knn
+    rows = [
+        (scores.model, knn.top1),
+        ("the same backbone, untrained", scores.untrained.top1),
+        ("always the most frequent class", scores.majority),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"k-NN accuracy, k = {knn.k}: {knn.num_anchors:,} images vote on {knn.num_queries:,}"]
+    return "\n".join([*lines, *(f"  {name:<{width}}  {100 * value:5.1f} %" for name, value in rows)])
+
+
+def score(anchors: Labelled, queries: Labelled, split: KnnSplit, evaluation: EvaluationConfig) -> KnnResult:
+    """Accuracy of the vote."""
+    return knn_accuracy(
+        anchors.features,
+        anchors.labels,
+        queries.features,
+        queries.labels,
+        evaluation.k,
+        evaluation.temperature,
+        len(split.classes),
+    )
+
+
+def preprocessed(encoder: Encoder, images: LabelledImages, part: slice = slice(None)) -> Preprocessed:
+    """A part of the images as the encoder takes them; undecodable ones are left out."""
+    limits = encoder.config.data
+    image_ids, labels = images.image_ids[part], images.labels[part]
+
+    def crop(image_id: int) -> np.ndarray | None:
+        try:
+            image = decode(images.index.read(image_id), limits.max_pixels, limits.value_range)
+        except UndecodableImage:
+            return None
+        return encoder.preprocess(image)
+
+    with ThreadPoolExecutor(num_cores()) as pool:
+        crops = list(pool.map(crop, image_ids.tolist()))
+    decodable = [index for index, image in enumerate(crops) if image is not None]
+    side = encoder.config.evaluation.crop
+    pixels = np.empty((len(decodable), side, side, 3), np.uint8)
+    for row, index in enumerate(decodable):
+        pixels[row] = crops[index]
+    return Preprocessed(pixels, torch.from_numpy(labels[decodable]))
+
+
+def _embedded(encoder: Encoder, images: Preprocessed) -> Labelled:
+    return Labelled(embed(encoder, torch.from_numpy(images.crops).split(_BATCH)), images.labels)
+
+
+def _streamed(encoder: Encoder, images: LabelledImages, progress: Callable[[int], None]) -> Labelled:
+    """Representations of any number of images, never more than a few batches of pixels in memory."""
+    features, labels = [], []
+    for start in range(0, len(images.image_ids), _CHUNK):
+        part = _embedded(encoder, preprocessed(encoder, images, slice(start, start + _CHUNK)))
+        features.append(part.features)
+        labels.append(part.labels)
+        progress(min(start + _CHUNK, len(images.image_ids)))
+    return Labelled(torch.cat(features), torch.cat(labels))
+
+
+_BATCH = 64
+_CHUNK = 512

@@ -44,8 +44,8 @@ def progress_text(metrics: Mapping[str, float]) -> str:
         "epoch": _count("epoch", metrics, "epoch", "epochs"),  # under way or just ended, from 1
         "loss": _number("loss {:.3f}", metrics, "loss"),
         "losses": _losses(metrics),
-        "speed": _number("{:5.0f} images/s", metrics, "images_per_s"),
-        "wait": _number("wait {:3.0%}", metrics, "data_wait").replace("%", " %"),
+        "speed": _number("{:4.0f} images/s", metrics, "images_per_s"),
+        "wait": _number("wait {:4.0%}", metrics, "data_wait").replace("%", " %"),
         "left": f"left {duration_text(metrics['seconds_left'])}" if "seconds_left" in metrics else "",
         "knn": _number("k-NN {:.1f} %", metrics, "knn"),
     }

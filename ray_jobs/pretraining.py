@@ -6,11 +6,12 @@ continues from its newest complete checkpoint when the same command is given aga
 
 import itertools
 import json
-import os
+import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +41,7 @@ from glsd.training import (
     train,
 )
 from ray_jobs.cluster import check_resources, cluster
-from ray_jobs.evaluating import KnnSplit, OnlineKnn, knn_split
+from ray_jobs.evaluating import KnnSplit, OnlineKnn, Sources, knn_split
 from ray_jobs.finishing import finish
 from ray_jobs.monitor import ProgressLine, Reporter, start_monitor, watch
 from ray_jobs.run_directory import RunDirectory, RunLog
@@ -49,9 +50,6 @@ from ray_jobs.stream import MAX_UNIT_BYTES, UnitSource, stream, stream_options, 
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
-
-Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-
 
 @dataclass(frozen=True)
 class Run:
@@ -117,6 +115,10 @@ def pretrain(config: Config, data: Sources, out: str, *, knn_data: Sources | Non
             split = knn_split(index, tested, config.evaluation) if index.labels is not None or tested else None
             if max(checkpoints(out), default=0) < config.optim.epochs * order.steps_per_epoch:
                 _train_on_ray(config, settings, run, index, image_ids, split, line)
+            if len(image_ids) < len(index):
+                with tempfile.NamedTemporaryFile(suffix=".csv") as file:
+                    write_subset(file.name, index, image_ids)
+                    run.write("subset.csv", Path(file.name).read_bytes())
             finish(run, config, index, image_ids, split, line)
         else:
             line.phase(f"{out} is finished: nothing is left to do")

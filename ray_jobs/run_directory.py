@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -52,7 +53,7 @@ class RunDirectory:
     """
 
     def __init__(self, out: str | os.PathLike[str], filesystem: pyarrow.fs.FileSystem | None = None) -> None:
-        self.out = os.fspath(out).rstrip("/")
+        self.out = os.fspath(out).rstrip("/") or os.fspath(out)
         if filesystem is not None:
             self.filesystem, self.path = filesystem, self.out
         elif "://" in self.out:
@@ -61,7 +62,7 @@ class RunDirectory:
             self.filesystem, self.path = pyarrow.fs.LocalFileSystem(), str(Path(self.out).expanduser().resolve())
         self.token: str | None = None
         self.storage_path, _, self.name = self.path.rpartition("/")
-        if not self.storage_path or not self.name:
+        if not self.out or not self.storage_path or not self.name:
             raise ValueError(f"--out {os.fspath(out)!r} must name a folder inside another folder or a bucket")
 
     @property
@@ -75,7 +76,7 @@ class RunDirectory:
             with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
                 content: bytes = stream.read()
                 return content
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, name: str, data: bytes) -> None:
@@ -316,7 +317,7 @@ def _is_temporary(name: str) -> bool:
 
 def _replace(path: Path, data: bytes) -> None:
     """Write a local file that is whole at any moment, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     with temporary.open("wb") as stream:
         stream.write(data)
         stream.flush()

@@ -60,6 +60,8 @@ _BROKEN: Final = (
     zlib.error,
 )
 _SAMPLE_KINDS: Final[dict[int, Literal["u", "i", "f"]]] = {1: "u", 2: "i", 3: "f"}
+_WHITE_IS_ZERO: Final = 0
+_DEEP_PHOTOMETRICS: Final = (_WHITE_IS_ZERO, 1, 2)  # the others are black is zero, and RGB
 _warning_filters = threading.Lock()
 
 
@@ -171,7 +173,7 @@ class _TiffTags(NamedTuple):
     height: int
     bits: int
     kind: Literal["u", "i", "f"]
-    white_is_zero: bool
+    photometric: int
 
 
 def _tiff_tags(data: bytes) -> _TiffTags:
@@ -186,7 +188,7 @@ def _tiff_tags(data: bytes) -> _TiffTags:
             tags[TiffImagePlugin.IMAGELENGTH],
             max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))),
             _SAMPLE_KINDS[tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]],
-            tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0,
+            tags[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION],
         )
 
 
@@ -196,10 +198,12 @@ def _deep_tiff(data: bytes, tags: _TiffTags, max_pixels: int, value_range: Range
         raise UndecodableImage(f"{tags.bits} bits a sample are not supported; up to 8, 16, 32 and 64 are")
     if tags.kind == "f" and value_range is None:
         raise UndecodableImage("its values are floats; set data.value_range to those that are black and white")
+    if tags.photometric not in _DEEP_PHOTOMETRICS:
+        raise UndecodableImage(f"colours of TIFF kind {tags.photometric} with {tags.bits} bits are not supported")
     values = _deep_values(data, np.dtype(f"{tags.kind}{tags.bits // 8}"))
     pixels = _scaled_to_rgb(values, value_range)
     # OpenCV has turned the image upright, but leaves those stored with white as zero inverted.
-    return 255 - pixels if tags.white_is_zero else pixels
+    return 255 - pixels if tags.photometric == _WHITE_IS_ZERO else pixels
 
 
 def _deep_values(data: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -213,6 +217,8 @@ def _deep_values(data: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
         cv2.utils.logging.setLogLevel(log_level)
     if values is None or values.dtype.itemsize != dtype.itemsize:
         raise UndecodableImage(f"broken content, or values of a kind that OpenCV cannot read ({dtype})")
+    if values.ndim == 3 and values.shape[2] not in (3, 4):
+        raise UndecodableImage(f"{values.shape[2]} channels are neither grey, RGB nor RGBA")
     return np.asarray(values).view(dtype)
 
 

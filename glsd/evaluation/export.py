@@ -111,7 +111,7 @@ def _compared(encoder: Encoder, written: Path, out: Path) -> ExportReport:
     size = _compared_size(encoder)
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.random.fork_rng(devices=[]):
-        model = timm.create_model(f"local-dir:{written}", pretrained=True, num_classes=0).eval().to(device)
+        model: Any = timm.create_model(f"local-dir:{written}", pretrained=True, num_classes=0).eval().to(device)
     with torch.no_grad():
         ours, theirs = encoder(images)[0], model(images)
         line = "z_bar = model.eval()(images)"

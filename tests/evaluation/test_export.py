@@ -20,7 +20,7 @@ def images(size: int) -> torch.Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
 def test_timms_model_equals_ours_at_every_size(tmp_path: Path, backbone: str) -> None:
     encoder = untrained_encoder(config(backbone))
     report = export_backbone(encoder, tmp_path / "backbone")
@@ -32,19 +32,22 @@ def test_timms_model_equals_ours_at_every_size(tmp_path: Path, backbone: str) ->
         assert torch.equal(names["z_bar"], encoder(images(size))[0])
 
 
-@pytest.mark.parametrize("window", [7, 14])
-def test_timms_swin_differs_by_its_epsilon_alone_at_224_px(tmp_path: Path, window: int) -> None:
-    encoder = untrained_encoder(config(f"swin_tiny_patch4_window{window}_224"))
+def test_timms_swin_differs_by_its_epsilon_alone_at_224_px_and_ours_loads_exactly(tmp_path: Path) -> None:
+    encoder = untrained_encoder(config("swin_tiny_patch4_window7_224"))
     report = export_backbone(encoder, tmp_path / "backbone")
-    assert report.largest_difference > 0
+    z_bar, z = encoder(images(224))
+    loaded_z_bar, loaded_z = load_encoder(tmp_path / "backbone")(images(224))
+    assert torch.equal(loaded_z_bar, z_bar)
+    assert torch.equal(loaded_z, z)
+    assert 0 < report.largest_difference < 1e-4 * report.largest_entry
     model = timm.create_model(f"local-dir:{report.path}", pretrained=True, num_classes=0).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.eps = 1e-6
-    torch.testing.assert_close(model(images(224)), encoder(images(224))[0], rtol=0, atol=2e-6)
+    torch.testing.assert_close(model(images(224)), z_bar, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224", "swin_tiny_patch4_window14_224"])
+@pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224"])
 def test_an_exported_encoder_loads_exactly(tmp_path: Path, backbone: str) -> None:
     encoder = untrained_encoder(config(backbone))
     export_backbone(encoder, tmp_path / "backbone")
@@ -59,8 +62,8 @@ def test_timm_preprocesses_as_our_evaluation_does(tmp_path: Path) -> None:
     export_backbone(untrained_encoder(config().with_overrides(overrides)), tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0)
     data = timm.data.resolve_data_config({}, model=model)
-    assert data["input_size"] == (3, 128, 128)
-    assert (data["mean"], data["std"]) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert tuple(data["input_size"]) == (3, 128, 128)
+    assert [*data["mean"], *data["std"]] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     assert (data["interpolation"], data["crop_pct"], data["crop_mode"]) == ("bicubic", 128 / 140, "center")
 
 
@@ -104,26 +107,27 @@ export_backbone(encoder, out)
 """
 
 
-@pytest.mark.parametrize(
-    ("event", "source", "earlier_stays"),
-    [
-        ("open", ".backbone.partial/config.json", True),
-        ("os.rename", "/backbone", True),
-        ("os.rename", ".backbone.partial", False),
-    ],
-)
-def test_a_killed_export_leaves_none_or_the_earlier_one_and_runs_again(
-    tmp_path: Path, event: str, source: str, earlier_stays: bool
-) -> None:
+def killed_export(config: Config, out: Path, event: str, source: str) -> int:
+    """Exit status of a process that kills itself when it does `event` to `source`, exporting to `out`."""
+    arguments = [config.model_dump_json(), str(out), event, source]
+    return subprocess.run([sys.executable, "-c", EXPORT_AND_DIE, *arguments], check=False).returncode
+
+
+def test_an_export_killed_while_it_writes_leaves_no_folder_and_runs_again(tmp_path: Path) -> None:
+    out = tmp_path / "backbone"
+    assert killed_export(config(), out, "open", ".backbone.partial/config.json") == -signal.SIGKILL
+    assert (tmp_path / ".backbone.partial" / "model.safetensors").exists()
+    assert not out.exists()
+    export_backbone(untrained_encoder(config()), out)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["backbone"]
+
+
+def test_an_export_killed_while_it_replaces_another_leaves_no_mixture_and_runs_again(tmp_path: Path) -> None:
     out = tmp_path / "backbone"
     earlier, newer = (untrained_encoder(config().with_overrides({"seed": seed})) for seed in (0, 1))
     export_backbone(earlier, out)
-    arguments = [newer.config.model_dump_json(), str(out), event, source]
-    killed = subprocess.run([sys.executable, "-c", EXPORT_AND_DIE, *arguments], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert out.exists() == earlier_stays
-    if earlier_stays:
-        assert torch.equal(load_encoder(out)(images(96))[0], earlier(images(96))[0])
+    assert killed_export(newer.config, out, "os.rename", ".backbone.partial") == -signal.SIGKILL
+    assert not out.exists()
     export_backbone(newer, out)
     assert torch.equal(load_encoder(out)(images(96))[0], newer(images(96))[0])
     assert [entry.name for entry in tmp_path.iterdir()] == ["backbone"]

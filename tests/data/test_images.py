@@ -1,0 +1,283 @@
+import io
+import struct
+import warnings
+import zlib
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from glsd.data import UndecodableImage, decode, extension
+from tests.data.encoding import encoded, photograph, tiff
+
+LIMIT = 10**6
+
+
+def by_pillow(data: bytes) -> NDArray[np.uint8]:
+    return np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+
+def png_of_16_bits(values: NDArray[np.uint16]) -> bytes:
+    order = [2, 1, 0, 3][: values.shape[-1]] if values.ndim == 3 else ...
+    return cv2.imencode(".png", np.ascontiguousarray(values[..., order]))[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        *(
+            ("RGB", "JPEG", {"quality": 90, "subsampling": s, "progressive": p})
+            for s in (0, 1, 2)
+            for p in (False, True)
+        ),
+        ("L", "JPEG", {}),
+        ("CMYK", "JPEG", {}),
+        ("RGB", "PNG", {}),
+        ("L", "PNG", {}),
+        ("1", "PNG", {}),
+        ("P", "PNG", {}),
+        ("RGB", "WEBP", {}),
+        ("RGB", "WEBP", {"lossless": True}),
+        ("RGB", "BMP", {}),
+        ("P", "BMP", {}),
+        ("L", "BMP", {}),
+        ("P", "GIF", {}),
+        ("RGB", "TIFF", {}),
+        ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+        ("RGB", "TIFF", {"compression": "jpeg"}),
+        ("L", "TIFF", {"compression": "tiff_deflate"}),
+        ("1", "TIFF", {"compression": "group4"}),
+        ("CMYK", "TIFF", {}),
+        ("YCbCr", "TIFF", {}),
+    ],
+)
+@pytest.mark.parametrize("size", [(48, 64), (37, 51), (1, 1)])
+def test_every_format_has_the_pixels_that_pillow_reads(
+    mode: str, kind: str, options: dict[str, Any], size: tuple[int, int]
+) -> None:
+    data = encoded(Image.fromarray(photograph(*size)).convert(mode), kind, **options)
+    pixels = decode(data, LIMIT)
+    np.testing.assert_array_equal(pixels, by_pillow(data))
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (*size, 3)
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.writeable
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("WEBP", "RGB")])
+def test_exif_orientation_turns_the_image_upright(orientation: int, kind: str, mode: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(photograph()).convert(mode), kind, exif=exif)
+    np.testing.assert_array_equal(decode(data, LIMIT), by_pillow(data))
+    assert decode(data, LIMIT).shape == ((64, 48, 3) if orientation >= 5 else (48, 64, 3))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiffs_are_turned_upright_once(orientation: int, dtype: type[np.generic]) -> None:
+    values = np.arange(6, dtype=dtype).reshape(2, 3) * dtype(255 if dtype == np.uint16 else 1)
+    value_range = (0.0, 65025.0)
+    upright = np.array(by_pillow(tiff(np.arange(6, dtype=np.uint8).reshape(2, 3), orientation)))
+    np.testing.assert_array_equal(decode(tiff(values, orientation), LIMIT, value_range), upright)
+
+
+def test_orientation_applies_to_16_bit_pngs() -> None:
+    plain = png_of_16_bits(photograph().astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    payload = exif.tobytes()[6:]
+    chunk = struct.pack(">I", len(payload)) + b"eXIf" + payload + struct.pack(">I", zlib.crc32(b"eXIf" + payload))
+    turned = decode(plain[:33] + chunk + plain[33:], LIMIT)
+    np.testing.assert_array_equal(turned, np.rot90(photograph(), -1))
+
+
+def test_adobe_cmyk_keeps_its_colours() -> None:
+    red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    assert (np.abs(decode(encoded(red, "JPEG"), LIMIT).astype(int) - [255, 0, 0]) <= 3).all()
+
+
+def test_transparent_pixels_lie_on_white() -> None:
+    image = Image.new("RGBA", (3, 1))
+    for x, color in enumerate([(200, 0, 0, 255), (0, 0, 0, 0), (0, 100, 0, 51)]):
+        image.putpixel((x, 0), color)
+    # 51 / 255 is a fifth of (0, 100, 0) and four fifths of white.
+    assert decode(encoded(image, "PNG"), LIMIT).tolist() == [[[200, 0, 0], [255, 255, 255], [204, 224, 204]]]
+    assert decode(encoded(image, "TIFF"), LIMIT).tolist() == [[[200, 0, 0], [255, 255, 255], [204, 224, 204]]]
+    assert decode(encoded(image, "WEBP", lossless=True, exact=True), LIMIT).tolist()[0][1] == [255, 255, 255]
+    deep = np.array(image).astype(np.uint16) * 257
+    assert decode(png_of_16_bits(deep), LIMIT).tolist() == [[[200, 0, 0], [255, 255, 255], [204, 224, 204]]]
+
+
+def test_a_transparent_palette_entry_lies_on_white() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    for data in (
+        encoded(image, "PNG", transparency=1),
+        encoded(image, "PNG", transparency=b"\xff\x00"),
+        encoded(image, "GIF", transparency=1),
+    ):
+        assert decode(data, LIMIT).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_the_first_frame_of_an_animation_counts() -> None:
+    frames = [Image.fromarray(photograph(seed=seed)).convert("P") for seed in range(3)]
+    for kind in ("GIF", "TIFF"):
+        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+        np.testing.assert_array_equal(decode(data, LIMIT), np.array(frames[0].convert("RGB")))
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_deep_values_are_scaled_by_the_range_and_saturate(data: st.DataObject) -> None:
+    dtype = np.dtype(data.draw(st.sampled_from(["u2", "i2", "u4", "i4", "f4", "f8"])))
+    channels = data.draw(st.sampled_from([1, 3]))
+    if dtype.kind == "f":
+        numbers = st.floats(-1e6, 1e6, width=32)
+    else:
+        numbers = st.integers(int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    values = data.draw(st.lists(numbers, min_size=2 * channels, max_size=2 * channels))
+    low = data.draw(st.integers(-70_000, 70_000))
+    high = low + data.draw(st.integers(1, 70_000))
+    array = np.array(values, dtype).reshape((1, 2, channels) if channels == 3 else (1, 2))
+    pixels = decode(tiff(array), LIMIT, (low, high)).ravel()
+    expected = np.repeat(array, 3) if channels == 1 else array.ravel()
+    for pixel, value in zip(pixels.tolist(), expected.tolist(), strict=True):
+        share = 255 * min(max((value - low) / (high - low), 0), 1)
+        assert abs(pixel - share) <= 0.5 + 1e-2  # 16-bit values are scaled in single precision
+
+
+@pytest.mark.parametrize("dtype", ["u2", "i2", "u4", "i4"])
+def test_integers_have_the_full_range_of_their_type_by_default(dtype: str) -> None:
+    limits = np.iinfo(dtype)
+    middle = (limits.max + limits.min + 1) // 2
+    pixels = decode(tiff(np.array([[limits.min, middle, limits.max]], dtype)), LIMIT)
+    assert pixels[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_16_bit_pngs_keep_grey_and_colour() -> None:
+    picture = photograph()
+    np.testing.assert_array_equal(decode(png_of_16_bits(picture.astype(np.uint16) * 257), LIMIT), picture)
+    np.testing.assert_array_equal(decode(png_of_16_bits(picture.astype(np.uint16)), LIMIT, (0, 255)), picture)
+    grey = decode(png_of_16_bits(picture[..., 0].astype(np.uint16)), LIMIT, (0, 255))
+    np.testing.assert_array_equal(grey, np.repeat(picture[..., :1], 3, axis=2))
+
+
+def test_8_bit_images_are_not_scaled() -> None:
+    picture = photograph()
+    np.testing.assert_array_equal(decode(encoded(picture, "PNG"), LIMIT, (0, 100)), picture)
+
+
+def test_white_is_zero_is_inverted() -> None:
+    values = np.array([[0, 65535]], np.uint16)
+    assert decode(tiff(values, photometric=0), LIMIT)[0, :, 0].tolist() == [255, 0]
+
+
+def test_floats_that_are_no_numbers_are_black() -> None:
+    values = np.array([[np.nan, -np.inf, np.inf, 0.5]], np.float32)
+    assert decode(tiff(values), LIMIT, (0, 1))[0, :, 0].tolist() == [0, 0, 255, 128]
+
+
+def test_floats_need_a_value_range() -> None:
+    with pytest.raises(UndecodableImage, match=r"set data\.value_range"):
+        decode(tiff(np.zeros((2, 2), np.float32)), LIMIT)
+
+
+def test_deep_cmyk_is_refused_rather_than_shown_in_wrong_colours() -> None:
+    with pytest.raises(UndecodableImage, match="kind 5 with 16 bits"):
+        decode(tiff(np.zeros((2, 2, 4), np.uint16), photometric=5), LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_truncated_images_are_undecodable(kind: str) -> None:
+    data = encoded(photograph(), kind)
+    for length in (len(data) * 2 // 3, 20, 5):
+        with pytest.raises(UndecodableImage):
+            decode(data[:length], LIMIT)
+
+
+@pytest.mark.parametrize("values", [np.zeros((9, 9), np.uint16), np.zeros((9, 9, 3), np.float32)])
+def test_truncated_deep_images_are_undecodable(values: NDArray[Any]) -> None:
+    with pytest.raises(UndecodableImage):
+        decode(tiff(values)[:100], LIMIT, (0, 1))
+
+
+def test_an_empty_file_is_undecodable() -> None:
+    with pytest.raises(UndecodableImage, match="the file is empty"):
+        decode(b"", LIMIT)
+
+
+@pytest.mark.parametrize("data", [b"hello world", b"<svg></svg>", b"%PDF-1.4", b"\0" * 100, b"\x1f\x8b\x08"])
+def test_other_content_is_undecodable(data: bytes) -> None:
+    with pytest.raises(UndecodableImage, match="is no JPEG, PNG, WebP, BMP, TIFF or GIF"):
+        decode(data, LIMIT)
+
+
+def test_the_content_names_the_extension() -> None:
+    suffixes = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".gif": "GIF"}
+    for suffix, kind in suffixes.items():
+        assert extension(encoded(photograph(), kind)) == suffix
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_the_pixel_limit_is_named(kind: str) -> None:
+    data = encoded(photograph(48, 64), kind)
+    assert decode(data, 48 * 64).shape == (48, 64, 3)
+    with pytest.raises(UndecodableImage, match=r"64 x 48 = 3072 pixels are more than data\.max_pixels 3071"):
+        decode(data, 48 * 64 - 1)
+
+
+def test_a_decompression_bomb_is_refused_by_its_header() -> None:
+    # The header promises 60000 x 60000 pixels, of which there are none: only its size can be what is wrong.
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    rest = (
+        struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    )
+    for depth in (8, 16):
+        header = chunk.replace(b"\x08\x02\0\0\0", bytes([depth, 2, 0, 0, 0]))
+        data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + rest
+        with pytest.raises(UndecodableImage, match=r"60000 x 60000 = 3600000000 pixels .* data\.max_pixels 178956970"):
+            decode(data, 178_956_970)
+
+
+def test_the_limit_may_lie_above_pillows_own() -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    assert limit is not None
+    side = int((2 * limit) ** 0.5) + 1
+    data = encoded(Image.new("1", (side, side)), "PNG")
+    assert decode(data, side * side).shape == (side, side, 3)
+
+
+def test_pillows_warnings_stay_inside() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a description that is long enough to lie behind the directory"
+    data = bytearray(encoded(photograph(), "JPEG", exif=exif))
+    place = data.index(b"a description") - 12
+    data[place : place + 4] = b"\xff\xff\xff\x7f"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(bytes(data), LIMIT).shape == (48, 64, 3)
+        assert decode(encoded(Image.new("P", (2, 2)), "PNG", transparency=b"\0"), LIMIT).shape == (2, 2, 3)
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_broken_content_is_undecodable_or_an_image(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"]))
+    content = bytearray(encoded(photograph(8, 9), kind))
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        pixels = decode(bytes(content), LIMIT)
+    except UndecodableImage as error:
+        assert str(error)
+    else:
+        assert pixels.shape[2] == 3
+        assert pixels.dtype == np.uint8

@@ -1,0 +1,145 @@
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from glsd.models import build_backbone, timm_architecture
+
+FAMILIES = {
+    # name: (d, grid at 224 px, grid at 96 px)
+    "swin_tiny_patch4_window7_224": (768, (7, 7), (3, 3)),
+    "swin_tiny_patch4_window14_224": (768, (7, 7), (3, 3)),
+    "vit_small_patch16_224": (384, (14, 14), (6, 6)),
+    "resnet50": (2048, (7, 7), (3, 3)),
+    "convnext_tiny": (768, (7, 7), (3, 3)),
+    "vit_tiny_patch16_224": (192, (14, 14), (6, 6)),
+    "resnet10t": (512, (7, 7), (3, 3)),
+    "convnext_atto": (320, (7, 7), (3, 3)),
+    "mobilenetv3_small_050": (288, (7, 7), (3, 3)),  # pools to another width than its map's
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_instance_gives_maps_of_all_crop_sizes(name: str) -> None:
+    dim, grid_224, grid_96 = FAMILIES[name]
+    backbone = build_backbone(name).eval()
+    assert (backbone.dim, backbone.grid(224), backbone.grid(96)) == (dim, grid_224, grid_96)
+    with torch.no_grad():
+        for size, grid in ((96, grid_96), (64, backbone.grid(64))):
+            z_bar, z = backbone(torch.randn(2, 3, size, size))
+            assert z_bar.shape == (2, dim)
+            assert z.shape == (2, *grid, dim)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("swin_tiny_patch4_window7_224", 27.5), ("swin_small_patch4_window7_224", 48.8)]
+)
+def test_swin_has_the_parameters_of_the_papers(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+    assert round(sum(parameter.numel() for parameter in backbone.parameters()) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("depth", [8, 17])
+def test_z_of_a_vit_is_its_patch_tokens_in_rows_and_z_bar_its_class_token(depth: int) -> None:
+    backbone = build_backbone("test_vit").eval()
+    size = 16 * depth
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        z_bar, z = backbone(x)
+        tokens = backbone.model.forward_features(x)
+    assert torch.equal(z_bar, tokens[:, 0])
+    for row in range(depth):
+        for column in range(depth):
+            assert torch.equal(z[:, row, column], tokens[:, 1 + row * depth + column])
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "test_resnet", "mobilenetv3_small_050"])
+def test_z_bar_is_the_mean_of_z_where_the_model_averages(name: str) -> None:
+    backbone = build_backbone(name).eval()
+    with torch.no_grad():
+        z_bar, z = backbone(torch.randn(2, 3, 64, 64))
+    torch.testing.assert_close(z_bar, z.mean((1, 2)))
+
+
+def test_z_bar_of_convnext_is_normalised_after_pooling() -> None:
+    backbone = build_backbone("test_convnext").eval()
+    with torch.no_grad():
+        z_bar, z = backbone(torch.randn(2, 3, 64, 64))
+        norm: nn.Module = backbone.model.head.norm
+        expected: Tensor = norm(z.mean((1, 2))[:, :, None, None])[:, :, 0, 0]
+    torch.testing.assert_close(z_bar, expected)
+
+
+def test_a_map_keeps_the_places_of_the_image() -> None:
+    backbone = build_backbone("test_resnet").eval()
+    x = torch.zeros(1, 3, 96, 96)
+    x[:, :, :32, 64:] = 5.0  # upper right
+    with torch.no_grad():
+        change = (backbone(x)[1] - backbone(torch.zeros_like(x))[1]).norm(dim=-1)[0]
+    assert change.argmax() == 2  # row 0, column 2 of 3 x 3
+
+
+def test_window_14_is_spelled_like_window_7() -> None:
+    assert timm_architecture("swin_small_patch4_window14_224") == (
+        "swin_small_patch4_window7_224",
+        {"window_size": 14},
+    )
+    assert timm_architecture("swin_tiny_patch4_window7_224") == ("swin_tiny_patch4_window7_224", {})
+    with torch.device("meta"):
+        stages = build_backbone("swin_tiny_patch4_window14_224").model.layers
+    assert [stage.blocks[1].window for stage in stages] == [(14, 14), (14, 14), (14, 14), (7, 7)]
+    assert [stage.blocks[1].shift for stage in stages] == [(7, 7), (7, 7), (0, 0), (0, 0)]
+
+
+def test_timm_loads_the_weights_under_their_own_names() -> None:
+    for name in ("swin_tiny_patch4_window14_224", "test_vit", "test_resnet"):
+        architecture, model_args = timm_architecture(name)
+        with torch.device("meta"):
+            theirs = timm.create_model(architecture, num_classes=0, **model_args)
+            ours = build_backbone(name, 0.1 if name != "test_resnet" else 0.0).model
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+def test_features_in_inference_mode_leave_the_backbone_trainable() -> None:
+    backbone = build_backbone("swin_tiny_patch4_window7_224")
+    x = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        backbone(x)
+    backbone(x)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("vit_tiny_patch16_224", 100, "vit_tiny_patch16_224 cannot take crops of 100 px; it takes 96 px or 112 px"),
+        ("swin_tiny_patch4_window7_224", 95, "window7_224 cannot take crops of 95 px; it takes 92 px or 96 px"),
+        ("mixer_s16_224", 96, "mixer_s16_224 cannot take crops of 96 px; it takes 224 px"),
+    ],
+)
+def test_sizes_that_a_backbone_cannot_take_name_the_nearest(name: str, size: int, message: str) -> None:
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+    backbone.check_crop_sizes([224])
+    with pytest.raises(ValueError, match=message):
+        backbone.check_crop_sizes([224, size])
+
+
+def test_an_unknown_model_names_the_nearest_spelling() -> None:
+    with pytest.raises(ValueError, match="no model 'resnet5O'; did you mean 'resnet50'"):
+        build_backbone("resnet5O")
+    with pytest.raises(ValueError, match="no model 'swin_tini_patch4_window9_224'; did you mean 'swin_tiny"):
+        build_backbone("swin_tini_patch4_window9_224")
+
+
+def test_a_model_without_a_map_is_refused() -> None:
+    with pytest.raises(ValueError, match="coat_tiny gives no feature map"):
+        build_backbone("coat_tiny")
+
+
+def test_a_drop_path_that_would_be_ignored_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"model.drop_path 0.1: backbone vgg11 has no paths to drop; set model.drop_path 0"
+    ):
+        build_backbone("vgg11", 0.1)
