@@ -1,11 +1,14 @@
 """Augmentation of JPEGs, images a second on one core: ours against a faithful Pillow and torchvision pipeline.
 
-The peer does what the published code does, with the w that ours drew, so that pixels can be compared: Pillow decodes,
-torchvision crops, resizes, flips, jitters and greys, Pillow blurs and solarises, then ToTensor and Normalize; and for
-each crop a map of positions, two float channels cut out of a coordinate grid and resized like the crop. The peer does
-not draw w, which ours does. Ours is timed twice: with photometrics left to the device that trains, and with everything
-on the CPU. Each pass sends the same images through all three, in turn, on one thread; a ratio is that of two passes
-side by side. Nothing is printed as a result before both sides agree on the pixels.
+Both sides go from encoded bytes to a batch. The peer does what the published code does: Pillow decodes; torchvision
+draws the parameters of each crop, crops, resizes, flips, jitters and greys; Pillow blurs and solarises; ToTensor and
+Normalize; for each crop a map of positions, two float channels cut out of a coordinate grid, resized and flipped like
+the crop; and the data loader's collation. What it draws is thrown away for the w that ours drew, so that the pixels can
+be compared. Drawing, position maps and collation are printed apart.
+
+Ours is timed twice: with photometrics left to the device that trains, and with everything on the CPU. Each pass sends
+the same images through all three in turn, on one thread; times are of the processor, and a ratio is that of two passes
+side by side. Nothing is timed before both sides agree on the pixels.
 
 Any folder of JPEGs will do:
 
@@ -19,7 +22,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +32,8 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image, ImageFilter, ImageOps
+from torch.utils.data import default_collate
+from torchvision import transforms as transform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
@@ -79,33 +85,59 @@ def peer_positions(grid: torch.Tensor, height: int, width: int, geo: np.ndarray)
         right - left,
         [crop_height, crop_width],
         InterpolationMode.BICUBIC,
-        antialias=False,
     )
     crop = transforms.hflip(crop) if flip % 2 else crop
     return transforms.vflip(crop) if flip >= 2 else crop
 
 
+def peer_draws(image: Image.Image, config: AugmentConfig, view: int) -> None:
+    """Draws of one view with torchvision's own functions, at their cost; the published code makes the same."""
+    transform.RandomResizedCrop.get_params(
+        image, list(config.global_scale if view < 2 else config.local_scale), list(config.aspect_ratio)
+    )
+    strengths = (config.brightness, config.contrast, config.saturation)
+    if torch.rand(1) < config.jitter_probability:
+        ranges = [[max(0.0, 1 - strength), 1 + strength] for strength in strengths]
+        transform.ColorJitter.get_params(*ranges, [-config.hue, config.hue])
+    for _ in range(3 + (view == 1)):  # flip, grayscale, blur, solarize
+        torch.rand(1)
+
+
 class Peer:
-    """The published code's way; `position_seconds` sums up what the position maps took."""
+    """The published code's way; `seconds` sums up what its parts took."""
 
     def __init__(self, config: AugmentConfig):
         self.config = config
         axis = torch.arange(GRID_SIDE, dtype=torch.float32).expand(GRID_SIDE, GRID_SIDE)
         self.grid = torch.stack((axis, axis.T))
-        self.position_seconds = 0.0
+        self.seconds = {"drawing": 0.0, "position maps": 0.0, "collation": 0.0}
 
-    def __call__(self, data: bytes, geo: np.ndarray, pho: np.ndarray) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def batch(self, data: Sequence[bytes], w: ViewVectors) -> list[list[torch.Tensor]]:
+        samples = [self.sample(*arguments) for arguments in zip(data, w.geo, w.pho, strict=True)]
+        with self.timed("collation"):
+            collated: list[list[torch.Tensor]] = default_collate(samples)
+        return collated
+
+    def sample(self, data: bytes, geo: np.ndarray, pho: np.ndarray) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         image = Image.open(io.BytesIO(data)).convert("RGB")
+        with self.timed("drawing"):
+            for view in range(len(geo)):
+                peer_draws(image, self.config, view)
         crops = []
         for view_geo, view_pho in zip(geo, pho, strict=True):
             crop = peer_photometric(peer_geometric(image, view_geo), view_pho, self.config)
             crops.append(
                 transforms.normalize(transforms.to_tensor(crop), list(self.config.mean), list(self.config.std))
             )
-        started = time.perf_counter()
-        maps = [peer_positions(self.grid, image.height, image.width, view_geo) for view_geo in geo]
-        self.position_seconds += time.perf_counter() - started
+        with self.timed("position maps"):
+            maps = [peer_positions(self.grid, image.height, image.width, view_geo) for view_geo in geo]
         return crops, maps
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        started = time.process_time()
+        yield
+        self.seconds[part] += time.process_time() - started
 
 
 def ours(data: Sequence[bytes], config: AugmentConfig, where: Literal["worker", "device"]) -> dict[str, np.ndarray]:
@@ -136,9 +168,9 @@ def agreement(data: Sequence[bytes], w: ViewVectors, config: AugmentConfig) -> t
 
 
 def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     work()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def main() -> None:
@@ -159,7 +191,6 @@ def main() -> None:
     if not paths:
         raise SystemExit(f"{arguments.images} has no JPEG")
     data = [path.read_bytes() for path in paths]
-    units = [data[start : start + arguments.unit_size] for start in range(0, len(data), arguments.unit_size)]
     sizes = np.array([Image.open(path).size[::-1] for path in paths])
     w = sample_views(config, 0, 0, np.arange(len(data)), sizes)
 
@@ -172,23 +203,25 @@ def main() -> None:
         raise SystemExit(f"the sides disagree: {GEOMETRIC_P5_DB} dB (p5) and {FULL_MEAN_DB} dB (mean) are asked for")
 
     peer = Peer(config)
+    units = [slice(start, start + arguments.unit_size) for start in range(0, len(data), arguments.unit_size)]
 
     def run_peer() -> None:
-        for content, geo, pho in zip(data, w.geo, w.pho, strict=True):
-            peer(content, geo, pho)
+        for unit in units:
+            peer.batch(data[unit], ViewVectors(w.geo[unit], w.pho[unit]))
 
     def run_ours(where: Literal["worker", "device"]) -> None:
         for unit in units:
-            ours(unit, config, where)
+            ours(data[unit], config, where)
 
     sides = (run_peer, lambda: run_ours("device"), lambda: run_ours("worker"))
     for side in sides:
         side()
-    peer.position_seconds = 0.0
+    peer.seconds = dict.fromkeys(peer.seconds, 0.0)
     times = np.array([[seconds(side) for side in sides] for _ in range(arguments.passes)])  # (passes, sides)
 
     rates = len(data) / np.median(times, axis=0)
-    print(f"peer: {rates[0]:.1f} images/s, {100 * peer.position_seconds / times[:, 0].sum():.0f} % of it position maps")
+    shares = ", ".join(f"{part} {100 * spent / times[:, 0].sum():.0f} %" for part, spent in peer.seconds.items())
+    print(f"peer: {rates[0]:.1f} images/s; of its time {shares}")
     for side, name in ((1, "photometrics left to the device"), (2, "all on the CPU")):
         ratios = times[:, 0] / times[:, side]
         print(

@@ -53,7 +53,9 @@ class DataConfig(Record):
     """Parquet and CSV: column of labels; a table without it is unlabelled."""
 
     @model_validator(mode="after")
-    def _one_regime(self) -> "DataConfig":
+    def _consistent(self) -> "DataConfig":
+        if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
+            raise ValueError(f"value_range must be [black, white] with black < white, not {list(self.value_range)}")
         if self.images_per_class is not None and self.fraction is not None:
             raise ValueError("set images_per_class or fraction, not both")
         return self
@@ -247,7 +249,12 @@ class Config(Record):
     """Keep the checkpoint of every so many epochs for good; null keeps only the last and the best."""
 
     @model_validator(mode="after")
-    def _units_divide_the_batch(self) -> "Config":
+    def _consistent(self) -> "Config":
+        if self.optim.warmup_epochs > self.optim.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs {self.optim.warmup_epochs} is more than optim.epochs {self.optim.epochs}; "
+                f"use {self.optim.epochs // 10} or another number up to {self.optim.epochs}"
+            )
         if self.optim.batch_size % self.data.unit_size:
             raise ValueError(
                 f"optim.batch_size {self.optim.batch_size} is not a multiple of data.unit_size {self.data.unit_size}; "

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from glsd.config import Config
-from glsd.data.index import _cache_folder as cache_folder
+from glsd.data import cache_folder
 from ray_jobs.finishing import closing_words
 from ray_jobs.monitor import duration_text
 from ray_jobs.pretraining import pretrain
@@ -60,7 +60,7 @@ def photograph_lists() -> tuple[Path, Path]:
         tested = round(_TESTED * len(shuffled))
         rows["test"] += [(path, name) for path in shuffled[:tested]]
         rows["train"] += [(path, name) for path in shuffled[tested:]]
-    lists = {name: cache_folder(None) / f"solar-cells-{name}.csv" for name in rows}
+    lists = {name: cache_folder() / f"solar-cells-{name}.csv" for name in rows}
     for name, path in lists.items():
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

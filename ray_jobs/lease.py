@@ -16,19 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
+
+from ray_jobs.folder import Folder
 
 NAME = "lease.json"
-
-
-class Store(Protocol):
-    """Where a lease lies: whole files by name, each written and replaced at once."""
-
-    out: str
-
-    def read(self, name: str) -> bytes | None: ...  # noqa: D102
-    def write(self, name: str, data: bytes) -> None: ...  # noqa: D102
-    def remove(self, name: str) -> None: ...  # noqa: D102
 
 
 class LeaseTimes(NamedTuple):
@@ -62,62 +54,66 @@ class Holder(NamedTuple):
 
 
 @contextmanager
-def held_lease(store: Store, on_wait: Callable[[str], None], times: LeaseTimes) -> Iterator[str]:
-    """Hold the lease of `store` for the length of a `with` block, whose target is the lease's token.
+def held_lease(folder: Folder, on_wait: Callable[[str], None], times: LeaseTimes) -> Iterator[str]:
+    """Hold the lease of `folder` for the length of a `with` block, whose target is the lease's token.
 
     Raises:
         ValueError: another driver holds it; the message names host, process and since when.
     """
-    holder = read_holder(store)
+    holder = read_holder(folder)
     if holder is not None:
-        _await_end(store, holder, on_wait, times)
+        _await_end(folder, holder, on_wait, times)
     own = _this_process()
-    _write(store, own)
+    _write(folder, own)
     time.sleep(times.settle_s)
-    winner = read_holder(store)
+    winner = read_holder(folder)
     if winner is None or winner.token != own.token:
-        raise ValueError(_in_use(store, winner or own))
+        raise ValueError(_in_use(folder, winner or own))
     stop = threading.Event()
-    thread = threading.Thread(target=_beat, args=(store, own, stop, times), name="glsd-lease", daemon=True)
+    thread = threading.Thread(target=_beat, args=(folder, own, stop, times), name="glsd-lease", daemon=True)
     thread.start()
     try:
         yield own.token
     finally:
         stop.set()
         thread.join()
-        if holds_lease(store, own.token):
-            store.remove(NAME)
+        if holds_lease(folder, own.token):
+            folder.remove(NAME)
 
 
-def holds_lease(store: Store, token: str) -> bool:
+def holds_lease(folder: Folder, token: str) -> bool:
     """Whether the lease with this token is still the current one."""
-    holder = read_holder(store)
+    holder = read_holder(folder)
     return holder is not None and holder.token == token
 
 
-def read_holder(store: Store) -> Holder | None:
+def read_holder(folder: Folder) -> Holder | None:
     """The current holder, alive or not; None where there is no lease."""
-    data = store.read(NAME)
+    data = folder.read(NAME)
     if data is None:
         return None
     try:
         return Holder(**json.loads(data))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{store.out}/{NAME} is not a lease of glsd; delete it if no run uses {store.out}") from error
+        raise ValueError(
+            f"{folder.out}/{NAME} is not a lease of glsd; delete it if no run uses {folder.out}"
+        ) from error
 
 
-def _await_end(store: Store, holder: Holder, on_wait: Callable[[str], None], times: LeaseTimes) -> None:
+def _await_end(folder: Folder, holder: Holder, on_wait: Callable[[str], None], times: LeaseTimes) -> None:
     if holder.machine == _machine():
         if _process_start(holder.pid) == holder.process_start:
-            raise ValueError(_in_use(store, holder))
+            raise ValueError(_in_use(folder, holder))
         # It died within an interval of its last heartbeat, and its workers outlive it by the grace time at most.
         seconds = min(times.grace_s, holder.heartbeat + times.heartbeat_s + times.grace_s - time.time())
-        text = f"process {holder.pid}, which used {store.out}, is gone; waiting {max(seconds, 0):.0f} s for its workers"
+        text = (
+            f"process {holder.pid}, which used {folder.out}, is gone; waiting {max(seconds, 0):.0f} s for its workers"
+        )
     else:
         # Clocks of two hosts may differ: what counts is whether the heartbeat advances while we look.
         seconds = times.lapse_s
         text = (
-            f"{store.out} was last used by process {holder.pid} on host {holder.host}; "
+            f"{folder.out} was last used by process {holder.pid} on host {holder.host}; "
             f"waiting {seconds:.0f} s to see whether it still runs"
         )
     if seconds <= 0:
@@ -126,30 +122,30 @@ def _await_end(store: Store, holder: Holder, on_wait: Callable[[str], None], tim
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         time.sleep(min(left, 1.0))
-        now = read_holder(store)
+        now = read_holder(folder)
         if now is None:
             return
         if (now.token, now.heartbeat) != (holder.token, holder.heartbeat):
-            raise ValueError(_in_use(store, now))
+            raise ValueError(_in_use(folder, now))
 
 
-def _beat(store: Store, own: Holder, stop: threading.Event, times: LeaseTimes) -> None:
+def _beat(folder: Folder, own: Holder, stop: threading.Event, times: LeaseTimes) -> None:
     while not stop.wait(times.heartbeat_s):
         try:
-            if not holds_lease(store, own.token):
+            if not holds_lease(folder, own.token):
                 return  # taken over while this process was stopped: its workers find out through holds_lease
-            _write(store, own._replace(heartbeat=time.time()))
+            _write(folder, own._replace(heartbeat=time.time()))
         except OSError:
             continue  # a full disk or a lost connection: the next beat tries again, and silence lapses by itself
 
 
-def _write(store: Store, holder: Holder) -> None:
-    store.write(NAME, json.dumps(holder._asdict(), indent=2).encode())
+def _write(folder: Folder, holder: Holder) -> None:
+    folder.write(NAME, json.dumps(holder._asdict(), indent=2).encode())
 
 
-def _in_use(store: Store, holder: Holder) -> str:
+def _in_use(folder: Folder, holder: Holder) -> str:
     return (
-        f"{store.out} is in use by process {holder.pid} on host {holder.host} since {holder.since}; "
+        f"{folder.out} is in use by process {holder.pid} on host {holder.host} since {holder.since}; "
         "wait for its end, stop it, or choose another --out"
     )
 

@@ -24,7 +24,7 @@ GAUGES = {
     "loss": "Loss of the last logged step",
     "images_per_s": "Source images trained on per second",
     "data_wait": "Share of time spent waiting for data",
-    "knn": "k-NN accuracy of the teacher in percent",
+    "knn": "k-NN accuracy of the teacher, a share",
 }
 """Metrics that Prometheus sees as glsd_step, glsd_loss, ..., with the run as a tag."""
 
@@ -34,7 +34,7 @@ def progress_text(metrics: Mapping[str, float]) -> str:
 
     Args:
         metrics: any of step, total_steps, epoch (epochs done, with a fraction), epochs, loss, loss_global, loss_local,
-            images_per_s, data_wait (share of time), seconds_left and knn (percent).
+            images_per_s, data_wait (share of time), seconds_left and knn (share of images).
 
     >>> progress_text({"step": 120, "total_steps": 520, "loss": 5.8123, "data_wait": 0.03, "seconds_left": 102})
     'step 120/520  loss 5.812  wait   3 %  left 1:42'
@@ -47,7 +47,7 @@ def progress_text(metrics: Mapping[str, float]) -> str:
         "speed": _number("{:4.0f} images/s", metrics, "images_per_s"),
         "wait": _number("wait {:4.0%}", metrics, "data_wait").replace("%", " %"),
         "left": f"left {duration_text(metrics['seconds_left'])}" if "seconds_left" in metrics else "",
-        "knn": _number("k-NN {:.1f} %", metrics, "knn"),
+        "knn": _number("k-NN {:.1%}", metrics, "knn").replace("%", " %"),
     }
     for left_out in ("", "epoch", "losses"):
         parts[left_out] = ""

@@ -110,7 +110,7 @@ def pretrain(config: Config, data: Sources, out: str, *, knn_data: Sources | Non
         order = Order(config.seed, len(image_ids), config.optim.batch_size, config.data.unit_size)
         if warning := order.left_out_warning():
             warnings.warn(warning, stacklevel=2)
-        run.claim(config, {"images": len(index), "digest": index.digest, "knn_digest": tested and tested.digest})
+        run.claim(config, _identity(index, tested))
         if run.finished is None:
             split = knn_split(index, tested, config.evaluation) if index.labels is not None or tested else None
             if max(checkpoints(out), default=0) < config.optim.epochs * order.steps_per_epoch:
@@ -126,6 +126,13 @@ def pretrain(config: Config, data: Sources, out: str, *, knn_data: Sources | Non
     assert checkpoint is not None
     assert summary is not None
     return Run(out, checkpoint, summary)
+
+
+def _identity(index: Index, tested: Index | None) -> dict[str, Any]:
+    identity = {"sources": index.sources, "images": len(index), "digest": index.digest}
+    if tested is not None:
+        identity |= {"knn_sources": tested.sources, "knn_images": len(tested), "knn_digest": tested.digest}
+    return identity
 
 
 def check_sizes(config: Config) -> None:

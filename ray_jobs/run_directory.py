@@ -2,8 +2,7 @@
 
 `config.yaml`, `data.json` and `environment.json` are written once and hold a run to its settings and data; `lease.json`
 keeps a second driver out; `metrics.jsonl`, `tensorboard/` and `skipped.jsonl` grow; `summary.json`, written last, marks
-the end. Checkpoints are `glsd.training`'s. Every file appears whole or not at all: locally it is renamed into place,
-and an object store shows an object only when its upload is complete.
+the end. Checkpoints are `glsd.training`'s.
 """
 
 import json
@@ -13,20 +12,19 @@ import platform
 import shutil
 import subprocess
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-import pyarrow.fs
 import yaml
 from pydantic import ValidationError
 from tensorboardX import SummaryWriter
 
 import glsd.config
 from glsd.config import Config
+from ray_jobs.folder import Folder, replace_file
 from ray_jobs.lease import NAME as LEASE
 from ray_jobs.lease import TIMES, LeaseTimes, held_lease, holds_lease
 
@@ -38,60 +36,24 @@ PACKAGES = (
 )
 
 
-class RunDirectory:
-    """The directory `out`: a local path, or a URI such as `s3://bucket/runs/mine` that pyarrow understands.
+class RunDirectory(Folder):
+    """The folder `out` of a run, local or on an object store.
 
-    It can be sent to workers. Ray Train takes it as `RunConfig(name=run.name, storage_path=run.storage_path,
-    storage_filesystem=run.filesystem)`.
-
-    Args:
-        out: where the run lies; with `filesystem`, a path on it.
-        filesystem: an object store that no URI can name.
-
-    Raises:
-        ValueError: `out` is no path or URI that a run can have.
+    Ray Train takes it as `RunConfig(name=run.name, storage_path=run.storage_path, storage_filesystem=run.filesystem)`.
     """
 
-    def __init__(self, out: str | os.PathLike[str], filesystem: pyarrow.fs.FileSystem | None = None) -> None:
-        self.out = os.fspath(out).rstrip("/") or os.fspath(out)
-        if filesystem is not None:
-            self.filesystem, self.path = filesystem, self.out
-        elif "://" in self.out:
-            self.filesystem, self.path = pyarrow.fs.FileSystem.from_uri(self.out)
-        else:
-            self.filesystem, self.path = pyarrow.fs.LocalFileSystem(), str(Path(self.out).expanduser().resolve())
-        self.token: str | None = None
-        self.storage_path, _, self.name = self.path.rpartition("/")
-        if not self.out or not self.storage_path or not self.name:
-            raise ValueError(f"--out {os.fspath(out)!r} must name a folder inside another folder or a bucket")
+    token: str | None = None
+    """Token of the lease that is held; it travels to the workers."""
 
     @property
-    def is_local(self) -> bool:
-        """Whether the directory is a folder of this machine, at `path`."""
-        return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+    def storage_path(self) -> str:
+        """Where the run lies on its file system, for Ray Train."""
+        return self.path.rpartition("/")[0]
 
-    def read(self, name: str) -> bytes | None:
-        """The content of a file of the run; None where there is none."""
-        try:
-            with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
-                content: bytes = stream.read()
-                return content
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def write(self, name: str, data: bytes) -> None:
-        """Create or replace a file of the run, at once."""
-        target = f"{self.path}/{name}"
-        self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        if self.is_local:
-            _replace(Path(target), data)
-            return
-        with self.filesystem.open_output_stream(target) as stream:
-            stream.write(data)
-
-    def remove(self, name: str) -> None:
-        """Remove a file of the run."""
-        self.filesystem.delete_file(f"{self.path}/{name}")
+    @property
+    def name(self) -> str:
+        """The run's name: the last part of its path."""
+        return self.path.rpartition("/")[2]
 
     def check_config(self, config: Config) -> None:
         """Refuse a run of another configuration, and a directory that is no run; neither needs the data's index.
@@ -164,13 +126,8 @@ class RunDirectory:
         return holds_lease(self, token)
 
     def _check_unused(self) -> None:
-        if self.filesystem.get_file_info(self.path).type == pyarrow.fs.FileType.File:
-            raise ValueError(f"--out {self.out} is a file; name a folder")
-        entries = self.filesystem.get_file_info(pyarrow.fs.FileSelector(self.path, allow_not_found=True))
-        # A start that was killed before it wrote config.yaml leaves some of these behind.
-        ours = {LEASE, DATA, ENVIRONMENT}
-        foreign = sorted(entry.base_name for entry in entries if not _is_temporary(entry.base_name))
-        foreign = [name for name in foreign if name not in ours]
+        # A start that was killed before it wrote config.yaml leaves some of its files behind.
+        foreign = [name for name in self.sizes() if name not in (LEASE, DATA, ENVIRONMENT)]
         if foreign:
             named = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
             raise ValueError(
@@ -208,9 +165,7 @@ class RunLog:
         self._metrics = self._reopen(METRICS, metrics)
         self._skipped = self._reopen(SKIPPED, list(skipped.values()))
         self._skipped_ids = set(skipped)
-        self._events = SummaryWriter(
-            logdir=str(self._folder / TENSORBOARD), purge_step=resume_step + 1 if resume_step else None
-        )
+        self._events = SummaryWriter(logdir=str(self._folder / TENSORBOARD), purge_step=resume_step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -225,10 +180,10 @@ class RunLog:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add the metrics of a step. JSON has no infinities: a value that is not finite is written as null."""
-        line = {"step": step} | {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-        _append(self._metrics, line)
-        for key, value in line.items():
-            if key != "step" and value is not None:
+        values = {key: value if math.isfinite(value) else None for key, value in metrics.items() if key != "step"}
+        _append(self._metrics, {"step": step} | values)
+        for key, value in values.items():
+            if value is not None:
                 self._events.add_scalar(key, value, step)
 
     def skip(self, image_id: int, uri: str, reason: str) -> None:
@@ -257,7 +212,7 @@ class RunLog:
 
     def _reopen(self, name: str, lines: list[dict[str, Any]]) -> TextIO:
         path = self._folder / name
-        _replace(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        replace_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
         return path.open("a", encoding="utf-8", newline="\n")
 
 
@@ -309,22 +264,3 @@ def _append(stream: TextIO, line: Mapping[str, Any]) -> None:
 
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a local file that is whole at any moment, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -43,13 +43,13 @@ def test_a_new_directory_becomes_the_run_and_the_same_start_goes_on_in_it(run: R
 
 def test_other_settings_are_refused_with_every_key_that_differs_and_both_values(run: RunDirectory) -> None:
     run.claim(Config(), DATA)
-    other = Config().with_overrides({"optim.epochs": 5, "augment.local_sizes": [64]})
+    other = Config().with_overrides({"optim.epochs": 200, "augment.local_sizes": [64]})
     with pytest.raises(ValueError) as refusal:
         run.claim(other, DATA)
     assert str(refusal.value).splitlines() == [
         f"{run.out} is a run with other settings:",
         "  augment.local_sizes: [96] there, [64] now",
-        "  optim.epochs: 300 there, 5 now",
+        "  optim.epochs: 300 there, 200 now",
         "Choose another --out for a new run, or the settings it was started with to go on.",
     ]
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
-from torch.nn import functional
 
 from glsd.augment.vector import PHOTOMETRIC_FIELDS
 from glsd.config import AugmentConfig
@@ -22,6 +21,7 @@ from glsd.config import AugmentConfig
 _COLUMN = {name: index for index, name in enumerate(PHOTOMETRIC_FIELDS)}
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, Pillow's and OpenCV's grey
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+_CACHED_PIXELS = 2**15
 _LEVELS = np.arange(256, dtype=np.float32)
 
 
@@ -96,21 +96,35 @@ def _solarized(threshold: int) -> np.ndarray:
 
 def photometric_device(
     crops: UInt8[Tensor, "crops size size 3"], pho: Float[Tensor, "crops 12"], config: AugmentConfig
-) -> Float[Tensor, "crops 3 size size"]:
-    """Apply P with `pho` to all crops at once, on their device, without waiting for it; values in 0..1."""
-    x = crops.permute(0, 3, 1, 2).float() / 255  # (N, 3, S, S)
-    parameters = pho[:, :, None, None, None].float()  # (N, 12, 1, 1, 1)
+) -> Float32[Tensor, "crops 3 size size"]:
+    """Apply P with `pho` to all crops at once, on their device, without waiting for it; values in 0..1.
+
+    Nothing is rounded to bytes between the steps, as Pillow does.
+    """
+    if crops.device.type != "cpu":
+        return _photometric(crops, pho.float(), config)
+    # A few crops at a time stay in the processor's cache through all steps.
+    num_crops = max(1, _CACHED_PIXELS // crops[0, ..., 0].numel()) if len(crops) else 1
+    parts = zip(crops.split(num_crops), pho.float().split(num_crops), strict=True)
+    return torch.cat([_photometric(*part, config) for part in parts])
+
+
+def _photometric(crops: Tensor, pho: Tensor, config: AugmentConfig) -> Tensor:
+    x = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255  # (N, 3, S, S)
+    parameters = pho[:, :, None, None, None]  # (N, P, 1, 1, 1)
     order, factors = parameters[:, :4], parameters[:, 4:8]
-    before = _rank(order, _HUE)
-    for position in range(3):
-        x = _blend(x, order[:, position], factors, active=position < before)
-    x = _rotate_hue(x, factors[:, _HUE])
-    for position in range(1, 4):
-        x = _blend(x, order[:, position], factors, active=position > before)
+    # Hue is the dear one of the four. Instead of trying it at each place, the other three are tried before and after.
+    hue_place = ((order == _HUE) * torch.arange(4, device=x.device)[:, None, None, None]).sum(dim=1)  # (N, 1, 1, 1)
+    for place in range(3):
+        x = _blended(x, order[:, place], factors, applied=hue_place > place)
+    x = _turned(x, factors[:, _HUE])
+    for place in range(1, 4):
+        x = _blended(x, order[:, place], factors, applied=hue_place < place)
     x = torch.where(parameters[:, _COLUMN["grayscale"]] > 0, _grey(x), x)
-    x = _blur(x, pho[:, _COLUMN["blur_radius"]].float(), config.blur_radius[1])
-    inverted = (parameters[:, _COLUMN["solarize"]] > 0) & (x >= config.solarize_threshold / 255)
-    return torch.where(inverted, 1 - x, x)
+    weights = _blur_weights(pho[:, _COLUMN["blur_radius"]], x.shape[-1], _half_taps(config.blur_radius[1]))
+    x = weights[:, None] @ x @ weights[:, None].mT
+    solarized = (parameters[:, _COLUMN["solarize"]] > 0) & (x >= config.solarize_threshold / 255)
+    return torch.where(solarized, 1 - x, x)
 
 
 def normalize(x: Float[Tensor, "crops 3 height width"], config: AugmentConfig) -> Float[Tensor, "crops 3 height width"]:
@@ -120,49 +134,50 @@ def normalize(x: Float[Tensor, "crops 3 height width"], config: AugmentConfig) -
     return (x - mean) / std
 
 
-def _rank(order: Tensor, operation: int) -> Tensor:
-    positions = torch.arange(4, device=order.device)[:, None, None, None]
-    return ((order == operation) * positions).sum(dim=1)  # (N, 1, 1, 1)
-
-
-def _blend(x: Tensor, operation: Tensor, factors: Tensor, active: Tensor) -> Tensor:
-    factor = factors.gather(1, operation.long()[:, None])[:, 0]
-    factor = torch.where(active, factor, 1)  # (N, 1, 1, 1)
-    grey = _grey(x)
-    target = torch.where(
-        operation == _SATURATION, grey, torch.where(operation == _CONTRAST, grey.mean(dim=(1, 2, 3), keepdim=True), 0)
-    )
-    return torch.lerp(target, x, factor).clamp(0, 1)
-
-
 def _grey(x: Tensor) -> Tensor:
     red, green, blue = x.unbind(1)
-    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue)[:, None]
+    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue)[:, None]  # (N, 1, S, S)
 
 
-def _rotate_hue(x: Tensor, turns: Tensor) -> Tensor:
+def _blended(x: Tensor, operation: Tensor, factors: Tensor, applied: Tensor) -> Tensor:
+    """Brightness, contrast or saturation: all three mix x with black, its mean grey or its grey."""
+    factor = factors.gather(1, operation.long()[:, None])[:, 0].where(applied, 1)  # (N, 1, 1, 1)
+    grey = _grey(x)
+    mean = grey.mean(dim=(2, 3), keepdim=True) * (operation == _CONTRAST)
+    return torch.lerp(torch.where(operation == _SATURATION, grey, mean), x, factor).clamp_(0, 1)
+
+
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
+    """The hue of HSV, turned; a channel of hue h is V - C * clamp(min(k, 4 - k), 0, 1) with k = (h + n) mod 6."""
     red, green, blue = x.unbind(1)
     value, least = x.amax(1), x.amin(1)
     chroma = value - least
     scale = 1 / chroma.clamp(min=1e-6)
-    sixths = torch.where(
+    hue = torch.where(
         value == red,
         (green - blue) * scale,
         torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4),
-    )
-    sixths = sixths + 6 * turns[:, 0]
-    offsets = torch.tensor([5.0, 3.0, 1.0]).to(x.device, non_blocking=True)[:, None, None]
-    k = torch.remainder(sixths[:, None] + offsets, 6)  # (N, 3, S, S)
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+    )  # (N, S, S), in sixths of a turn
+    hue += 6 * turns[:, 0]
+    channels = []
+    for n in (5, 3, 1):
+        k = (hue + n).remainder_(6)
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
+    return torch.stack(channels, dim=1)
 
 
-def _blur(x: Tensor, radius: Tensor, largest: float) -> Tensor:
-    half = _half_taps(largest)
-    offsets = torch.arange(-half, half + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.exp(-0.5 * (offsets / radius.clamp(min=1e-3)[:, None]) ** 2)
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)  # (N, T)
-    num_crops, channels, height, width = x.shape
-    weight = kernel.repeat_interleave(channels, dim=0)[:, None]  # (3 N, 1, T)
-    padded = functional.pad(x, (half, half, half, half), mode="replicate").flatten(0, 1)[None]
-    rows = functional.conv2d(padded, weight[:, :, None], groups=num_crops * channels)
-    return functional.conv2d(rows, weight[..., None], groups=num_crops * channels).view(x.shape)
+def _blur_weights(radius: Tensor, size: int, half: int) -> Tensor:
+    """(N, size, size): row i has the weights of a line's pixels in blurred pixel i; the edge pixels go on outside.
+
+    A blur is two products with this matrix, whatever the radius, and a radius of 0 gives the identity exactly.
+    """
+    pixels = torch.arange(size, device=radius.device)
+    line = torch.arange(-half, size + half, device=radius.device)
+    distance = (line - pixels[:, None]).float()  # (S, S + 2 half)
+    sharpness = 1 / radius.clamp(min=1e-3)[:, None, None]
+    weights = torch.exp(-0.5 * (distance * sharpness).square()) * (distance.abs() <= half)
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    folded = weights[..., half : half + size].clone()
+    folded[..., 0] += weights[..., :half].sum(dim=-1)
+    folded[..., -1] += weights[..., half + size :].sum(dim=-1)
+    return folded

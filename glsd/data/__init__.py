@@ -7,6 +7,7 @@ from glsd.data.images import extension as extension
 from glsd.data.index import Index as Index
 from glsd.data.index import Place as Place
 from glsd.data.index import build_index as build_index
+from glsd.data.index import cache_folder as cache_folder
 from glsd.data.order import Order as Order
 from glsd.data.order import permutation as permutation
 from glsd.data.regimes import subset as subset
@@ -19,6 +20,7 @@ __all__ = [
     "Place",
     "UndecodableImage",
     "build_index",
+    "cache_folder",
     "decode",
     "extension",
     "permutation",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Final, Literal, NamedTuple, cast
+from typing import Final, Literal, NamedTuple, cast
 from urllib.parse import unquote
 
 import numpy as np
@@ -22,6 +22,8 @@ import pyarrow.fs
 from numpy.typing import NDArray
 
 _SCHEMES: Final = ("file", "s3", "gs", "gcs")
+# Headers of a tar are an image apart: few large reads beat many small ones, above all of an object store.
+_BUFFER_BYTES: Final = 1 << 20
 _PAUSES: Final = (0.5, 2.0)
 _PERMANENT: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
 
@@ -108,20 +110,20 @@ def unreadable(uris: Iterable[str]) -> list[str]:
     return [uri for uri in uris if not is_remote(uri) and not os.access(uri, os.R_OK)]
 
 
-def open_file(uri: str) -> io.RawIOBase:
-    """The file without a buffer, to be read anywhere."""
+def open_file(uri: str) -> io.BufferedReader:
+    """The file, to be read anywhere."""
     if not is_remote(uri):
-        return open(uri, "rb", buffering=0)  # noqa: PTH123 - the caller closes it
+        return io.BufferedReader(open(uri, "rb", buffering=0), _BUFFER_BYTES)  # noqa: PTH123 - the caller closes it
     filesystem, path = resolved(uri)
-    return cast(io.RawIOBase, filesystem.open_input_file(path))
+    return io.BufferedReader(filesystem.open_input_file(path), _BUFFER_BYTES)
 
 
-def open_stream(uri: str) -> BinaryIO:
+def open_stream(uri: str) -> io.BufferedReader:
     """The file, to be read once from its beginning."""
     if not is_remote(uri):
-        return open(uri, "rb")  # noqa: PTH123 - the caller closes it
+        return open_file(uri)
     filesystem, path = resolved(uri)
-    return cast(BinaryIO, filesystem.open_input_stream(path, compression=None, buffer_size=1 << 20))
+    return io.BufferedReader(filesystem.open_input_stream(path, compression=None), _BUFFER_BYTES)
 
 
 def read(uri: str, offset: int, length: int) -> bytes:

@@ -163,7 +163,7 @@ def build_index(
         if progress is not None:
             progress(count)
 
-    cache = _cache_folder(cache_dir)
+    cache = cache_folder(cache_dir)
     found = find_sources(given, config, tick)
     digest = _digest(found, config)
     path = cache / f"index-{digest}.arrow"
@@ -173,7 +173,12 @@ def build_index(
     return Index.open(path)
 
 
-def _cache_folder(cache_dir: str | Path | None) -> Path:
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """Where what is made from data is kept: `GLSD_CACHE`, or `glsd` in the user's cache folder.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(cache_dir or os.environ.get("GLSD_CACHE") or Path(home) / "glsd").absolute()
     try:

@@ -4,8 +4,10 @@ A plain tar holds its members as they are, so an image in it is an offset and a 
 packed once into plain tars of the cache folder and read from there.
 """
 
+import bz2
 import contextlib
 import fcntl
+import gzip
 import hashlib
 import io
 import lzma
@@ -31,6 +33,11 @@ from glsd.data.sources import Labels, Source, as_labels
 
 _SHARD_BYTES: Final = 1 << 30
 _SCAN_THREADS: Final = 8
+_OPENERS: Final[dict[tuple[str, ...], Callable[[io.BufferedReader], Any]]] = {
+    (".gz", ".tgz"): gzip.open,
+    (".bz2", ".tbz2"): bz2.open,
+    (".xz", ".txz"): lzma.open,
+}
 
 
 class Members(NamedTuple):
@@ -111,17 +118,17 @@ def _scan_tar(uri: str) -> list[tuple[str, int, int, str | None]]:
     images: list[tuple[str, int, int]] = []
     labels: dict[str, str] = {}
     try:
-        # Headers are 512 bytes apart from each other by an image or less: few large reads beat many small ones.
-        with (
-            io.BufferedReader(filesystems.open_file(uri), 1 << 20) as file,
-            tarfile.open(fileobj=file, mode="r:") as tar,
-        ):
+        with filesystems.open_file(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 suffix = _suffix(member)
                 if suffix in IMAGE_EXTENSIONS:
                     images.append((member.name, member.offset_data, member.size))
                 elif suffix == ".cls":
                     labels[_key(member.name)] = _content(tar, member).decode("utf-8").strip()
+            # tarfile takes a broken header for the end, which is a block of zeros.
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"no header at byte {tar.offset}")
     except (tarfile.ReadError, UnicodeDecodeError) as error:
         raise ValueError(f"{uri} is no plain tar, or is broken: {error}") from error
     simple = {_key(name) for name, _, _ in images if _has_simple_suffix(name)}
@@ -172,12 +179,20 @@ def _write_tars(folder: Path, members: Iterator[tuple[str, bytes]], tick: Callab
 def _tar_images(source: Source) -> Iterator[tuple[str, bytes]]:
     """Images and labels of compressed tars, under the names TAR/MEMBER."""
     for uri, tar_name in zip(source.files.uris, _short_names(source), strict=True):
+        opener = next(opener for suffixes, opener in _OPENERS.items() if tar_name.lower().endswith(suffixes))
         try:
-            with filesystems.open_stream(uri) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+            with (
+                filesystems.open_stream(uri) as compressed,
+                opener(compressed) as stream,
+                tarfile.open(fileobj=stream, mode="r|") as tar,
+            ):
                 for member in tar:
                     if _suffix(member) in (*IMAGE_EXTENSIONS, ".cls"):
                         yield f"{tar_name}/{member.name}", _content(tar, member)
-        except (tarfile.ReadError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+                # tarfile takes a broken header for the end; to the end of the stream its checksum tells.
+                while stream.read(1 << 20):
+                    pass
+        except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise ValueError(f"{uri} is no compressed tar, or is broken: {error}") from error
 
 

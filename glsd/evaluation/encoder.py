@@ -6,7 +6,8 @@ backbone alone. `load_encoder` finds it in a run, a checkpoint or an exported fo
 
 import copy
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -118,11 +119,24 @@ def load_encoder(path: str | Path) -> Encoder:
     return build_encoder(Config.model_validate(state["config"]), backbone)
 
 
+def with_downsampling_moved(weights: Mapping[str, Tensor], by: int) -> dict[str, Tensor]:
+    """Swin's weights with the patch merging between two stages named as part of stage i + `by` where it was of i.
+
+    The authors of Swin end a stage with it (0, 1, 2), timm begins the next one with it (1, 2, 3).
+    """
+    return {
+        re.sub(r"^layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + by}.downsample", key): value
+        for key, value in weights.items()
+    }
+
+
 def _load_exported(folder: Path) -> Encoder:
     facts = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
     if "glsd" not in facts:
         raise ValueError(f"{folder / CONFIG_FILE} has no glsd section: the folder was not written by export_backbone")
     weights = load_file(folder / WEIGHTS_FILE)
+    if "layers.0.downsample.reduction.weight" in weights:
+        weights = with_downsampling_moved(weights, 1)
     return build_encoder(
         Config.model_validate(facts["glsd"]["config"]), {f"model.{key}": value for key, value in weights.items()}
     )

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from safetensors.torch import save
+from timm.models.swin_transformer import SwinTransformer
 
-from glsd.evaluation.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder
+from glsd.evaluation.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, with_downsampling_moved
 from glsd.models import timm_architecture
 
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # what lets a timm model take other sizes
@@ -52,6 +53,10 @@ def export_backbone(encoder: Encoder, out: str | Path) -> ExportReport:
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
     weights = {key: value.cpu().contiguous() for key, value in encoder.backbone.model.state_dict().items()}
+    if isinstance(encoder.backbone.model, SwinTransformer):
+        # timm up to 1.0.30 takes a Swin without classifier for one in the layout of Swin's authors, and later ones
+        # recognise that layout; so it is the one that every timm loads.
+        weights = with_downsampling_moved(weights, -1)
     _write(partial / WEIGHTS_FILE, save(weights, metadata={"format": "pt"}))
     _write(partial / CONFIG_FILE, json.dumps(_timm_config(encoder), indent=2).encode())
 

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Iterable
 from contextlib import nullcontext
-from inspect import signature
 from typing import Any
 
 import timm
@@ -27,7 +26,7 @@ from glsd.models.swin import follow_reference
 _SWIN_WINDOW = re.compile(r"(swin_[a-z]+_patch\d+_window)(\d+)(_\d+)")
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # whichever of them a model knows
 _SIZE_ERRORS = (AssertionError, IndexError, RuntimeError, ValueError)  # what timm and torch raise for a wrong size
-_SEARCH_PX = 64
+_SEARCH_PX = 32
 
 
 class Backbone(nn.Module):
@@ -159,11 +158,7 @@ def build_backbone(name: str, drop_path: float = 0.0) -> Backbone:
         ValueError: no such model (the nearest spelling is named), no feature map, or no paths to drop.
     """
     architecture, model_args = timm_architecture(name)
-    with torch.device("meta"):
-        accepted = signature(type(timm.create_model(architecture, num_classes=0, **model_args)).__init__).parameters
-    wanted = {**_ANY_SIZE, "drop_path_rate": drop_path}
-    model_args |= {key: value for key, value in wanted.items() if key in accepted}
-    model = timm.create_model(architecture, pretrained=False, num_classes=0, **model_args)
+    model = _create(architecture, model_args, {**_ANY_SIZE, "drop_path_rate": drop_path})
     backbone = Backbone(model, name)
     if drop_path and not len(backbone.drop_path_rates):
         raise ValueError(f"model.drop_path {drop_path}: backbone {name} has no paths to drop; set model.drop_path 0")
@@ -171,7 +166,7 @@ def build_backbone(name: str, drop_path: float = 0.0) -> Backbone:
 
 
 def timm_architecture(name: str) -> tuple[str, dict[str, Any]]:
-    """The timm model and its arguments that a backbone's name stands for.
+    """The timm model and its arguments that a backbone's name stands for; a tag of weights is no part of it.
 
     Raises:
         ValueError: timm has no such model; the nearest spelling is named.
@@ -179,13 +174,26 @@ def timm_architecture(name: str) -> tuple[str, dict[str, Any]]:
     >>> timm_architecture("swin_tiny_patch4_window14_224")
     ('swin_tiny_patch4_window7_224', {'window_size': 14})
     """
-    if timm.is_model(name):
+    base, _, weights = name.partition(".")
+    if timm.is_model(base) and not weights:
         return name, {}
     if match := _SWIN_WINDOW.fullmatch(name):
         before, window, after = match.groups()
-        for base in timm.list_models(f"{before}*{after}"):
-            return base, {"window_size": int(window)}
-    nearest = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.4)
+        for relative in timm.list_models(f"{before}*{after}"):
+            return relative, {"window_size": int(window)}
+    nearest = difflib.get_close_matches(base, timm.list_models(), n=1)
     raise ValueError(
         f"model.backbone: timm has no model {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
     )
+
+
+def _create(architecture: str, model_args: dict[str, Any], optional: dict[str, Any]) -> nn.Module:
+    """The timm model with those of the optional arguments that it knows; timm lists them nowhere."""
+    try:
+        return timm.create_model(architecture, pretrained=False, num_classes=0, **model_args, **optional)
+    except TypeError as error:
+        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if refused is None or refused[1] not in optional:
+            raise
+        rest = {key: value for key, value in optional.items() if key != refused[1]}
+    return _create(architecture, model_args, rest)

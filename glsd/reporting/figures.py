@@ -29,7 +29,7 @@ Image = UInt8[np.ndarray, "_ _ 3"]  # (height, width, RGB), of any size each
 
 _BLUE, _ORANGE, _INK = "#0072B2", "#E69F00", "#222222"
 _PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-_DASHED = (0, (3.0, 2.0))
+_DASHED = (0.0, (3.0, 2.0))
 _WIDTH, _MARGIN, _GAP, _TITLE = 8.0, 0.08, 0.07, 0.2
 """Inches: the width of every figure, its border, the space between two pictures, and the height of a line of text."""
 
@@ -115,7 +115,7 @@ def draw_crops(
         heights = [_crops_row_height(len(views)) for views in crops]
         figure = _figure(sum(heights))
         for row, (image, geo, views) in enumerate(zip(images, geos, crops, strict=True)):
-            _draw_crops_row(figure, sum(heights[:row]), image, geo, views)
+            _draw_crops_row(figure, sum(heights[:row], start=0.0), image, geo, views)
         return figure
     columns = min(len(images), 3 if len(images) % 3 == 0 else 4)
     width = (_WIDTH - 2 * _MARGIN + _GAP) / columns - _GAP
@@ -262,7 +262,7 @@ def _central_square(image: Image) -> Image:
 def _draw_boxes(axes: Axes, image: Image, geo: Float[np.ndarray, "views 7"], numbered: bool = False) -> None:
     _show(axes, image)
     for view in reversed(range(len(geo))):
-        left, top, right, bottom = geo[view, :4] - 0.5  # a box's edges lie between pixels
+        left, top, right, bottom = (geo[view, :4] - 0.5).tolist()  # a box's edges lie between pixels
         is_global = view < 2
         width = 2.2 if is_global else 0.9
         axes.add_patch(

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import struct
 import warnings
@@ -23,8 +24,17 @@ def by_pillow(data: bytes) -> NDArray[np.uint8]:
 
 
 def png_of_16_bits(values: NDArray[np.uint16]) -> bytes:
-    order = [2, 1, 0, 3][: values.shape[-1]] if values.ndim == 3 else ...
-    return cv2.imencode(".png", np.ascontiguousarray(values[..., order]))[1].tobytes()
+    stored = values if values.ndim == 2 else values[..., [2, 1, 0, 3][: values.shape[-1]]]
+    return cv2.imencode(".png", np.ascontiguousarray(stored))[1].tobytes()
+
+
+def png_chunk(name: bytes, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload)) + name + payload + struct.pack(">I", zlib.crc32(name + payload))
+
+
+def png_without_pixels(width: int, height: int, depth: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"")
 
 
 @pytest.mark.parametrize(
@@ -92,8 +102,7 @@ def test_orientation_applies_to_16_bit_pngs() -> None:
     plain = png_of_16_bits(photograph().astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[0x0112] = 6
-    payload = exif.tobytes()[6:]
-    chunk = struct.pack(">I", len(payload)) + b"eXIf" + payload + struct.pack(">I", zlib.crc32(b"eXIf" + payload))
+    chunk = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
     turned = decode(plain[:33] + chunk + plain[33:], LIMIT)
     np.testing.assert_array_equal(turned, np.rot90(photograph(), -1))
 
@@ -147,7 +156,7 @@ def test_deep_values_are_scaled_by_the_range_and_saturate(data: st.DataObject) -
     low = data.draw(st.integers(-70_000, 70_000))
     high = low + data.draw(st.integers(1, 70_000))
     array = np.array(values, dtype).reshape((1, 2, channels) if channels == 3 else (1, 2))
-    pixels = decode(tiff(array), LIMIT, (low, high)).ravel()
+    pixels = decode(tiff(array), LIMIT, (float(low), float(high))).ravel()
     expected = np.repeat(array, 3) if channels == 1 else array.ravel()
     for pixel, value in zip(pixels.tolist(), expected.tolist(), strict=True):
         share = 255 * min(max((value - low) / (high - low), 0), 1)
@@ -165,14 +174,14 @@ def test_integers_have_the_full_range_of_their_type_by_default(dtype: str) -> No
 def test_16_bit_pngs_keep_grey_and_colour() -> None:
     picture = photograph()
     np.testing.assert_array_equal(decode(png_of_16_bits(picture.astype(np.uint16) * 257), LIMIT), picture)
-    np.testing.assert_array_equal(decode(png_of_16_bits(picture.astype(np.uint16)), LIMIT, (0, 255)), picture)
-    grey = decode(png_of_16_bits(picture[..., 0].astype(np.uint16)), LIMIT, (0, 255))
+    np.testing.assert_array_equal(decode(png_of_16_bits(picture.astype(np.uint16)), LIMIT, (0.0, 255.0)), picture)
+    grey = decode(png_of_16_bits(picture[..., 0].astype(np.uint16)), LIMIT, (0.0, 255.0))
     np.testing.assert_array_equal(grey, np.repeat(picture[..., :1], 3, axis=2))
 
 
 def test_8_bit_images_are_not_scaled() -> None:
     picture = photograph()
-    np.testing.assert_array_equal(decode(encoded(picture, "PNG"), LIMIT, (0, 100)), picture)
+    np.testing.assert_array_equal(decode(encoded(picture, "PNG"), LIMIT, (0.0, 100.0)), picture)
 
 
 def test_white_is_zero_is_inverted() -> None:
@@ -182,7 +191,7 @@ def test_white_is_zero_is_inverted() -> None:
 
 def test_floats_that_are_no_numbers_are_black() -> None:
     values = np.array([[np.nan, -np.inf, np.inf, 0.5]], np.float32)
-    assert decode(tiff(values), LIMIT, (0, 1))[0, :, 0].tolist() == [0, 0, 255, 128]
+    assert decode(tiff(values), LIMIT, (0.0, 1.0))[0, :, 0].tolist() == [0, 0, 255, 128]
 
 
 def test_floats_need_a_value_range() -> None:
@@ -206,7 +215,7 @@ def test_truncated_images_are_undecodable(kind: str) -> None:
 @pytest.mark.parametrize("values", [np.zeros((9, 9), np.uint16), np.zeros((9, 9, 3), np.float32)])
 def test_truncated_deep_images_are_undecodable(values: NDArray[Any]) -> None:
     with pytest.raises(UndecodableImage):
-        decode(tiff(values)[:100], LIMIT, (0, 1))
+        decode(tiff(values)[:100], LIMIT, (0.0, 1.0))
 
 
 def test_an_empty_file_is_undecodable() -> None:
@@ -234,25 +243,17 @@ def test_the_pixel_limit_is_named(kind: str) -> None:
         decode(data, 48 * 64 - 1)
 
 
-def test_a_decompression_bomb_is_refused_by_its_header() -> None:
-    # The header promises 60000 x 60000 pixels, of which there are none: only its size can be what is wrong.
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    rest = (
-        struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
-    )
-    for depth in (8, 16):
-        header = chunk.replace(b"\x08\x02\0\0\0", bytes([depth, 2, 0, 0, 0]))
-        data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + rest
-        with pytest.raises(UndecodableImage, match=r"60000 x 60000 = 3600000000 pixels .* data\.max_pixels 178956970"):
-            decode(data, 178_956_970)
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_decompression_bomb_is_refused_by_its_header(depth: int) -> None:
+    with pytest.raises(UndecodableImage, match=r"60000 x 60000 = 3600000000 pixels .* data\.max_pixels 178956970"):
+        decode(png_without_pixels(60000, 60000, depth), 178_956_970)
 
 
 def test_the_limit_may_lie_above_pillows_own() -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    assert limit is not None
-    side = int((2 * limit) ** 0.5) + 1
-    data = encoded(Image.new("1", (side, side)), "PNG")
-    assert decode(data, side * side).shape == (side, side, 3)
+    side = 14_000
+    assert side * side > 2 * (Image.MAX_IMAGE_PIXELS or 0)  # where Image.open refuses
+    with pytest.raises(UndecodableImage, match="broken png content"):
+        decode(png_without_pixels(side, side, 8), side * side)
 
 
 def test_pillows_warnings_stay_inside() -> None:
@@ -274,10 +275,7 @@ def test_broken_content_is_undecodable_or_an_image(data: st.DataObject) -> None:
     content = bytearray(encoded(photograph(8, 9), kind))
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(UndecodableImage):
         pixels = decode(bytes(content), LIMIT)
-    except UndecodableImage as error:
-        assert str(error)
-    else:
         assert pixels.shape[2] == 3
         assert pixels.dtype == np.uint8

@@ -86,9 +86,9 @@ def test_images_left_out_differ_from_epoch_to_epoch() -> None:
     assert set.union(*left_out) == set(range(20))
 
 
-@pytest.mark.parametrize("size", [2, 5, 12, 33])
+@pytest.mark.parametrize("size", [2, 5, 12])
 def test_every_image_comes_equally_often_at_every_position(size: int) -> None:
-    epochs = 3000
+    epochs = 1000
     counts = np.zeros((size, size))
     for epoch in range(epochs):
         images = permutation(f"epoch {epoch}", size, np.arange(size))

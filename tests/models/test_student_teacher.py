@@ -1,11 +1,12 @@
 import copy
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from glsd.config import Config
-from glsd.models import build_student_teacher, drop_path_keys, ema_update, last_layers
+from glsd.models import Backbone, Head, Network, build_student_teacher, drop_path_keys, ema_update, last_layers
 
 SETTINGS = {
     "model.backbone": "test_vit",
@@ -135,9 +136,10 @@ def test_teacher_is_the_moving_average_of_the_student(momentum: float | Tensor, 
     before = copy.deepcopy(teacher)
     ema_update(teacher, student, momentum, gate)
     for new, old, target in zip(teacher.parameters(), before.parameters(), student.parameters(), strict=True):
-        pairs = zip(old.flatten().tolist(), target.flatten().tolist(), strict=True)
+        some = slice(None, None, 1 + new.numel() // 1000)
+        pairs = zip(old.flatten()[some].tolist(), target.flatten()[some].tolist(), strict=True)
         expected = [0.75 * t + 0.25 * s for t, s in pairs]
-        assert new.flatten().tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        assert new.flatten()[some].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
     statistics = dict(student.named_buffers())
     assert any("running_var" in name for name in statistics)
     assert all(torch.equal(value, statistics[name]) for name, value in teacher.named_buffers())
@@ -164,11 +166,27 @@ def test_teacher_of_batch_norm_takes_statistics_of_its_views_and_keeps_the_stude
 
 
 def test_average_of_swin_ignores_masks_of_sizes_that_only_the_student_saw() -> None:
-    config = config_of(model__backbone="swin_tiny_patch4_window7_224")
-    student, teacher = build_student_teacher(config)
+    student, teacher = (
+        Network(
+            Backbone(
+                timm.create_model(
+                    "swin_tiny_patch4_window7_224",
+                    num_classes=0,
+                    strict_img_size=False,
+                    embed_dim=8,
+                    num_heads=(1, 2, 2, 4),
+                ),
+                "small swin",
+            ),
+            Head(64, 8, 4, 16, norm_last_layer=True),
+            None,
+        )
+        for _ in range(2)
+    )
+    config = config_of()
     with torch.no_grad():
-        student(crops_of(config, num_images=1))
-        teacher(crops_of(config, num_images=1)[:1])
+        student(crops_of(config))
+        teacher(crops_of(config)[:1])
     disturbed(student)
     ema_update(teacher, student, 0.0)
     assert all(torch.allclose(a, b) for a, b in zip(teacher.parameters(), student.parameters(), strict=True))

@@ -113,6 +113,8 @@ def test_masks_are_kept_for_each_size_and_not_saved() -> None:
         for size in (96, 64, 96):
             backbone(torch.randn(1, 3, size, size, dtype=torch.float64))
     masks = [name for name, _ in backbone.named_buffers() if "layers.0.blocks.1.attention_mask" in name]
+    mask = backbone.model.layers[0].blocks[1].attention_mask(28, 28, torch.device("cpu"))
+    assert mask is backbone.model.layers[0].blocks[1].attention_mask(28, 28, torch.device("cpu"))
     assert masks == [f"model.layers.0.blocks.1.attention_mask_{side}x{side}" for side in (28, 21)]
     assert list(backbone.state_dict()) == saved
     assert all(module.eps == 1e-6 for module in backbone.modules() if isinstance(module, nn.LayerNorm))

@@ -1,0 +1,98 @@
+"""A folder that jobs write to, local or on an object store, in which every file appears whole or not at all.
+
+Locally a file is renamed into place; an object store shows an object only when its upload is complete.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+import pyarrow.fs
+
+
+class Folder:
+    """A local folder, or a URI such as `s3://bucket/runs/mine` that pyarrow understands; it can be sent to workers.
+
+    Args:
+        out: a path or URI; with `filesystem`, a path on it.
+        filesystem: an object store that no URI can name.
+
+    Raises:
+        ValueError: `out` is no path or URI of a folder.
+    """
+
+    def __init__(self, out: str | os.PathLike[str], filesystem: pyarrow.fs.FileSystem | None = None) -> None:
+        text = os.fspath(out)
+        self.out = text.rstrip("/") or text
+        """As the user names it."""
+        if filesystem is not None:
+            self.filesystem, self.path = filesystem, self.out
+        elif "://" in self.out:
+            self.filesystem, self.path = pyarrow.fs.FileSystem.from_uri(self.out)
+        else:
+            self.filesystem, self.path = pyarrow.fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
+        parent, _, name = self.path.rpartition("/")
+        if not text or not parent or not name:
+            raise ValueError(f"{text!r} must name a folder inside another folder or a bucket")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a folder of this machine, at `path`."""
+        return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+
+    def sizes(self) -> dict[str, int]:
+        """Names and sizes in bytes of what is in the folder, without what a killed process left unfinished.
+
+        Raises:
+            ValueError: it is a file.
+        """
+        if self.filesystem.get_file_info(self.path).type == pyarrow.fs.FileType.File:
+            raise ValueError(f"{self.out} is a file; name a folder")
+        entries = self.filesystem.get_file_info(pyarrow.fs.FileSelector(self.path, allow_not_found=True))
+        return {
+            entry.base_name: entry.size or 0
+            for entry in sorted(entries, key=lambda entry: entry.base_name)
+            if not (entry.base_name.startswith(".") and entry.base_name.endswith(".tmp"))
+        }
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None where there is none."""
+        try:
+            with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
+                content: bytes = stream.read()
+                return content
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Create or replace a file, at once."""
+        target = f"{self.path}/{name}"
+        self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        if self.is_local:
+            replace_file(Path(target), data)
+            return
+        with self.filesystem.open_output_stream(target) as stream:
+            stream.write(data)
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        self.filesystem.delete_file(f"{self.path}/{name}")
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a local file that is whole at any moment, even after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk should not stay so for our sake
+        raise
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)

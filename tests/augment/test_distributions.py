@@ -1,0 +1,192 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glsd.augment import PHOTOMETRIC_FIELDS, sample_views
+from glsd.config import AugmentConfig
+
+COLUMN = {name: index for index, name in enumerate(PHOTOMETRIC_FIELDS)}
+MANY = 4000
+
+
+def many(config: AugmentConfig, size: tuple[int, int] = (300, 400)) -> tuple[np.ndarray, np.ndarray]:
+    return sample_views(config, 0, 0, np.arange(MANY), np.tile(size, (MANY, 1)))
+
+
+@pytest.fixture(scope="module")
+def paper() -> tuple[np.ndarray, np.ndarray]:
+    return many(AugmentConfig())
+
+
+def assert_share(applied: np.ndarray, probability: float) -> None:
+    """Within five standard deviations of a binomial's share; a draw is keyed, so this passes always or never."""
+    assert abs(applied.mean() - probability) <= 5 * math.sqrt(probability * (1 - probability) / applied.size)
+
+
+def test_w_of_an_image_does_not_depend_on_its_batch() -> None:
+    config, ids = AugmentConfig(), np.array([5, 900, 3])
+    sizes = np.array([[300, 400], [31, 17], [640, 480]])
+    together = sample_views(config, 1, 2, ids, sizes)
+    for index in range(3):
+        alone = sample_views(config, 1, 2, ids[index : index + 1], sizes[index : index + 1])
+        np.testing.assert_array_equal(together.geo[index], alone.geo[0])
+        np.testing.assert_array_equal(together.pho[index], alone.pho[0])
+
+
+def test_w_of_a_view_does_not_depend_on_how_many_views_follow() -> None:
+    ids, sizes = np.array([7]), np.array([[300, 400]])
+    eight = sample_views(AugmentConfig(), 0, 0, ids, sizes)
+    two = sample_views(AugmentConfig(num_local_crops=(2,)), 0, 0, ids, sizes)
+    np.testing.assert_array_equal(eight.geo[:, :4], two.geo)
+    np.testing.assert_array_equal(eight.pho[:, :4], two.pho)
+
+
+def test_w_is_keyed_by_seed_epoch_and_image() -> None:
+    def pho(seed: int, epoch: int, image_id: int) -> np.ndarray:
+        return sample_views(AugmentConfig(), seed, epoch, np.array([image_id]), np.array([[64, 64]])).pho
+
+    np.testing.assert_array_equal(pho(0, 1, 2), pho(0, 1, 2))
+    others = [pho(0, 1, 2), pho(1, 1, 2), pho(0, 2, 2), pho(0, 1, 3), pho(2, 1, 0), pho(-1, 1, 2)]
+    assert all(not np.array_equal(a, b) for i, a in enumerate(others) for b in others[:i])
+
+
+def test_views_of_an_image_differ() -> None:
+    geo, _ = sample_views(AugmentConfig(), 0, 0, np.array([0]), np.array([[300, 400]]))
+    assert len({tuple(row[:4]) for row in geo[0].tolist()}) == 10
+
+
+def test_views_come_as_globals_then_locals_by_size() -> None:
+    config = AugmentConfig(global_size=224, local_sizes=(96, 48), num_local_crops=(3, 2))
+    geo, pho = sample_views(config, 0, 0, np.arange(2), np.array([[300, 400]] * 2))
+    assert geo.shape == (2, 7, 7)
+    assert pho.shape == (2, 7, len(PHOTOMETRIC_FIELDS))
+    assert geo.dtype == pho.dtype == np.float32
+    assert geo[0, :, 4].tolist() == geo[0, :, 5].tolist() == [224, 224, 96, 96, 96, 48, 48]
+
+
+def test_global_crops_alone_are_two_views() -> None:
+    geo, _ = sample_views(AugmentConfig(local_sizes=(), num_local_crops=()), 0, 0, np.arange(1), np.array([[9, 9]]))
+    assert geo.shape == (1, 2, 7)
+
+
+def test_an_empty_batch_has_no_views() -> None:
+    geo, _ = sample_views(AugmentConfig(), 0, 0, np.arange(0), np.zeros((0, 2), np.int64))
+    assert geo.shape == (0, 10, 7)
+
+
+def test_areas_and_aspects_lie_in_their_ranges_and_fill_them(paper: tuple[np.ndarray, np.ndarray]) -> None:
+    geo, _ = paper
+    ul_x, ul_y, lr_x, lr_y = np.moveaxis(geo[..., :4].astype(np.float64), -1, 0)
+    area, log_aspect = (lr_x - ul_x) * (lr_y - ul_y) / (300 * 400), np.log((lr_x - ul_x) / (lr_y - ul_y))
+    for views, (low, high) in ((slice(0, 2), (0.4, 1.0)), (slice(2, 10), (0.05, 0.4))):
+        assert low - 0.005 <= area[:, views].min() < low + 0.01
+        assert high - 0.02 < area[:, views].max() <= high + 0.005
+    # A local crop always fits, so its area and the logarithm of its aspect are uniform.
+    assert abs(area[:, 2:].mean() - 0.225) < 5 * 0.35 / math.sqrt(12 * MANY * 8)
+    assert abs(log_aspect[:, 2:].mean()) < 5 * 2 * math.log(4 / 3) / math.sqrt(12 * MANY * 8) + 0.002
+    assert np.abs(log_aspect).max() < math.log(4 / 3) + 0.02
+
+
+def test_places_are_uniform_up_to_both_edges(paper: tuple[np.ndarray, np.ndarray]) -> None:
+    ul_x, ul_y, lr_x, lr_y = np.moveaxis(paper[0][:, 2:, :4].astype(np.float64), -1, 0)
+    for start, end, size in ((ul_x, lr_x, 400), (ul_y, lr_y, 300)):
+        assert start.min() == 0
+        assert end.max() == size
+        place = start / np.maximum(size - (end - start), 1)
+        assert abs(place.mean() - 0.5) < 5 / math.sqrt(12 * place.size)
+
+
+def test_photometrics_have_the_frequencies_asked(paper: tuple[np.ndarray, np.ndarray]) -> None:
+    geo, pho = paper
+    config = AugmentConfig()
+    assert_share(geo[..., 6] == 1, config.horizontal_flip)
+    assert set(np.unique(geo[..., 6])) == {0, 1}
+    assert_share(pho[..., COLUMN["jitter"]], config.jitter_probability)
+    assert_share(pho[..., COLUMN["grayscale"]], config.grayscale_probability)
+    for view in range(10):
+        assert_share(pho[:, view, COLUMN["blur_radius"]] > 0, config.blur_probability[min(view, 2)])
+        assert_share(pho[:, view, COLUMN["solarize"]], config.solarize_probability[min(view, 2)])
+
+
+def test_flips_are_independent_and_vertical_counts_two() -> None:
+    geo, _ = many(AugmentConfig(horizontal_flip=0.25, vertical_flip=0.5, num_local_crops=(1,)))
+    for flip, probability in enumerate((0.375, 0.125, 0.375, 0.125)):
+        assert_share(geo[..., 6] == flip, probability)
+
+
+def test_factors_are_uniform_where_jitter_is_applied_and_identities_elsewhere(
+    paper: tuple[np.ndarray, np.ndarray],
+) -> None:
+    _, pho = paper
+    jitter = pho[..., COLUMN["jitter"]] == 1
+    ranges = {
+        "brightness": (0.6, 1.4, 1),
+        "contrast": (0.6, 1.4, 1),
+        "saturation": (0.8, 1.2, 1),
+        "hue": (-0.1, 0.1, 0),
+    }
+    for name, (low, high, identity) in ranges.items():
+        factor = pho[..., COLUMN[name]].astype(np.float64)
+        assert np.all(factor[~jitter] == identity)
+        applied = factor[jitter]
+        assert low - 1e-6 <= applied.min() < low + 0.001 < high - 0.001 < applied.max() <= high + 1e-6
+        assert abs(applied.mean() - (low + high) / 2) < 5 * (high - low) / math.sqrt(12 * applied.size)
+
+
+def test_radius_is_uniform_where_blurred(paper: tuple[np.ndarray, np.ndarray]) -> None:
+    radius = paper[1][:, 0, COLUMN["blur_radius"]].astype(np.float64)
+    assert 0.1 - 1e-6 <= radius.min() < 0.11
+    assert 1.99 < radius.max() <= 2
+    assert abs(radius.mean() - 1.05) < 5 * 1.9 / math.sqrt(12 * radius.size)
+
+
+def test_all_orders_of_the_jitter_are_equally_likely(paper: tuple[np.ndarray, np.ndarray]) -> None:
+    orders, counts = np.unique(paper[1][..., :4].reshape(-1, 4), axis=0, return_counts=True)
+    assert sorted(map(sorted, orders.tolist())) == [[0, 1, 2, 3]] * 24
+    for count in counts:
+        assert_share(np.arange(MANY * 10) < count, 1 / 24)
+
+
+def test_a_strength_above_one_draws_no_negative_factor() -> None:
+    _, pho = many(AugmentConfig(brightness=1.5, num_local_crops=(1,)))
+    assert pho[..., COLUMN["brightness"]].min() >= 0
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "box"),
+    [
+        (1, 1, [0, 0, 1, 1]),
+        (1, 1000, [499, 0, 500, 1]),  # round(4/3 * 1) = 1 pixel wide, at its centre
+        (1000, 1, [0, 499, 1, 500]),
+        (10, 1000, [493, 0, 506, 10]),
+        (1000, 10, [0, 493, 10, 506]),
+    ],
+)
+def test_images_that_no_draw_fits_get_the_central_crop(height: int, width: int, box: list[int]) -> None:
+    config = AugmentConfig(global_scale=(0.9, 1.0), local_scale=(0.9, 1.0))
+    geo, _ = sample_views(config, 0, 0, np.arange(20), np.tile((height, width), (20, 1)))
+    assert np.all(geo[..., :4] == box)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    height=st.integers(1, 80),
+    width=st.integers(1, 80),
+    aspect=st.tuples(st.floats(0.1, 8), st.floats(1, 4)),
+    seed=st.integers(-(2**40), 2**70),
+)
+def test_boxes_lie_within_the_image(height: int, width: int, aspect: tuple[float, float], seed: int) -> None:
+    config = AugmentConfig(aspect_ratio=(aspect[0], aspect[0] * aspect[1]), vertical_flip=0.5)
+    geo, _ = sample_views(config, seed, 3, np.arange(3), np.tile((height, width), (3, 1)))
+    ul_x, ul_y, lr_x, lr_y = np.moveaxis(geo[..., :4], -1, 0)
+    assert np.all((ul_x >= 0) & (ul_x < lr_x) & (lr_x <= width))
+    assert np.all((ul_y >= 0) & (ul_y < lr_y) & (lr_y <= height))
+    assert np.all(geo[..., :4] == np.round(geo[..., :4]))
+
+
+def test_an_image_without_pixels_is_named() -> None:
+    with pytest.raises(ValueError, match="image 8 is 0 x 5 pixels"):
+        sample_views(AugmentConfig(), 0, 0, np.array([7, 8]), np.array([[4, 4], [0, 5]]))

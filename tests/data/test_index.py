@@ -1,0 +1,218 @@
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from glsd.config import DataConfig
+from glsd.data import Index, build_index
+from tests.data.encoding import jpeg, write_jpegs
+
+CONFIG = DataConfig()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_jpegs(tmp_path / "data", "frog/1.jpg", "frog/2.jpg", "toad/1.jpg")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def test_an_unchanged_folder_is_indexed_once(data: Path, cache: Path) -> None:
+    first = build_index(data, CONFIG, cache)
+    made = first.path.stat().st_mtime_ns
+    again = build_index(str(data) + "/", CONFIG, cache)
+    assert again.path == first.path
+    assert again.digest == first.digest
+    assert first.path.stat().st_mtime_ns == made
+
+
+def test_a_changed_folder_has_another_digest(data: Path, cache: Path) -> None:
+    digests = [build_index(data, CONFIG, cache).digest]
+    write_jpegs(data, "toad/2.jpg")
+    digests.append(build_index(data, CONFIG, cache).digest)
+    (data / "toad/2.jpg").write_bytes(jpeg(0) + b"longer")
+    digests.append(build_index(data, CONFIG, cache).digest)
+    os.utime(data / "toad/2.jpg", ns=(1, 1))  # of the same size, written at another time
+    digests.append(build_index(data, CONFIG, cache).digest)
+    (data / "toad/2.jpg").rename(data / "toad/3.jpg")
+    digests.append(build_index(data, CONFIG, cache).digest)
+    (data / "toad/3.jpg").unlink()
+    assert len(set(digests)) == 5
+    assert build_index(data, CONFIG, cache).digest == digests[0]
+
+
+def test_a_changed_list_has_another_digest(cache: Path, tmp_path: Path) -> None:
+    write_jpegs(tmp_path, "1.jpg")
+    digests = []
+    for label in ("a", "b", "a"):
+        (tmp_path / "list.csv").write_text(f"path,label\n1.jpg,{label}\n")
+        digests.append(build_index(tmp_path / "list.csv", CONFIG, cache).digest)
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_settings_that_do_not_matter_do_not_change_the_digest(data: Path, cache: Path) -> None:
+    other = DataConfig(image_column="x", unit_size=8, fraction=0.5)
+    assert build_index(data, CONFIG, cache).digest == build_index(data, other, cache).digest
+
+
+def test_an_index_is_pickled_by_its_path(data: Path, cache: Path) -> None:
+    index = build_index(data, CONFIG, cache)
+    assert index.labels is not None
+    sent = pickle.dumps(index)
+    assert len(sent) < 300
+    received: Index = pickle.loads(sent)
+    assert [received.read(row) for row in range(3)] == [index.read(row) for row in range(3)]
+    assert (received.digest, received.classes, len(received)) == (index.digest, ["frog", "toad"], 3)
+    assert Index.open(index.path).labels is not None
+
+
+def test_the_index_is_an_arrow_file(data: Path, cache: Path) -> None:
+    table = pa.ipc.open_file(build_index(data, CONFIG, cache).path).read_all()
+    assert table.column_names == ["uri", "member", "offset", "length", "label"]
+    assert table["offset"].to_pylist() == [-1, -1, -1]
+    assert table["length"].to_pylist() == [path.stat().st_size for path in sorted(data.rglob("*.jpg"))]
+    assert table["label"].to_pylist() == [0, 0, 1]
+
+
+def test_the_cache_folder_is_the_users_or_named_by_the_environment(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLSD_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert build_index(data, CONFIG).path.parent == tmp_path / "xdg/glsd"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert build_index(data, CONFIG).path.parent == tmp_path / "home/.cache/glsd"
+    monkeypatch.setenv("GLSD_CACHE", str(tmp_path / "named"))
+    assert build_index(data, CONFIG).path.parent == tmp_path / "named"
+    assert build_index(data, CONFIG, tmp_path / "given").path.parent == tmp_path / "given"
+
+
+def test_an_impossible_cache_folder_is_named_with_the_remedy(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"the cache folder .*file/cache cannot be made: .*; set GLSD_CACHE"):
+        build_index(data, CONFIG, tmp_path / "file/cache")
+
+
+def test_a_broken_index_is_named_with_the_remedy(data: Path, cache: Path) -> None:
+    path = build_index(data, CONFIG, cache).path
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"index-.*\.arrow is no index, or is broken: .*; delete it"):
+        Index.open(path)
+    with pytest.raises(ValueError, match="is no index"):
+        Index.open(cache / "nowhere.arrow")
+
+
+def test_progress_counts_up_to_the_number_of_images(data: Path, cache: Path) -> None:
+    counts: list[int] = []
+    build_index(data, CONFIG, cache, counts.append)
+    assert counts == sorted(counts)
+    assert counts[-1] == 3
+
+
+def test_a_file_that_is_gone_or_changed_says_what_to_do(data: Path, cache: Path) -> None:
+    index = build_index(data, CONFIG, cache)
+    (data / "frog/1.jpg").unlink()
+    with pytest.raises(ValueError, match=r"frog/1\.jpg is gone since the index was made; put it back, or start again"):
+        index.read(0)
+    (data / "frog/2.jpg").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"frog/2\.jpg has changed since the index was made \(5 bytes, not \d+\)"):
+        index.read(1)
+
+
+def test_a_read_error_that_passes_is_retried(data: Path, cache: Path) -> None:
+    index = build_index(data, CONFIG, cache)
+    image = data / "frog/1.jpg"
+    image.rename(data / "kept")
+    image.symlink_to(image)  # reading a link to itself is an error of the system
+
+    def mend() -> None:
+        time.sleep(0.1)
+        (data / "kept").replace(image)
+
+    thread = threading.Thread(target=mend)
+    thread.start()
+    assert index.read(0) == jpeg(0)
+    thread.join()
+
+
+def test_a_read_error_that_stays_names_the_file(data: Path, cache: Path) -> None:
+    index = build_index(data, CONFIG, cache)
+    (data / "frog/1.jpg").unlink()
+    (data / "frog/1.jpg").symlink_to(data / "frog/1.jpg")
+    with pytest.raises(OSError, match=r"reading .*frog/1\.jpg failed 3 times: .*symbolic links"):
+        index.read(0)
+
+
+KILLED_AT = """
+import sys, time
+from glsd.config import DataConfig
+from glsd.data import build_index
+
+def progress(count):
+    if count >= int(sys.argv[3]):
+        print("there", flush=True)
+        time.sleep(600)
+
+build_index(sys.argv[1], DataConfig(), sys.argv[2], progress)
+"""
+
+
+def kill_at(count: int, data: Path, cache: Path) -> None:
+    arguments = [sys.executable, "-c", KILLED_AT, str(data), str(cache), str(count)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+        process.send_signal(signal.SIGKILL)
+
+
+def test_a_kill_while_listing_leaves_no_index(data: Path, cache: Path) -> None:
+    kill_at(2, data, cache)
+    assert not list(cache.glob("*.arrow"))
+    assert len(build_index(data, CONFIG, cache)) == 3
+
+
+def test_a_kill_while_packing_leaves_nothing_that_is_used(tmp_path: Path, cache: Path) -> None:
+    images = [jpeg(number) for number in range(20)]
+    pq.write_table(pa.table({"image": images, "label": list(range(20))}), tmp_path / "a.parquet")
+    kill_at(7, tmp_path / "a.parquet", cache)
+    assert not list(cache.glob("*.arrow"))
+    assert [path.suffix for path in cache.glob("packed*/")] == [".unfinished"]
+    index = build_index(tmp_path / "a.parquet", CONFIG, cache)
+    assert [index.read(row) for row in range(20)] == images
+    assert not list(cache.rglob("*.unfinished"))
+
+
+def test_an_index_that_was_half_written_is_written_again(data: Path, cache: Path) -> None:
+    path = build_index(data, CONFIG, cache).path
+    path.with_suffix(".unfinished").write_bytes(path.read_bytes()[:50])
+    path.unlink()
+    assert len(build_index(data, CONFIG, cache)) == 3
+    assert not list(cache.glob("*.unfinished"))
+
+
+def test_two_processes_at_once_make_one_index(tmp_path: Path, cache: Path) -> None:
+    pq.write_table(pa.table({"image": [jpeg(number) for number in range(50)]}), tmp_path / "a.parquet")
+    script = (
+        "import sys; from glsd.config import DataConfig; from glsd.data import build_index; "
+        "index = build_index(sys.argv[1], DataConfig(), sys.argv[2]); print(len(index), index.digest)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "a.parquet"), str(cache)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = {process.communicate()[0] for process in processes}
+    assert [process.returncode for process in processes] == [0, 0]
+    assert len(said) == 1
+    assert said.pop().startswith("50 ")
+    assert len(list(cache.glob("packed*/"))) == 1

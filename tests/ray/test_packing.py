@@ -1,0 +1,124 @@
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.fs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from glsd.config import DataConfig
+from glsd.data import build_index
+from ray_jobs.folder import Folder
+from ray_jobs.packing import Packed, pack, plan_shards
+
+SHARD_BYTES = 40_960
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twenty-three images of two classes, one of them broken and one with the wrong suffix."""
+    folder = tmp_path / "photos"
+    for name in ("grüne Äpfel", "pears"):
+        (folder / name).mkdir(parents=True)
+    for seed in range(21):
+        (folder / ("pears" if seed % 3 else "grüne Äpfel") / f"{seed:02d}.png").write_bytes(png(seed))
+    (folder / "pears" / "broken.jpg").write_bytes(b"not an image")
+    (folder / "pears" / "mislabelled.jpg").write_bytes(png(99))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_packing_keeps_every_image_its_label_and_its_image_id_and_goes_on_after_a_kill(
+    photos: Path, tmp_path: Path
+) -> None:
+    words, out, cache = list[str](), tmp_path / "shards", tmp_path / "cache"
+    packed = pack(photos, str(out), DataConfig(), SHARD_BYTES, words.append, cache)
+    before, after = build_index(photos, DataConfig(), cache), build_index(out, DataConfig(), cache)
+    assert [after.read(k) for k in range(len(after))] == [before.read(k) for k in range(len(before))]
+    assert before.labels is not None
+    assert after.labels is not None
+    assert after.labels.tolist() == before.labels.tolist()
+    assert json.loads((out / "classes.json").read_bytes()) == before.classes
+    assert packed == Packed(
+        str(out), 23, len(list(out.glob("*.tar"))), sum(p.stat().st_size for p in out.glob("*.tar")), 0
+    )
+    assert packed.num_shards > 2
+    assert words[-1] == "packing 23/23 images"
+
+    first = contents(out)
+    (out / "000001.tar").unlink()
+    (out / "000000.tar").write_bytes(b"cut off")
+    again = pack(photos, str(out), DataConfig(), SHARD_BYTES, cache_dir=cache)
+    assert again.num_shards_kept == packed.num_shards - 2
+    assert contents(out) == first
+
+    store = Folder("bucket/shards", pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem()))
+    pack(photos, store, DataConfig(), SHARD_BYTES, cache_dir=cache)
+    assert contents(tmp_path / "bucket" / "shards") == first
+
+    with pytest.raises(ValueError, match=r"holds shards of another size \(\d+ shards, now 1\)"):
+        pack(photos, str(out), DataConfig(), 2**30, cache_dir=cache)
+    (photos / "pears" / "00.png").write_bytes(png(7))
+    with pytest.raises(ValueError, match=r"holds shards of other data \(23 images, now 24\)"):
+        pack(photos, str(out), DataConfig(), SHARD_BYTES, cache_dir=cache)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_an_image_that_is_gone_stops_the_packing_in_words(photos: Path, tmp_path: Path) -> None:
+    def remove(text: str) -> None:
+        if text.startswith("packing 0/"):
+            (photos / "pears" / "01.png").unlink()
+
+    with pytest.raises(ValueError, match=r"^00000\d\.tar was not written: .*01\.png is gone since the index was made"):
+        pack(photos, str(tmp_path / "shards"), DataConfig(), SHARD_BYTES, remove, tmp_path / "cache")
+
+
+@pytest.mark.ray
+def test_a_folder_with_other_files_is_refused(photos: Path, tmp_path: Path) -> None:
+    (photos / "grüne Äpfel").rename(tmp_path / "apples")
+    with pytest.raises(ValueError, match=r"holds pears but no pack\.json; name a new or an empty folder"):
+        pack(tmp_path / "apples", str(photos), DataConfig(), cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.ray
+def test_a_regime_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pack takes all images"):
+        pack(tmp_path, str(tmp_path / "shards"), DataConfig(fraction=0.5))
+
+
+@pytest.mark.ray
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 30_000), st.integers(0, 10**6)), min_size=1, max_size=30), st.booleans())
+def test_planned_sizes_are_those_of_the_tars_and_every_image_is_in_one(
+    images: list[tuple[int, int]], labelled: bool
+) -> None:
+    lengths, labels = (np.array(column) for column in zip(*images, strict=True))
+    shards = plan_shards(lengths, labels if labelled else None, SHARD_BYTES)
+    assert [k for shard in shards for k in range(shard.first, shard.last)] == list(range(len(images)))
+    for shard in shards:
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for length, label in images[shard.first : shard.last]:
+                for size in (length, *([len(str(label))] if labelled else [])):
+                    member = tarfile.TarInfo("000000000.jpg")
+                    member.size = size
+                    tar.addfile(member, io.BytesIO(bytes(size)))
+        assert shard.num_bytes == len(content.getvalue())
+        assert shard.num_bytes <= SHARD_BYTES or shard.last == shard.first + 1

@@ -1,0 +1,73 @@
+"""The command line: help, errors, and the verbs that need no cluster."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_jobs.cli import VERBS, main
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    path = tmp_path / "eine Katze ö.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    preset = ["demo"] if VERBS[verb][1] == "" else []
+    with pytest.raises(SystemExit) as ended:
+        main([verb, *preset, "--help"])
+    assert ended.value.code == 0
+    assert f"Example: glsd {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrian"], "there is no verb 'pretrian'"),
+        (["pretrain"], "needs a preset first: demo, paper, small_data"),
+        (["config", "papre"], "did you mean 'paper'"),
+        (["config", "demo", "--optim.batch_size", "48"], "use data.unit_size 24"),
+        (["preview", "nowhere.jpg"], "nowhere.jpg cannot be read"),
+        (["evaluate", "nowhere", "--data", "."], "nowhere is no run"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_exit_status_2(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    text = capsys.readouterr().err
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_a_misspelt_setting_is_answered_with_the_nearest(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["config", "demo", "--optim.epoch", "3"])
+    assert ended.value.code == 2
+    assert "--optim.epochs" in capsys.readouterr().err
+
+
+def test_preview_draws_an_image(photograph, tmp_path):
+    main(["preview", str(photograph), "--out", str(tmp_path / "preview.png")])
+    with Image.open(tmp_path / "preview.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+
+
+def test_help_and_config_and_preview_import_no_ray_and_no_model(photograph, tmp_path):
+    for arguments in (["--help"], ["config", "demo"], ["preview", str(photograph), "--out", str(tmp_path / "p.png")]):
+        code = (
+            "import sys; from ray_jobs.cli import main\n"
+            f"try: main({arguments!r})\n"
+            "except SystemExit: pass\n"
+            "assert not {'ray', 'timm'} & set(sys.modules), sorted({'ray', 'timm'} & set(sys.modules))"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,91 @@
+"""Settings: presets, overrides, their errors, and their documentation."""
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glsd.config import Config, documentation, load_config, presets
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_survives_the_way_through_yaml(name, tmp_path):
+    config = load_config(name)
+    path = tmp_path / "mine.yaml"
+    path.write_text(config.to_yaml())
+    assert load_config(path) == config
+    assert load_config(path).digest == config.digest
+
+
+def test_the_paper_preset_has_the_papers_values():
+    flat = load_config("paper").flat()
+    expected = {
+        "augment.global_size": 224,
+        "augment.local_sizes": [96],
+        "augment.num_local_crops": [8],
+        "augment.vertical_flip": 0.0,
+        "model.backbone": "swin_tiny_patch4_window7_224",
+        "model.num_prototypes": 65536,
+        "objective.setting": "geometric",
+        "optim.batch_size": 512,
+        "optim.epochs": 300,
+        "optim.base_lr": 5e-4,
+        "optim.teacher_momentum": 0.996,
+    }
+    assert {key: flat[key] for key in expected} == expected
+
+
+def test_the_global_loss_has_weight_one_without_a_local_loss_and_one_half_with_it():
+    assert load_config("paper", {"objective.setting": "vanilla"}).objective.weights == (1.0, 0.0)
+    assert load_config("paper").objective.weights == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optim.epoch", 3, "there is no setting 'optim.epoch'; did you mean 'optim.epochs'"),
+        ("optim.epochs", "many", "optim.epochs: .* not 'many'"),
+        ("objective.setting", "geometry", "objective.setting: .*'geometric'.* not 'geometry'"),
+        ("data.unit_size", 24, "optim.batch_size 512 is not a multiple of data.unit_size 24; use data.unit_size 16"),
+        ("augment.global_scale", (0.9, 0.4), "global_scale must be"),
+        ("augment.num_local_crops", (8, 4), "one entry for each size"),
+        ("augment.hue", 0.7, "augment.hue"),
+        ("optim.warmup_epochs", 301, "optim.warmup_epochs 301 is more than optim.epochs 300"),
+    ],
+)
+def test_an_impossible_setting_is_an_error_that_names_its_key(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        load_config("paper", {key: value})
+
+
+def test_an_unknown_preset_and_an_unknown_key_in_a_file_are_named_with_the_nearest_spelling(tmp_path):
+    with pytest.raises(ValueError, match="no preset 'papr'; did you mean 'paper'"):
+        load_config("papr")
+    path = tmp_path / "mine.yaml"
+    path.write_text("optim: {lr: 1}\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml: there is no setting 'optim\.lr'"):
+        load_config(path)
+
+
+def test_every_setting_is_documented():
+    assert documentation().keys() == Config().flat().keys()
+    assert all(documentation().values())
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
+def test_differences_name_exactly_the_settings_that_were_changed(epochs, drop_path):
+    base = Config()
+    changed = base.with_overrides({"optim.epochs": epochs, "optim.warmup_epochs": 0, "model.drop_path": drop_path})
+    expected = {"optim.epochs": epochs, "optim.warmup_epochs": 0, "model.drop_path": drop_path}
+    flat = base.flat()
+    assert base.differences(changed) == {
+        key: (flat[key], value) for key, value in expected.items() if flat[key] != value
+    }
+    assert (base.digest == changed.digest) == (base == changed)
+
+
+def test_the_printed_configuration_is_yaml_of_the_same_settings():
+    from ray_jobs.cli import documented_yaml
+
+    config = load_config("demo")
+    assert Config.model_validate(yaml.safe_load(documented_yaml(config))) == config

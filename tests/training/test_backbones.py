@@ -1,0 +1,46 @@
+"""Every family of backbones trains, resumes and leaves for timm, with one instance for all crop sizes."""
+
+import io
+
+import pytest
+import torch
+
+from glsd.evaluation import Encoder, export_backbone
+from glsd.training import initial_state, to_device, train_step
+from tests.training.small import small_config, units
+
+CPU = torch.device("cpu")
+PAPER = ["swin_tiny_patch4_window7_224", "swin_tiny_patch4_window14_224", "swin_small_patch4_window7_224"]
+OTHERS = ["vit_small_patch16_224", "resnet50", "convnext_tiny"]
+SMALL = ["resnet10t", "lcnet_050", "test_vit", "test_convnext"]
+
+
+@pytest.mark.parametrize("backbone", [*PAPER, *OTHERS, *SMALL])
+def test_a_backbone_trains_resumes_exactly_and_exports(backbone, tmp_path):
+    config = small_config(
+        backbone=backbone, **{"model.drop_path": 0.1, "data.unit_size": 2, "optim.batch_size": 2, "optim.base_lr": 1e-3}
+    )
+    batches = [to_device(unit, config.augment, CPU) for unit, _ in zip(units(config), range(2), strict=False)]
+
+    state = initial_state(config, CPU)
+    start = [parameter.clone() for parameter in state.student.backbone.parameters()]
+    saved = io.BytesIO()
+    for batch in batches:
+        saved.seek(0)
+        torch.save(state.state_dict(), saved)  # the second time, the state after the first step
+        assert train_step(state, state.student, [batch], 1, config, 6).applied
+        state.step += 1
+    moved = [not torch.equal(old, new) for old, new in zip(start, state.student.backbone.parameters(), strict=True)]
+    assert all(moved)
+
+    saved.seek(0)
+    resumed = initial_state(config, CPU)
+    resumed.load_state_dict(torch.load(saved, weights_only=True))
+    train_step(resumed, resumed.student, batches[1:], 1, config, 6)
+    for name, value in resumed.student.state_dict().items():
+        assert torch.equal(value, state.student.state_dict()[name]), name
+    for name, value in resumed.teacher.state_dict().items():
+        assert torch.equal(value, state.teacher.state_dict()[name]), name
+
+    report = export_backbone(Encoder(state.teacher.backbone, config), tmp_path / "backbone")
+    assert report.largest_difference <= 1e-3 * report.largest_entry
