@@ -113,12 +113,14 @@ class Peer:
         self.seconds = {"drawing": 0.0, "position maps": 0.0, "collation": 0.0}
 
     def batch(self, data: Sequence[bytes], w: ViewVectors) -> list[list[torch.Tensor]]:
+        """Crops and position maps of a batch, collated."""
         samples = [self.sample(*arguments) for arguments in zip(data, w.geo, w.pho, strict=True)]
         with self.timed("collation"):
             collated: list[list[torch.Tensor]] = default_collate(samples)
         return collated
 
     def sample(self, data: bytes, geo: np.ndarray, pho: np.ndarray) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Crops and position maps of one image."""
         image = Image.open(io.BytesIO(data)).convert("RGB")
         with self.timed("drawing"):
             for view in range(len(geo)):
@@ -135,6 +137,7 @@ class Peer:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
+        """Add the processor time of the block to a part of the whole."""
         started = time.process_time()
         yield
         self.seconds[part] += time.process_time() - started

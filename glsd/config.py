@@ -40,7 +40,7 @@ class DataConfig(Record):
     subset_seed: int = 0
     """Seed of the regime's nested subsets; a smaller subset lies within a larger one of the same seed."""
     unit_size: Size = 32
-    """Images in a unit, the micro-batch that one worker receives and trains on at once; it divides `optim.batch_size`."""
+    """Images in a unit, the micro-batch that a worker receives and trains on at once; it divides `optim.batch_size`."""
     value_range: tuple[float, float] | None = None
     """Values that become black and white in images of more than 8 bits; null is the full range of their type."""
     max_pixels: Size = 178_956_970
@@ -62,7 +62,7 @@ class DataConfig(Record):
 
 
 class AugmentConfig(Record):
-    """D_aug (Sec. 3.2, Algorithm 2): two global distributions and one local; triples are (global 1, global 2, local)."""
+    """D_aug (Sec. 3.2, Algorithm 2), two global distributions and a local one; triples are (global 1, 2, local)."""
 
     global_size: Size = 224
     """Side of the two global crops in pixels (Sec. A.1)."""
@@ -204,7 +204,7 @@ class OptimConfig(Record):
     freeze_last_layer_epochs: Count = 1
     """Epochs in which the heads' last layers get no gradient."""
     teacher_momentum: Annotated[float, Field(ge=0, le=1)] = 0.996
-    """lambda, the momentum of the teacher's moving average at the start; it rises to 1 on a cosine (Algorithm 1, line 18)."""
+    """lambda, momentum of the teacher's moving average at the start; rises to 1 on a cosine (Algorithm 1, line 18)."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of the forward pass; auto is bfloat16 where the device has it in hardware. The loss is in float32."""
 

@@ -1,14 +1,14 @@
 """`glsd VERB ...`: the command line.
 
-A verb with settings takes a preset's name (or a YAML file) first, which fills the settings in; each can then be given by
-its dotted key. Verbs that need no cluster import no Ray.
+A verb with settings takes a preset's name (or a YAML file) first, which fills the settings in; each can then be given
+by its dotted key. Verbs that need no cluster import no Ray.
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import tyro
 from pydantic import ValidationError
@@ -17,7 +17,6 @@ from glsd.config import Config, documentation, explained, load_config, presets
 from ray_jobs.settings import JobSettings
 
 Flattened = tyro.conf.arg(name="")
-Arguments = TypeVar("Arguments")
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,13 @@ class Export:
         """Do it."""
         from glsd.evaluation import export_backbone, load_encoder
 
-        print(export_backbone(load_encoder(self.model), Path(self.out)).text)
+        report = export_backbone(load_encoder(self.model), Path(self.out))
+        print(report.path)
+        print(
+            f"timm's features differ by {report.largest_difference:.2g} at most, at {report.size} px; "
+            f"the largest is {report.largest_entry:.2g}. glsd.load_encoder gives exactly those of the run.\n"
+        )
+        print(report.lines)
 
 
 VERBS: dict[str, tuple[type[Any], str | None]] = {
@@ -235,16 +240,18 @@ def _parsed(given: list[str]) -> Any:
     return _with_settings(arguments, load_config(preset), rest, program)
 
 
-def _with_settings(arguments: type[Arguments], config: Config, rest: list[str], program: str) -> Arguments:
-    missing = {
-        name: tyro.MISSING for name in ("data", "out") if name in arguments.__annotations__ and not hasattr(arguments, name)
-    }
-    default = arguments(**missing, config=config)
+def _with_settings(arguments: type[Any], config: Config, rest: list[str], program: str) -> Any:
+    required = {field.name: tyro.MISSING for field in fields(arguments) if field.default is MISSING}
+    default = arguments(**required, config=config)
     return tyro.cli(arguments, args=rest, prog=program, default=default, use_underscores=True)
 
 
 def _overview() -> str:
-    lines = ["Pretrain vision backbones on your own images: Global-Local Self-Distillation on Ray.", "", "glsd VERB ..."]
+    lines = [
+        "Pretrain vision backbones on your own images: Global-Local Self-Distillation on Ray.",
+        "",
+        "glsd VERB ...",
+    ]
     for verb, (arguments, _) in VERBS.items():
         lines.append(f"  {verb:<10}{(arguments.__doc__ or '').splitlines()[0]}")
     return "\n".join([*lines, "", "`glsd VERB --help` says more."])

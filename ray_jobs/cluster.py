@@ -1,16 +1,19 @@
 """Which Ray runs a job, and whether it has what the job needs."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import ray
+import ray.data
 
 from glsd.config import Config
 from ray_jobs.settings import JobSettings
 
 _ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin at a barrier would take the cores from the stream
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # glsd has one progress line of its own
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same on workers as for the user
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -26,6 +29,7 @@ class Resources(NamedTuple):
     torch_threads: int | None
     """Threads of a worker's tensor operations; None leaves them to torch."""
     max_failures: int
+    photometrics: Literal["worker", "device"]
 
 
 @contextmanager
@@ -33,15 +37,22 @@ def cluster(settings: JobSettings) -> Iterator[None]:
     """The Ray that is already connected, that of RAY_ADDRESS, or one started on this machine for this job."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    ray.data.DataContext.get_current().print_on_execution_start = False
     if ray.is_initialized():
         yield
         return
-    options = {"log_to_driver": False, "logging_level": "ERROR"}
     if "RAY_ADDRESS" in os.environ:
-        ray.init(**options)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
-        # One slot more than cores: the training worker takes a hair of one and would cost the stream a whole task.
-        ray.init(address="local", num_cpus=num_cores() + 1, include_dashboard=settings.dashboard, **options)
+        ray.init(
+            address="local",
+            # One slot more than cores: the training worker takes a hair of one and would cost the stream a whole task.
+            num_cpus=num_cores() + 1,
+            include_dashboard=settings.dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     try:
         yield
     finally:
@@ -73,14 +84,15 @@ def check_resources(settings: JobSettings, config: Config) -> Resources:
     per_worker = settings.cpus_per_worker or (0.01 if num_nodes == 1 else 1.0)
     if cpus - workers * per_worker < 1:
         raise ValueError(
-            f"{workers} workers of {per_worker:g} CPUs leave {max(0.0, cpus - workers * per_worker):g} of this cluster's "
-            f"{cpus:g} CPUs for the stream, which needs 1 at least; use fewer --workers or --cpus-per-worker"
+            f"{workers} workers of {per_worker:g} CPUs leave {max(0.0, cpus - workers * per_worker):g} of the "
+            f"cluster's {cpus:g} CPUs for the stream, which needs 1 at least; use fewer --workers or --cpus_per_worker"
         )
     threads = None
     if not gpu:
         threads = max(1, num_cores() // workers if num_nodes == 1 else int(per_worker))
     failures = settings.max_failures if settings.max_failures is not None else 0 if num_nodes == 1 else 3
-    return Resources(gpu, {"CPU": per_worker, **({"GPU": 1} if gpu else {})}, threads, failures)
+    photometrics = settings.photometrics if settings.photometrics != "auto" else "device" if gpu else "worker"
+    return Resources(gpu, {"CPU": per_worker, **({"GPU": 1} if gpu else {})}, threads, failures, photometrics)
 
 
 def num_cores() -> int:

@@ -1,12 +1,11 @@
 """The demo: 2,624 photographs of solar cells with expert labels, in minutes on two CPU cores.
 
-The package elpv-dataset has the photographs in its folder. Its licence, CC BY-NC-SA 4.0, forbids commercial use, so they
-are downloaded by whoever wants the demo and never part of glsd.
+The package elpv-dataset has the photographs in its folder. Its licence, CC BY-NC-SA 4.0, forbids commercial use, so
+they are downloaded by whoever wants the demo and never part of glsd.
 """
 
 import csv
 import io
-import os
 import time
 from collections import defaultdict
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ import numpy as np
 from glsd.config import Config
 from glsd.data import cache_folder
 from ray_jobs.finishing import closing_words
+from ray_jobs.folder import replace_file
 from ray_jobs.monitor import duration_text
 from ray_jobs.pretraining import pretrain
 from ray_jobs.settings import JobSettings
@@ -48,7 +48,9 @@ def photograph_lists() -> tuple[Path, Path]:
     """
     package = find_spec("elpv_dataset")
     if package is None or package.origin is None:
-        raise ValueError("the demo's photographs are the package elpv-dataset; install it with: pip install 'glsd[demo]'")
+        raise ValueError(
+            "the demo's photographs are the package elpv-dataset; install it with: pip install 'glsd[demo]'"
+        )
     folder = Path(package.origin).parent / "data"
     by_class: dict[str, list[str]] = defaultdict(list)
     for line in (folder / "labels.csv").read_text("utf-8").splitlines():
@@ -61,13 +63,10 @@ def photograph_lists() -> tuple[Path, Path]:
         rows["test"] += [(path, name) for path in shuffled[:tested]]
         rows["train"] += [(path, name) for path in shuffled[tested:]]
     lists = {name: cache_folder() / f"solar-cells-{name}.csv" for name in rows}
-    for name, path in lists.items():
+    for name, listed in lists.items():
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["path", "label"])
         writer.writerows((str(folder / image), label) for image, label in sorted(rows[name]))
-        if not path.exists() or path.read_text("utf-8") != text.getvalue():
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(text.getvalue(), "utf-8")
-            partial.replace(path)
+        replace_file(listed, text.getvalue().encode())
     return lists["train"], lists["test"]

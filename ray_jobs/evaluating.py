@@ -1,9 +1,10 @@
 """k-NN of a teacher (Sec. 4.3): which images vote and which are tested, online within a run and on its own."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from glsd.models import Network
 from ray_jobs.cluster import num_cores
 from ray_jobs.monitor import ProgressLine
 
-Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Sources = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def knn_split(train: Index, test: Index | None, evaluation: EvaluationConfig, se
     """
     for index, name in ((train, "the images that vote"), (test, "the images that are tested")):
         if index is not None and index.labels is None:
-            raise ValueError(f"k-NN needs labels, and {name} ({index.uri(0)}, ...) have none; one folder a class gives them")
+            raise ValueError(
+                f"k-NN needs labels, and {name} ({index.uri(0)}, ...) have none; one folder a class gives them"
+            )
     assert train.labels is not None
     assert train.classes is not None
     shuffled = np.random.default_rng([seed, len(train)]).permutation(len(train))
@@ -122,7 +125,9 @@ class OnlineKnn:
         encoder = Encoder(teacher.backbone, self._config)
         if self._shares is None:
             mine = slice(self._rank, None, self._world_size)
-            self._shares = [preprocessed(encoder, images, mine) for images in (self._split.anchors, self._split.queries)]
+            self._shares = [
+                preprocessed(encoder, images, mine) for images in (self._split.anchors, self._split.queries)
+            ]
         try:
             anchors, queries = (self._gathered(_embedded(encoder, share)) for share in self._shares)
         finally:
@@ -174,7 +179,7 @@ def evaluate(model: str, data: Sources, *, test: Sources | None = None) -> Score
         results = []
         for network, name in ((encoder, "embedding"), (untrained_encoder(config), "embedding, untrained,")):
             sides = [
-                _streamed(network.to(device), images, lambda done, name=name: line.phase(f"{name} {done:,} images"))
+                _streamed(network.to(device), images, partial(_announce, line, name))
                 for images in (split.anchors, split.queries)
             ]
             results.append(score(sides[0], sides[1], split, config.evaluation))
@@ -224,12 +229,14 @@ def preprocessed(encoder: Encoder, images: LabelledImages, part: slice = slice(N
 
     with ThreadPoolExecutor(num_cores()) as pool:
         crops = list(pool.map(crop, image_ids.tolist()))
-    decodable = [index for index, image in enumerate(crops) if image is not None]
+    decodable = [index for index, pixels in enumerate(crops) if pixels is not None]
     side = encoder.config.evaluation.crop
-    pixels = np.empty((len(decodable), side, side, 3), np.uint8)
-    for row, index in enumerate(decodable):
-        pixels[row] = crops[index]
-    return Preprocessed(pixels, torch.from_numpy(labels[decodable]))
+    stacked = np.array([pixels for pixels in crops if pixels is not None], np.uint8).reshape(-1, side, side, 3)
+    return Preprocessed(stacked, torch.from_numpy(labels[decodable]))
+
+
+def _announce(line: ProgressLine, name: str, done: int) -> None:
+    line.phase(f"{name} {done:,} images")
 
 
 def _embedded(encoder: Encoder, images: Preprocessed) -> Labelled:

@@ -18,7 +18,7 @@ from glsd.evaluation import Encoder, embed, export_backbone, load_encoder, neare
 from glsd.reporting import draw_crops, draw_matchings, draw_neighbours, geometric_pair, save_figure
 from glsd.training import manifest, newest_checkpoint
 from ray_jobs.evaluating import KnnSplit, LabelledImages, preprocessed
-from ray_jobs.monitor import ProgressLine, duration_text
+from ray_jobs.monitor import ProgressLine
 from ray_jobs.run_directory import RunDirectory, read_metrics
 
 BACKBONE, FIGURES = "backbone", "figures"
@@ -39,9 +39,7 @@ def finish(
         figures = Path(folder) / FIGURES
         pictured = _decodable(index, image_ids, config, _NUM_PICTURED)
         views = [multicrop(image, config.augment, config.seed, 0, image_id) for image_id, image in pictured]
-        save_figure(
-            draw_crops([image for _, image in pictured], [view.geo for view in views]), figures / "crops.png"
-        )
+        save_figure(draw_crops([image for _, image in pictured], [view.geo for view in views]), figures / "crops.png")
         grids = [encoder.backbone.grid(size) for size, num_views in config.augment.groups for _ in range(num_views)]
         pairs = [
             geometric_pair(view, 0, student, grids[0], grids[student], config.objective.threshold_scale)
@@ -122,9 +120,9 @@ def _neighbours(encoder: Encoder, split: KnnSplit) -> Figure:
     return draw_neighbours(
         list(queries.crops),
         [names[label] for label in queries.labels.tolist()],
-        [[anchors.crops[i] for i in row] for row in found.index.tolist()],
-        [[names[anchors.labels[i]] for i in row] for row in found.index.tolist()],
-        found.similarity.float().numpy(),
+        [[anchors.crops[i] for i in row] for row in found.anchor_index.tolist()],
+        [[names[anchors.labels[i]] for i in row] for row in found.anchor_index.tolist()],
+        found.similarity.float().cpu().numpy(),
     )
 
 

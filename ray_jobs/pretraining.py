@@ -8,6 +8,7 @@ import itertools
 import json
 import tempfile
 import warnings
+from collections import ChainMap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -46,10 +47,11 @@ from ray_jobs.finishing import finish
 from ray_jobs.monitor import ProgressLine, Reporter, start_monitor, watch
 from ray_jobs.run_directory import RunDirectory, RunLog
 from ray_jobs.settings import JobSettings
-from ray_jobs.stream import MAX_UNIT_BYTES, UnitSource, stream, stream_options, unit_bytes
+from ray_jobs.stream import MAX_UNIT_BYTES, UnitSource, received, stream, stream_options, unit_bytes
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
+
 
 @dataclass(frozen=True)
 class Run:
@@ -148,8 +150,8 @@ def check_sizes(config: Config) -> None:
         fitting = config.data.unit_size * MAX_UNIT_BYTES // unit_bytes(config)
         fitting = max(size for size in range(1, fitting + 1) if config.optim.batch_size % size == 0)
         raise ValueError(
-            f"data.unit_size {config.data.unit_size} makes units of {unit_bytes(config) / 2**20:.0f} MiB, and the stream "
-            f"takes {MAX_UNIT_BYTES / 2**20:.0f} MiB; use data.unit_size {fitting}"
+            f"data.unit_size {config.data.unit_size} makes units of {unit_bytes(config) / 2**20:.0f} MiB, and the "
+            f"stream takes {MAX_UNIT_BYTES / 2**20:.0f} MiB; use data.unit_size {fitting}"
         )
 
 
@@ -170,13 +172,8 @@ def _train_on_ray(
     line.phase("starting Ray")
     with cluster(settings):
         resources = check_resources(settings, config)
-        source = UnitSource(
-            config,
-            index,
-            None if len(image_ids) == len(index) else ray.put(image_ids),
-            len(image_ids),
-            "worker" if settings.photometrics == "worker" or not (settings.photometrics == "device" or resources.gpu) else "device",
-        )
+        regime = None if len(image_ids) == len(index) else ray.put(image_ids)
+        source = UnitSource(config, index, regime, len(image_ids), resources.photometrics)
         monitor = start_monitor()
         assert run.token is not None
         plan = _Plan(config, run, run.token, source, split, monitor, resources.torch_threads)
@@ -190,7 +187,10 @@ def _train_on_ray(
                 name=run.name,
                 storage_path=run.storage_path,
                 storage_filesystem=run.filesystem,
-                failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=2),
+                failure_config=FailureConfig(  # an unschedulable start would be tried for ever by default
+                    max_failures=resources.max_failures,
+                    controller_failure_limit=2,  # type: ignore[call-arg] # its stub is that of the old Train
+                ),
             ),
             datasets={"train": partial(_remaining_stream, plan)},
             dataset_config=DataConfig(execution_options=stream_options()),
@@ -218,7 +218,7 @@ def _train(loop_config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     shard = ray.train.get_dataset_shard("train")
     units = shard.iter_batches(batch_size=config.data.unit_size, batch_format="numpy", prefetch_batches=2)
-    first, units = _peeked(iter(units))
+    first, units = _peeked(received(units))
     state = initial_state(config, device)
     # The stream decides where this start continues, so data and weights are of one checkpoint.
     state.step = int(first["unit"][0]) // config.units_per_step
@@ -229,7 +229,8 @@ def _train(loop_config: dict[str, Any]) -> None:
     probes = {} if plan.knn is None else {"knn": recorder.announced("k-NN", OnlineKnn(plan.knn, config, device))}
     if state.step == 0:
         # The teacher before training is the backbone at random initialisation: what all later figures stand beside.
-        recorder.log({"step": 0} | {k: v for probe in probes.values() for k, v in probe(state.teacher, 0).items()}, None)
+        untrained = [probe(state.teacher, 0) for probe in probes.values()]
+        recorder.log(dict(ChainMap({"step": 0}, *untrained)), None)
     train(state, recorder.watched(units), config, plan.steps_per_epoch, device, recorder.log, probes)
     recorder.close()
 
@@ -264,7 +265,7 @@ class _Recorder:
         return measure
 
     def log(self, metrics: Metrics, state: TrainState | None) -> None:
-        """The loop's `on_log`: metrics to the run directory, the driver and Ray Train; a checkpoint where one is due."""
+        """The loop's `on_log`: metrics to the run directory, the driver and Ray Train; a checkpoint if due."""
         skips = self._gathered_skips()
         if self._rank == 0:
             step = int(metrics["step"])
@@ -313,7 +314,7 @@ class _Recorder:
         if tried >= min(200, source.num_images) and self._log.num_skipped > data.max_skipped * tried:
             raise ValueError(
                 f"{self._log.num_skipped} of the {tried} images read so far could not be decoded, more than "
-                f"data.max_skipped {data.max_skipped:.0%}; {self._plan.run.out}/skipped.jsonl lists them with the reason"
+                f"data.max_skipped {data.max_skipped:.0%}; {self._plan.run.out}/skipped.jsonl lists them with reasons"
             )
 
 

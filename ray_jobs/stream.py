@@ -1,15 +1,15 @@
 """The stream: training units made by Ray Data's CPU tasks, as one execution over all epochs.
 
-A row of `range` is a unit, so the stream is a pure function of the step: a resume starts `range` later, and any number of
-workers receives the same units. Blocks of equal size and `preserve_order` are what makes rank r of W get the units
+A row of `range` is a unit, so the stream is a pure function of the step: a resume starts `range` later, and any number
+of workers receives the same units. Blocks of equal size and `preserve_order` are what makes rank r of W get the units
 i * W + r, see `stream_options`.
 """
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -62,9 +62,12 @@ class UnitSource:
             skips.append(json.dumps(skipped))
         ids = np.array(image_ids)
         crops = multicrop_batch(images, self.config.augment, self.config.seed, epoch, ids, self.photometrics)
-        if self.photometrics == "worker":
-            del crops["pho"]
-        return {"unit": np.full(len(ids), k), "image_id": ids, "skips": np.array(skips), **crops}
+        return self.arrays(k, ids, skips, crops)
+
+    def arrays(self, k: int, ids: np.ndarray, skips: list[str], crops: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The columns that travel; photometric parameters only where they are still needed."""
+        travelling = {key: value for key, value in crops.items() if key != "pho" or self.photometrics == "device"}
+        return {"unit": np.full(len(ids), k), "image_id": ids, "skips": np.array(skips), **travelling}
 
     def _decoded(self, epoch: int, member: int, data: bytes) -> tuple[int, np.ndarray, list[tuple[int, str]]]:
         """The regime's image of this number, or the first decodable one of its keyed replacements."""
@@ -88,7 +91,8 @@ class UnitSource:
         if self.image_ids is None:
             return members
         regime: np.ndarray = ray.get(self.image_ids)
-        return regime[members]
+        chosen: np.ndarray = regime[members]
+        return chosen
 
 
 def stream(source: UnitSource, start_unit: int) -> Dataset:
@@ -112,8 +116,33 @@ def unit_bytes(config: Config) -> int:
     return config.data.unit_size * sum(num_views * size * size * 3 for size, num_views in config.augment.groups)
 
 
+def received(units: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
+    """The units as they arrive at a training worker.
+
+    Raises:
+        ValueError: a unit could not be made; the message is the user's.
+    """
+    for unit in units:
+        if failure := str(unit["failure"][0]):
+            raise ValueError(failure)
+        yield unit
+
+
 def _make_unit(row: dict[str, np.ndarray], source: UnitSource, first: int) -> dict[str, Any]:
     # A task has one core; libraries that start threads of their own would only fight for it.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    return source.unit(first + int(row["id"][0]))
+    k, size = first + int(row["id"][0]), source.config.data.unit_size
+    try:
+        return {**source.unit(k), "failure": np.full(size, "")}
+    except (ValueError, OSError) as error:
+        # Ray Data keeps the text of an exception only within a traceback, so what a user can mend travels as a row.
+        return {**_blank_unit(source, k), "failure": np.full(size, str(error))}
+
+
+def _blank_unit(source: UnitSource, k: int) -> dict[str, Any]:
+    size, augment = source.config.data.unit_size, source.config.augment
+    blank = np.zeros((8, 8, 3), np.uint8)
+    ids = np.zeros(size, np.int64)
+    crops = multicrop_batch([blank] * size, augment, source.config.seed, 0, ids, source.photometrics)
+    return source.arrays(k, ids, ["[]"] * size, crops)

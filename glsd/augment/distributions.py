@@ -116,7 +116,7 @@ def _photometric(config: AugmentConfig, uniforms: Float64[np.ndarray, "batch vie
 
     jitter = drawn("jitter") < config.jitter_probability
     order = uniforms[..., _COLUMN["order_brightness"] : _COLUMN["order_hue"] + 1].argsort(axis=-1)
-    columns = {f"jitter_{position + 1}": order[..., position] for position in range(4)}
+    columns: dict[str, np.ndarray] = {f"jitter_{place + 1}": order[..., place] for place in range(4)}
     for name in ("brightness", "contrast", "saturation"):
         strength = getattr(config, name)
         columns[name] = np.where(jitter, _between(drawn(name), max(0.0, 1 - strength), 1 + strength), 1.0)

@@ -7,6 +7,7 @@ the device, for the device that trains. Both follow Pillow and torchvision, that
 after either.
 """
 
+import math
 from functools import cache
 
 import cv2
@@ -21,7 +22,11 @@ from glsd.config import AugmentConfig
 _COLUMN = {name: index for index, name in enumerate(PHOTOMETRIC_FIELDS)}
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, Pillow's and OpenCV's grey
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
-_CACHED_PIXELS = 2**15
+_HUE_STEPS = 255
+"""Pillow's steps to the colour circle. It cuts off a turn's fraction of a step, and that of each pixel's hue, which is
+half a step on average."""
+_CACHED_PIXELS = 2**16
+"""Pixels of the crops that `photometric_device` takes at once on a CPU: some 800 KB, which stay in its cache."""
 _LEVELS = np.arange(256, dtype=np.float32)
 
 
@@ -39,16 +44,18 @@ def photometric_in_place(
 ) -> None:
     """Apply P with `pho` to each crop of a C-contiguous buffer, in the buffer."""
     views = crops.reshape(-1, *crops.shape[-3:])
-    for crop, parameters in zip(views, pho.reshape(-1, pho.shape[-1]).tolist(), strict=True):
-        if parameters[_COLUMN["jitter"]]:
-            for operation in parameters[:4]:
-                _JITTER[int(operation)](crop, parameters[_COLUMN["brightness"] + int(operation)])
-        if parameters[_COLUMN["grayscale"]]:
+    for crop, row in zip(views, pho.reshape(-1, pho.shape[-1]).tolist(), strict=True):
+        if row[_COLUMN["jitter"]]:
+            for operation in map(int, row[:4]):
+                factor = row[_COLUMN["brightness"] + operation]
+                if factor != _IDENTITY[operation]:
+                    _JITTER[operation](crop, factor)
+        if row[_COLUMN["grayscale"]]:
             cv2.cvtColor(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB, dst=crop)
-        if radius := parameters[_COLUMN["blur_radius"]]:
-            kernel = gaussian_kernel(radius)
+        if radius := row[_COLUMN["blur_radius"]]:
+            kernel = _gaussian_kernel(radius)
             cv2.sepFilter2D(crop, -1, kernel, kernel, dst=crop, borderType=cv2.BORDER_REPLICATE)
-        if parameters[_COLUMN["solarize"]]:
+        if row[_COLUMN["solarize"]]:
             cv2.LUT(crop, _solarized(config.solarize_threshold), dst=crop)
 
 
@@ -62,26 +69,30 @@ def _contrast(crop: np.ndarray, factor: float) -> None:
 
 
 def _saturation(crop: np.ndarray, factor: float) -> None:
-    matrix = np.full((3, 4), -0.5, np.float32)
+    # Pillow cuts fractions off and OpenCV rounds them.
+    matrix = np.full((3, 4), -0.499, np.float32)
     matrix[:, :3] = (1 - factor) * np.array(_LUMA) + factor * np.eye(3)
     cv2.transform(crop, matrix, dst=crop)
 
 
 def _hue(crop: np.ndarray, turns: float) -> None:
+    steps = math.floor(256 / _HUE_STEPS * (math.trunc(_HUE_STEPS * turns) - 0.5))
     hsv = cv2.cvtColor(crop, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(turns * 256) % 256)
+    hsv[..., 0] += np.uint8(steps % 256)
     cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=crop)
 
 
 _JITTER = (_brightness, _contrast, _saturation, _hue)
+_IDENTITY = (1.0, 1.0, 1.0, 0.0)
 
 
-def gaussian_kernel(radius: float) -> Float32[np.ndarray, " taps"]:
+def _gaussian_kernel(radius: float) -> Float32[np.ndarray, " taps"]:
     """Normalised samples of a Gaussian of standard deviation `radius`, out to three of them."""
     half = _half_taps(radius)
     offsets = np.arange(-half, half + 1)
     kernel = np.exp(-0.5 * (offsets / radius) ** 2)
-    return (kernel / kernel.sum()).astype(np.float32)
+    normalised: np.ndarray = kernel / kernel.sum()
+    return normalised.astype(np.float32)
 
 
 def _half_taps(radius: float) -> int:
@@ -104,8 +115,8 @@ def photometric_device(
     if crops.device.type != "cpu":
         return _photometric(crops, pho.float(), config)
     # A few crops at a time stay in the processor's cache through all steps.
-    num_crops = max(1, _CACHED_PIXELS // crops[0, ..., 0].numel()) if len(crops) else 1
-    parts = zip(crops.split(num_crops), pho.float().split(num_crops), strict=True)
+    num_parts = max(1, crops.numel() // (3 * _CACHED_PIXELS))
+    parts = zip(crops.tensor_split(num_parts), pho.float().tensor_split(num_parts), strict=True)
     return torch.cat([_photometric(*part, config) for part in parts])
 
 
@@ -117,7 +128,7 @@ def _photometric(crops: Tensor, pho: Tensor, config: AugmentConfig) -> Tensor:
     hue_place = ((order == _HUE) * torch.arange(4, device=x.device)[:, None, None, None]).sum(dim=1)  # (N, 1, 1, 1)
     for place in range(3):
         x = _blended(x, order[:, place], factors, applied=hue_place > place)
-    x = _turned(x, factors[:, _HUE])
+    x = _turned(x, _cut_to_steps(factors[:, _HUE]))
     for place in range(1, 4):
         x = _blended(x, order[:, place], factors, applied=hue_place < place)
     x = torch.where(parameters[:, _COLUMN["grayscale"]] > 0, _grey(x), x)
@@ -145,6 +156,11 @@ def _blended(x: Tensor, operation: Tensor, factors: Tensor, applied: Tensor) -> 
     grey = _grey(x)
     mean = grey.mean(dim=(2, 3), keepdim=True) * (operation == _CONTRAST)
     return torch.lerp(torch.where(operation == _SATURATION, grey, mean), x, factor).clamp_(0, 1)
+
+
+def _cut_to_steps(turns: Tensor) -> Tensor:
+    """The turn that Pillow makes of one asked for: see `_HUE_STEPS`."""
+    return torch.where(turns == 0, turns, ((_HUE_STEPS * turns).trunc() - 0.5) / _HUE_STEPS)
 
 
 def _turned(x: Tensor, turns: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ _DEEP_PHOTOMETRICS: Final = (_WHITE_IS_ZERO, 1, 2)  # the others are black is ze
 _warning_filters = threading.Lock()
 
 
-class UndecodableImage(ValueError):  # noqa: N818 - it is the image that is wrong, not the program
+class UndecodableImage(ValueError):
     """These bytes are no image, or none that may be decoded; the message says why."""
 
 

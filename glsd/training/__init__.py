@@ -1,7 +1,14 @@
 """Algorithm 1 as a program: batches, schedules, optimiser, state, step, loop and checkpoints."""
 
 from glsd.training.batch import Batch, Unit, to_device
-from glsd.training.checkpoint import checkpoints, load_checkpoint, manifest, newest_checkpoint, prune_checkpoints, save_checkpoint
+from glsd.training.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    manifest,
+    newest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from glsd.training.loop import Metrics, NonFiniteLoss, Probe, train
 from glsd.training.optimizer import build_optimizer, clip_each, gated_step, set_hyperparameters
 from glsd.training.schedules import learning_rate, teacher_momentum, teacher_temperature, weight_decay

@@ -13,7 +13,7 @@ from glsd.augment import normalize, photometric_device
 from glsd.config import AugmentConfig
 
 Unit = Mapping[str, np.ndarray]
-"""`unit`, `image_id` (m,) int64; `crops_0`, `crops_1`, ... (m, V_g, S, S, 3) uint8; `geo` (m, V, 7); `pho` (m, V, P), only
+"""`unit`, `image_id` (m,) int64; `crops_0`, `crops_1`, ... (m, V_g, S, S, 3) uint8; `geo` (m, V, 7); `pho` (m, V, P)
 where photometrics are left to the device."""
 
 
@@ -23,11 +23,11 @@ class Batch(NamedTuple):
     crops: list[Tensor]
     """One (m, V_g, 3, S, S) normalised float tensor for each group of equal crops, the globals first."""
     geo: Float[Tensor, "images views 7"]
-    image_ids: Int64[Tensor, "images"]
+    image_ids: Int64[Tensor, " images"]
 
 
 def to_device(unit: Unit, augment: AugmentConfig, device: torch.device) -> Batch:
-    """Move a unit to the device and finish its crops there: photometrics where they are still to be done, normalisation.
+    """Move a unit to the device and finish its crops there: photometrics if still to be done, and normalisation.
 
     Crops travel as bytes; nothing here waits for the device.
     """

@@ -89,7 +89,9 @@ def load_checkpoint(checkpoint: str) -> dict[str, Any]:
     with filesystem.open_input_stream(f"{path}/state.pt") as stream:
         content = stream.read()
     if len(content) != expected["bytes"] or _digest(content) != expected["sha256"]:
-        raise ValueError(f"{checkpoint}/state.pt is damaged: it is not what its manifest.json describes; use another one")
+        raise ValueError(
+            f"{checkpoint}/state.pt is damaged: it is not what its manifest.json describes; use another one"
+        )
     state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state
 

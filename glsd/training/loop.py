@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from glsd.config import Config
-from glsd.losses import Losses
 from glsd.models import Network
 from glsd.training.batch import Batch, Unit, to_device
 from glsd.training.memory import out_of_memory_advice
@@ -37,7 +37,7 @@ def train(
 ) -> None:
     """Train from `state.step` to the end of the last epoch.
 
-    With an initialised process group this is one of its workers: rank r of W receives the units i * W + r of every step.
+    With an initialised process group this is one of its workers: rank r of W receives the units i * W + r.
 
     Args:
         state: changed in place.
@@ -47,7 +47,7 @@ def train(
         device: where the state is.
         on_log: called on every worker at every log interval with the interval's means, and with the state where a
             checkpoint is due; every loss up to then is known to be finite.
-        probes: what to measure of the teacher every `evaluation.knn_every_epochs` and at the end; called on every worker.
+        probes: measures of the teacher, called on every worker every `evaluation.knn_every_epochs` and at the end.
 
     Raises:
         NonFiniteLoss: names the step, the parts of the loss and the images since the last reading.
@@ -56,7 +56,7 @@ def train(
     world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     num_units = config.units_per_step // world_size
     total_steps = config.optim.epochs * steps_per_epoch
-    student = _distributed(state.student, device)
+    student = _distributed(state.student, state.teacher, device)
     received = _Received(units, state.step * num_units, config, device)
     readings: list[StepReport] = []
     interval = _Interval(state.step)
@@ -69,10 +69,15 @@ def train(
             raise torch.OutOfMemoryError(out_of_memory_advice(state, received.last, config)) from error
         state.step += 1
 
-        checkpoint, probe = _checkpoint_due(state.step, config, steps_per_epoch), _probe_due(state.step, config, steps_per_epoch)
+        checkpoint, probe = (
+            _checkpoint_due(state.step, config, steps_per_epoch),
+            _probe_due(state.step, config, steps_per_epoch),
+        )
         if not (checkpoint or probe or state.step % config.log_every_steps == 0):
             continue
         losses = _read(readings, state.step, received.image_ids)
+        if config.objective.setting == "vanilla":
+            del losses["loss_local"], losses["matched"]  # there is neither
         metrics = {"step": state.step} | losses | _schedules(state.step - 1, config, steps_per_epoch)
         metrics |= interval.speed(state.step, total_steps, config.optim.batch_size, received.seconds_waited)
         if probe:
@@ -112,7 +117,8 @@ def _read(readings: Sequence[StepReport], step: int, image_ids: Sequence[int]) -
     return dict(zip(_LOSSES, losses.mean(0).tolist(), strict=True))
 
 
-_LOSSES = tuple({"total": "loss", "global_loss": "loss_global", "local_loss": "loss_local"}.get(name, name) for name in Losses._fields)
+_LOSSES = ("loss", "loss_global", "loss_local", "matched")
+"""The fields of `Losses` as metrics."""
 
 
 def _schedules(step: int, config: Config, steps_per_epoch: int) -> Metrics:
@@ -174,11 +180,12 @@ class _Interval:
         }
 
 
-def _distributed(student: Network, device: torch.device) -> nn.Module:
+def _distributed(student: Network, teacher: Network, device: torch.device) -> nn.Module:
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return student
     if device.type == "cuda":
         # gloo has no synchronised batch norm: on CPUs each worker normalises by its own unit.
-        nn.SyncBatchNorm.convert_sync_batchnorm(student)
+        convert_sync_batchnorm(student)
+        convert_sync_batchnorm(teacher)
         return DistributedDataParallel(student, device_ids=[device])
     return DistributedDataParallel(student)

@@ -1,7 +1,7 @@
 """Schedules (Sec. 4.2) as functions of the step; steps and epochs count from 0.
 
-They follow the authors' code to the last step: the warm-up reaches its peak on its own last step, and a cosine divides by
-the number of its steps, so that its end value is approached and not reached.
+They follow the authors' code to the last step: the warm-up reaches its peak on its own last step, and a cosine divides
+by the number of its steps, so that its end value is approached and not reached.
 """
 
 import math
@@ -24,7 +24,7 @@ def weight_decay(step: int, optim: OptimConfig, steps_per_epoch: int) -> float:
 
 
 def teacher_momentum(step: int, optim: OptimConfig, steps_per_epoch: int) -> float:
-    """lambda of Algorithm 1, line 18: a cosine to 1 over the whole run."""
+    """Lambda of Algorithm 1, line 18: a cosine to 1 over the whole run."""
     return _cosine(optim.teacher_momentum, 1.0, step, optim.epochs * steps_per_epoch)
 
 

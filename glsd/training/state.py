@@ -36,9 +36,9 @@ class TrainState:
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.centers = Centers(
-            *(old if new is None else new.to(old.device) for old, new in zip(self.centers, state["centers"].values(), strict=True))
-        )
+        device = self.centers.global_.device
+        global_, dense = state["centers"]["global_"], state["centers"]["dense"]
+        self.centers = Centers(global_.to(device), None if dense is None else dense.to(device))
 
 
 def initial_state(config: Config, device: torch.device) -> TrainState:

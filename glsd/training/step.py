@@ -36,7 +36,12 @@ class StepReport(NamedTuple):
 
 
 def train_step(
-    state: TrainState, student: nn.Module, batches: Iterable[Batch], num_units: int, config: Config, steps_per_epoch: int
+    state: TrainState,
+    student: nn.Module,
+    batches: Iterable[Batch],
+    num_units: int,
+    config: Config,
+    steps_per_epoch: int,
 ) -> StepReport:
     """Algorithm 1, lines 8-18, over `num_units` units of this worker; the centres and the teacher move once.
 
@@ -62,22 +67,22 @@ def train_step(
     for index, batch in enumerate(batches):
         with _gradients_stay_local(student, until=index == num_units - 1):
             losses, bottlenecks = unit_losses(state, student, batch, config, temperature)
-            (losses.total / num_units).backward()  # type: ignore[no-untyped-call]
+            (losses.total / num_units).backward()
         means.append(torch.cat([torch.stack(losses).detach().float(), bottlenecks]))
     mean = _mean_over_workers(torch.stack(means).mean(0))
-    losses, bottlenecks = mean[: len(Losses._fields)], mean[len(Losses._fields) :]
+    mean_losses, mean_bottlenecks = mean[: len(Losses._fields)], mean[len(Losses._fields) :]
 
     if step // steps_per_epoch < optim.freeze_last_layer_epochs:
         # None and not zero: AdamW then neither decays these parameters nor starts their moments.
         for parameter in state.student.last_layer_parameters():
             parameter.grad = None
-    applied = clip_each(state.student.parameters(), optim.clip_grad) & losses.isfinite().all()
+    applied = clip_each(state.student.parameters(), optim.clip_grad) & mean_losses.isfinite().all()
     gated_step(state.optimizer, applied)
     # The centres' logits are the teacher's of this step, so they come before its update.
-    logits = _mean_teacher_logits(state.teacher, bottlenecks)
+    logits = _mean_teacher_logits(state.teacher, mean_bottlenecks)
     ema_update(state.teacher, state.student, teacher_momentum(step, optim, steps_per_epoch), applied)
     state.centers = update_centers(state.centers, logits, config.objective.center_momentum, applied)
-    return StepReport(losses, applied)
+    return StepReport(mean_losses, applied)
 
 
 def unit_losses(
@@ -104,7 +109,9 @@ def unit_losses(
 def autocast(config: Config, device: torch.device) -> AbstractContextManager[None]:
     """The forward pass's precision: bfloat16 where it is asked for, or where the device has it in hardware."""
     bfloat16 = config.optim.precision == "bfloat16" or (
-        config.optim.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        config.optim.precision == "auto"
+        and device.type == "cuda"
+        and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
 

@@ -95,6 +95,12 @@ def test_a_crop_does_not_depend_on_its_batch() -> None:
         np.testing.assert_array_equal(photometric_worker(CROPS[one], pho[one], CONFIG), worker[one])
 
 
+def test_jitter_with_factors_of_identity_leaves_crops_as_they_are() -> None:
+    pho = repeated(vector(jitter=1))
+    np.testing.assert_array_equal(photometric_worker(CROPS, pho, CONFIG), CROPS)
+    np.testing.assert_allclose(on_device(CROPS, pho), CROPS, atol=1e-2)
+
+
 def test_nothing_asked_leaves_crops_as_they_are() -> None:
     pho = repeated(vector())
     np.testing.assert_array_equal(photometric_worker(CROPS, pho, CONFIG), CROPS)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm.data
 import torch
+from safetensors.torch import load_file
 
 from glsd.config import Config, load_config
 from glsd.evaluation import export_backbone, load_encoder, untrained_encoder
@@ -39,6 +40,8 @@ def test_timms_swin_differs_by_its_epsilon_alone_at_224_px_and_ours_loads_exactl
     loaded_z_bar, loaded_z = load_encoder(tmp_path / "backbone")(images(224))
     assert torch.equal(loaded_z_bar, z_bar)
     assert torch.equal(loaded_z, z)
+    # The layout of Swin's authors, which timm before and after 1.0.31 loads without a classifier.
+    assert "layers.0.downsample.reduction.weight" in load_file(report.path / "model.safetensors")
     assert 0 < report.largest_difference < 1e-4 * report.largest_entry
     model = timm.create_model(f"local-dir:{report.path}", pretrained=True, num_classes=0).eval()
     for module in model.modules():

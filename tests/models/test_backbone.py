@@ -128,7 +128,7 @@ def test_an_unknown_model_names_the_nearest_spelling() -> None:
         build_backbone("resnet5O")
     with pytest.raises(ValueError, match="no model 'swin_tini_patch4_window9_224'; did you mean 'swin_tiny"):
         build_backbone("swin_tini_patch4_window9_224")
-    with pytest.raises(ValueError, match="no model 'resnet50.a1_in1k'; did you mean 'resnet50'"):
+    with pytest.raises(ValueError, match=r"no model 'resnet50\.a1_in1k'; did you mean 'resnet50'"):
         build_backbone("resnet50.a1_in1k")
     with pytest.raises(ValueError, match="no model 'hf-hub:timm/resnet50'"):
         build_backbone("hf-hub:timm/resnet50")

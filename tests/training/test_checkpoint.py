@@ -1,6 +1,5 @@
 """A checkpoint is whole, or it does not count."""
 
-import os
 import resource
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_half_one(tmp_path):
             save_checkpoint(str(tmp_path), 2, {"weights": torch.zeros(10_000)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert os.listdir(tmp_path / "checkpoints") == ["step_00000001"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
     assert torch.equal(load_checkpoint(good)["weights"], torch.arange(5.0))
 
 
@@ -54,4 +53,4 @@ def test_pruning_keeps_what_it_is_told_and_clears_what_a_killed_run_left(tmp_pat
         save_checkpoint(str(tmp_path), step, {}, {})
     (tmp_path / "checkpoints" / ".step_00000004.partial").mkdir()
     prune_checkpoints(str(tmp_path), keep={1, 3})
-    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step_00000001", "step_00000003"]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step_00000001", "step_00000003"}

@@ -54,7 +54,9 @@ def test_a_run_continued_from_any_checkpoint_ends_bit_for_bit_as_one_that_was_ne
 def test_logs_come_at_the_interval_and_checkpoints_at_the_end_of_each_epoch():
     config = small_config(**{"log_every_steps": 2})
     seen: list[tuple[int, bool]] = []
-    train(initial_state(config, CPU), units(config), config, 3, CPU, lambda m, s: seen.append((m["step"], s is not None)))
+    train(
+        initial_state(config, CPU), units(config), config, 3, CPU, lambda m, s: seen.append((m["step"], s is not None))
+    )
     assert seen == [(2, False), (3, True), (4, False), (6, True)]
 
 
@@ -64,10 +66,8 @@ def test_probes_see_the_teacher_at_their_epochs_and_change_nothing():
 
     config = small_config(**{"evaluation.knn_every_epochs": 1})
     probed, measured = initial_state(config, CPU), []
-    train(
-        probed, units(config), config, 3, CPU, lambda metrics, state: measured.append((metrics["step"], metrics.get("knn"))),
-        {"knn": lambda teacher, step: {"knn": 10.0 * step}},
-    )  # fmt: skip
+    probe = {"knn": lambda teacher, step: {"knn": 10.0 * step}}
+    train(probed, units(config), config, 3, CPU, lambda m, s: measured.append((m["step"], m.get("knn"))), probe)
     assert [pair for pair in measured if pair[1] is not None] == [(3, 30.0), (6, 60.0)]
     assert_equal_states(probed.state_dict(), plain.state_dict())
 
