@@ -227,6 +227,12 @@ class EvaluationConfig(Record):
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of a labelled data set that is tested, the others vote, where no validation data are named."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "EvaluationConfig":
+        if self.crop > self.resize:
+            raise ValueError(f"crop {self.crop} is cut from resize {self.resize}; use resize {self.crop} or more")
+        return self
+
 
 class Config(Record):
     """One experiment."""

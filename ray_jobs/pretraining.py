@@ -8,7 +8,6 @@ import itertools
 import json
 import tempfile
 import warnings
-from collections import ChainMap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -229,8 +228,10 @@ def _train(loop_config: dict[str, Any]) -> None:
     probes = {} if plan.knn is None else {"knn": recorder.announced("k-NN", OnlineKnn(plan.knn, config, device))}
     if state.step == 0:
         # The teacher before training is the backbone at random initialisation: what all later figures stand beside.
-        untrained = [probe(state.teacher, 0) for probe in probes.values()]
-        recorder.log(dict(ChainMap({"step": 0}, *untrained)), None)
+        untrained: Metrics = {"step": 0}
+        for probe in probes.values():
+            untrained |= probe(state.teacher, 0)
+        recorder.log(untrained, None)
     train(state, recorder.watched(units), config, plan.steps_per_epoch, device, recorder.log, probes)
     recorder.close()
 

@@ -61,4 +61,5 @@ class Prototypes(nn.Module):
 
     def forward(self) -> Float[Tensor, "prototypes bottleneck"]:
         """The weight."""
-        return self.weight_g * nn.functional.normalize(self.weight_v, dim=1)
+        # A row's gain over its length first: no second (I, D) tensor is made and kept for the backward pass.
+        return self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ |= {
+    "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -16,6 +18,10 @@ os.environ |= {
 
 import pytest
 import ray
+
+from ray_jobs.pretraining import Run, pretrain
+from tests.ray.images import labelled_folder
+from tests.ray.runs import small_run
 
 OBJECT_STORE_BYTES = 512 * 2**20
 RAYS_OWN_WARNINGS = (
@@ -44,3 +50,21 @@ def cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def index_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Indexes of the tests' images do not go into the user's cache."""
+    os.environ["GLSD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty labelled images, the first of them corrupt."""
+    return labelled_folder(tmp_path_factory.mktemp("forty") / "photos", num_images=40, num_corrupt=1)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(cluster: None, forty: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:  # noqa: ARG001
+    """A run of one worker that nothing disturbed."""
+    return pretrain(small_run(), str(forty), str(tmp_path_factory.mktemp("one") / "run"))

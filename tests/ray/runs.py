@@ -1,0 +1,61 @@
+"""A run small enough for a test, and what is looked at in what it leaves behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from glsd.config import Config
+
+STEPS_PER_EPOCH = 5
+EPOCHS = 4
+TOTAL_STEPS = EPOCHS * STEPS_PER_EPOCH
+
+
+def small_run(**overrides: object) -> Config:
+    """Four epochs of five steps of two units on forty images; no batch norm, which would see units and not batches.
+
+    A checkpoint of 60 MB and a k-NN at 512 px take long enough for a kill to fall into them.
+    """
+    return Config().with_overrides(
+        {
+            "model.backbone": "test_convnext",
+            "model.drop_path": 0.2,
+            "model.hidden_dim": 1024,
+            "model.bottleneck_dim": 64,
+            "model.num_prototypes": 8192,
+            "augment.global_size": 64,
+            "augment.local_sizes": (32,),
+            "augment.num_local_crops": (2,),
+            "optim.batch_size": 8,
+            "optim.epochs": EPOCHS,
+            "optim.warmup_epochs": 1,
+            "optim.base_lr": 0.01,
+            "evaluation.knn_every_epochs": 1,
+            "evaluation.k": 5,
+            "evaluation.resize": 512,
+            "evaluation.crop": 512,
+            "data.unit_size": 4,
+            "log_every_steps": 1,
+            **overrides,
+        }
+    )
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file that may not be there and may be growing."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def complete_checkpoints(out: Path) -> list[int]:
+    """Steps of the run's complete checkpoints."""
+    return sorted(int(path.parent.name.removeprefix("step_")) for path in out.glob("checkpoints/step_*/manifest.json"))
+
+
+def leaves(tree: Any, name: str = "") -> dict[str, Any]:
+    """Every tensor and value of nested dictionaries and lists, by its dotted name."""
+    if not isinstance(tree, dict | list | tuple):
+        return {name: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {key: leaf for part, child in items for key, leaf in leaves(child, f"{name}.{part}".strip(".")).items()}

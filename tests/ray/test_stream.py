@@ -1,0 +1,73 @@
+"""The stream on a cluster, without a trainer: its units are those of the source, dealt out in turn."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray.data import DataIterator
+
+from glsd.config import DataConfig
+from glsd.data import build_index
+from glsd.training import Unit
+from ray_jobs.stream import UnitSource, received, stream, stream_options
+from tests.ray.runs import small_run
+
+CORRUPT = 0
+
+
+@pytest.fixture(scope="module")
+def source(cluster: None, forty: Path) -> UnitSource:
+    """Two epochs of five steps of two units of two images, of a regime that holds the corrupt image."""
+    config = small_run(**{"optim.epochs": 2, "optim.batch_size": 4, "data.unit_size": 2})
+    regime = np.arange(0, 40, 2)
+    return UnitSource(config, build_index(forty, DataConfig()), ray.put(regime), len(regime), "device")
+
+
+def dealt(source: UnitSource, start_unit: int, num_workers: int) -> list[list[Unit]]:
+    """What each worker receives, all of them at once."""
+
+    def consume(shard: DataIterator) -> list[Unit]:
+        return list(received(shard.iter_batches(batch_size=source.config.data.unit_size, batch_format="numpy")))
+
+    units = stream(source, start_unit)
+    units.context.execution_options = stream_options()
+    with ThreadPoolExecutor(num_workers) as workers:
+        return list(workers.map(consume, units.streaming_split(num_workers, equal=True)))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("num_workers", "start_unit"), [(1, 0), (2, 0), (2, 6)])
+def test_worker_r_of_w_receives_units_i_w_plus_r_from_any_start_as_the_source_makes_them(
+    source: UnitSource, num_workers: int, start_unit: int
+) -> None:
+    for rank, units in enumerate(dealt(source, start_unit, num_workers)):
+        expected = list(range(start_unit + rank, 2 * source.order.units_per_epoch, num_workers))
+        assert [int(unit["unit"][0]) for unit in units] == expected
+        for unit, k in zip(units, expected, strict=True):
+            for name, array in source.unit(k).items():
+                np.testing.assert_array_equal(unit[name], array, err_msg=f"{name} of unit {k}")
+
+
+@pytest.mark.ray
+def test_an_undecodable_image_is_replaced_in_a_unit_of_full_size_and_travels_as_a_skip_with_its_reason(
+    source: UnitSource,
+) -> None:
+    (units,) = dealt(source, 0, 1)
+    skips = []
+    for unit in units:
+        epoch, members = source.order.unit(int(unit["unit"][0]))
+        assert {len(array) for array in unit.values()} == {2}
+        for place, skipped in enumerate(unit["skips"].tolist()):
+            scheduled, trained = 2 * int(members[place]), int(unit["image_id"][place])
+            assert trained != CORRUPT
+            if json.loads(skipped):
+                assert scheduled == CORRUPT
+                assert trained % 2 == 0  # the replacement is of the regime, too
+                skips += [(epoch, image_id, reason) for image_id, reason in json.loads(skipped)]
+            else:
+                assert trained == scheduled
+    assert [(epoch, image_id) for epoch, image_id, _ in skips] == [(0, CORRUPT), (1, CORRUPT)]
+    assert all("truncated" in reason for _, _, reason in skips)
