@@ -108,8 +108,8 @@ class Labelled(NamedTuple):
 class OnlineKnn:
     """A probe of the loop: k-NN of the teacher, every worker embedding its share of the images.
 
-    The images are decoded once and kept as bytes. Nothing of the training changes: the backbone's mode is restored and
-    no random number is drawn.
+    The images are decoded once and kept as bytes. Nothing of the training changes: the encoder is a copy of the
+    teacher's backbone, and no random number is drawn.
     """
 
     def __init__(self, split: KnnSplit, config: Config, device: torch.device) -> None:
@@ -121,17 +121,13 @@ class OnlineKnn:
 
     def __call__(self, teacher: Network, step: int) -> dict[str, float]:  # noqa: ARG002 - a probe is told the step
         """`{"knn": share of the tested images whose class is voted for}`."""
-        was_training = teacher.backbone.training
         encoder = Encoder(teacher.backbone, self._config)
         if self._shares is None:
             mine = slice(self._rank, None, self._world_size)
             self._shares = [
                 preprocessed(encoder, images, mine) for images in (self._split.anchors, self._split.queries)
             ]
-        try:
-            anchors, queries = (self._gathered(_embedded(encoder, share)) for share in self._shares)
-        finally:
-            teacher.backbone.train(was_training)
+        anchors, queries = (self._gathered(_embedded(encoder, share)) for share in self._shares)
         return {"knn": score(anchors, queries, self._split, self._config.evaluation).top1}
 
     def _gathered(self, mine: Labelled) -> Labelled:

@@ -50,6 +50,8 @@ def test_the_global_loss_has_weight_one_without_a_local_loss_and_one_half_with_i
         ("augment.global_scale", (0.9, 0.4), "global_scale must be"),
         ("augment.num_local_crops", (8, 4), "one entry for each size"),
         ("augment.hue", 0.7, "augment.hue"),
+        ("evaluation.crop", 257, "crop 257 is cut from resize 256"),
+        ("data.value_range", (5.0, 5.0), "value_range must be"),
         ("optim.warmup_epochs", 301, "optim.warmup_epochs 301 is more than optim.epochs 300"),
     ],
 )

@@ -35,12 +35,6 @@ class Encoder(nn.Module):
 
     def __init__(self, backbone: Backbone, config: Config):
         super().__init__()
-        resize, crop = config.evaluation.resize, config.evaluation.crop
-        if crop > resize:
-            raise ValueError(
-                f"evaluation.crop {crop} is larger than evaluation.resize {resize}, the shorter side that it is cut "
-                f"from; use evaluation.resize {crop} or more"
-            )
         self.backbone = copy.deepcopy(backbone).requires_grad_(False).eval()
         self.config = config
 

@@ -106,12 +106,6 @@ def test_preprocessing_equals_torchvisions(height: int, width: int, resize: int,
     np.testing.assert_array_equal(Encoder(BACKBONE, config).preprocess(image), np.array(expected))
 
 
-def test_a_crop_larger_than_the_resized_side_is_refused() -> None:
-    config = CONFIG.with_overrides({"evaluation.resize": 50, "evaluation.crop": 64})
-    with pytest.raises(ValueError, match=r"evaluation\.crop 64 is larger than evaluation\.resize 50"):
-        Encoder(BACKBONE, config)
-
-
 def test_a_run_gives_the_teacher_of_its_newest_complete_checkpoint(tmp_path: Path) -> None:
     newer = CONFIG.with_overrides({"seed": 1})
     older_path = checkpoint(tmp_path, 3, CONFIG)
