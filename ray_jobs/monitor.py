@@ -75,12 +75,12 @@ class ProgressLine:
     """The one progress line of a verb: rewritten in place on a terminal, elsewhere printed every ten seconds or so.
 
     Args:
-        stream: where it is shown.
+        stream: where it is shown; standard error by default.
         clock: seconds, for the time between two printed lines.
     """
 
-    def __init__(self, stream: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._clock = stream, clock
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = sys.stderr if stream is None else stream, clock
         self._printed_at = -math.inf
         self._pending = ""
         self._subject = ""

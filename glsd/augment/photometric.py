@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from glsd.augment.vector import PHOTOMETRIC_FIELDS
+from glsd.augment.vector import JITTER_OPERATIONS, PHOTOMETRIC_FIELDS
 from glsd.config import AugmentConfig
 
 _COLUMN = {name: index for index, name in enumerate(PHOTOMETRIC_FIELDS)}
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, Pillow's and OpenCV's grey
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+_CONTRAST, _SATURATION, _HUE = (JITTER_OPERATIONS.index(name) for name in ("contrast", "saturation", "hue"))
 _HUE_STEPS = 255
 """Pillow's steps to the colour circle. It cuts off a turn's fraction of a step, and that of each pixel's hue, which is
 half a step on average."""
@@ -110,7 +110,8 @@ def photometric_device(
 ) -> Float32[Tensor, "crops 3 size size"]:
     """Apply P with `pho` to all crops at once, on their device, without waiting for it; values in 0..1.
 
-    Nothing is rounded to bytes between the steps, as Pillow does.
+    Pillow rounds to bytes between the steps; here nothing is rounded. Call it outside of autocast, whose bfloat16
+    products would cost accuracy in the blur.
     """
     if crops.device.type != "cpu":
         return _photometric(crops, pho.float(), config)
@@ -134,7 +135,8 @@ def _photometric(crops: Tensor, pho: Tensor, config: AugmentConfig) -> Tensor:
     x = torch.where(parameters[:, _COLUMN["grayscale"]] > 0, _grey(x), x)
     weights = _blur_weights(pho[:, _COLUMN["blur_radius"]], x.shape[-1], _half_taps(config.blur_radius[1]))
     x = weights[:, None] @ x @ weights[:, None].mT
-    solarized = (parameters[:, _COLUMN["solarize"]] > 0) & (x >= config.solarize_threshold / 255)
+    # Half a level below the threshold is where a byte would round up to it.
+    solarized = (parameters[:, _COLUMN["solarize"]] > 0) & (x >= (config.solarize_threshold - 0.5) / 255)
     return torch.where(solarized, 1 - x, x)
 
 

@@ -62,4 +62,5 @@ class Prototypes(nn.Module):
     def forward(self) -> Float[Tensor, "prototypes bottleneck"]:
         """The weight."""
         # A row's gain over its length first: no second (I, D) tensor is made and kept for the backward pass.
-        return self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
+        gain: Tensor = self.weight_g / self.weight_v.norm(dim=1, keepdim=True)
+        return self.weight_v * gain

@@ -125,6 +125,15 @@ def test_solarize_inverts_from_the_threshold_upwards(threshold: int) -> None:
     np.testing.assert_array_equal(np.rint(on_device(levels, pho, config)), expected)
 
 
+@pytest.mark.parametrize("threshold", [40, 128, 200])
+def test_solarize_of_colours_inverts_each_channel(threshold: int) -> None:
+    config = AugmentConfig(solarize_threshold=threshold)
+    expected = np.where(threshold > CROPS, CROPS, 255 - CROPS)
+    pho = repeated(vector(solarize=1))
+    np.testing.assert_array_equal(photometric_worker(CROPS, pho, config), expected)
+    np.testing.assert_array_equal(np.rint(on_device(CROPS, pho, config)), expected)
+
+
 def test_grayscale_has_equal_channels() -> None:
     pho = repeated(vector(grayscale=1))
     for result in (photometric_worker(CROPS, pho, CONFIG), on_device(CROPS, pho)):

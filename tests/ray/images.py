@@ -1,4 +1,4 @@
-"""Small folders of labelled images, each class a hue and a texture, that tests make for themselves."""
+"""Small folders of labelled images, each class a texture under noise, that tests make for themselves."""
 
 from pathlib import Path
 
@@ -19,8 +19,8 @@ def picture(kind: str, seed: int) -> np.ndarray:
         "rings": np.sin(np.hypot(x - 60, y - 60) / 4) / 2 + 0.5,
         "stripes": x // 6 % 2,
     }[kind]
-    hue = np.eye(4, 3)[CLASSES.index(kind)] * 120 + rng.uniform(20, 60, 3)
-    return (values[..., None] * hue + 60).clip(0, 255).astype(np.uint8)
+    noisy = values[..., None] * rng.uniform(20, 80, 3) + rng.normal(100, 60, (height, width, 3))
+    return noisy.clip(0, 255).astype(np.uint8)
 
 
 def labelled_folder(root: Path, num_images: int = 40, num_corrupt: int = 0) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from glsd.config import DataConfig
 from glsd.data import build_index
 from glsd.training import Unit
 from ray_jobs.stream import UnitSource, received, stream, stream_options
+from tests.ray.images import labelled_folder
 from tests.ray.runs import small_run
 
 CORRUPT = 0
@@ -71,3 +73,14 @@ def test_an_undecodable_image_is_replaced_in_a_unit_of_full_size_and_travels_as_
                 assert trained == scheduled
     assert [(epoch, image_id) for epoch, image_id, _ in skips] == [(0, CORRUPT), (1, CORRUPT)]
     assert all("truncated" in reason for _, _, reason in skips)
+
+
+@pytest.mark.ray
+def test_an_image_that_is_gone_since_the_index_was_made_stops_the_stream_in_words(
+    source: UnitSource, tmp_path: Path
+) -> None:
+    photos = labelled_folder(tmp_path / "photos", num_images=40)
+    moved = replace(source, index=build_index(photos, DataConfig()))
+    (photos / "rings" / "002.png").unlink()
+    with pytest.raises(ValueError, match=r"^[^\n]*002\.png is gone since the index was made[^\n]*$"):
+        dealt(moved, 0, 1)
