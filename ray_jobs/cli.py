@@ -203,9 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def documented_yaml(config: Config) -> str:
-    """The configuration as YAML in which every setting has its documentation above it."""
+    """The configuration as YAML; above a setting stand its documentation and, where it is another, the default."""
     lines: list[str] = []
-    documents = documentation()
+    documents, defaults = documentation(), Config().flat()
     section = ""
     for key, value in config.flat().items():
         *path, leaf = key.split(".")
@@ -213,7 +213,10 @@ def documented_yaml(config: Config) -> str:
             lines += ["", f"{path[0]}:"]
         section = path[0] if path else ""
         indent = "  " * len(path)
-        lines += [f"{indent}# {documents[key]}", f"{indent}{leaf}: {_yaml(value)}"]
+        lines.append(f"{indent}# {documents[key]}")
+        if value != defaults[key]:
+            lines.append(f"{indent}# The default, the paper's, is {_yaml(defaults[key])}.")
+        lines.append(f"{indent}{leaf}: {_yaml(value)}")
     return "\n".join(lines)
 
 

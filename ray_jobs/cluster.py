@@ -79,7 +79,7 @@ def check_resources(settings: JobSettings, config: Config) -> Resources:
     if gpu and gpus < workers:
         raise ValueError(
             f"{workers} workers need {workers} GPUs and this cluster has {gpus:g}; "
-            f"use --workers {max(1, int(gpus))}" + ("" if gpus else " --no-gpu")
+            f"use --workers {max(1, int(gpus))}" + ("" if gpus else " --gpu False")
         )
     per_worker = settings.cpus_per_worker or (0.01 if num_nodes == 1 else 1.0)
     if cpus - workers * per_worker < 1:

@@ -120,15 +120,20 @@ class OnlineKnn:
         self._shares: list[Preprocessed] | None = None
 
     def __call__(self, teacher: Network, step: int) -> dict[str, float]:  # noqa: ARG002 - a probe is told the step
-        """`{"knn": share of the tested images whose class is voted for}`."""
+        """`knn`, the share of the tested images whose class is voted for, and how many vote and are tested."""
         encoder = Encoder(teacher.backbone, self._config)
+        if self._world_size > 1:
+            # Without synchronised batch norm each worker has statistics of its own, and checkpoints have the first's.
+            for buffer in encoder.buffers():
+                torch.distributed.broadcast(buffer, 0)
         if self._shares is None:
             mine = slice(self._rank, None, self._world_size)
             self._shares = [
                 preprocessed(encoder, images, mine) for images in (self._split.anchors, self._split.queries)
             ]
         anchors, queries = (self._gathered(_embedded(encoder, share)) for share in self._shares)
-        return {"knn": score(anchors, queries, self._split, self._config.evaluation).top1}
+        result = score(anchors, queries, self._split, self._config.evaluation)
+        return {"knn": result.top1, "knn_anchors": result.num_anchors, "knn_queries": result.num_queries}
 
     def _gathered(self, mine: Labelled) -> Labelled:
         if self._world_size == 1:

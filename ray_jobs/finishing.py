@@ -91,9 +91,9 @@ def _summary(run: RunDirectory, checkpoint: str, config: Config, split: KnnSplit
             "knn": last["knn"],
             "knn_untrained": first["knn"],
             "knn_majority": split.majority,
-            "knn_k": min(config.evaluation.k, len(split.anchors.image_ids)),
-            "num_anchors": len(split.anchors.image_ids),
-            "num_queries": len(split.queries.image_ids),
+            "knn_k": min(config.evaluation.k, last["knn_anchors"]),
+            "num_anchors": last["knn_anchors"],
+            "num_queries": last["knn_queries"],
         }
     return summary
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pyarrow.fs
 
+from glsd.data.filesystems import joined
+
 
 class Folder:
     """A local folder, or a URI such as `s3://bucket/runs/mine` that pyarrow understands; it can be sent to workers.
@@ -39,6 +41,10 @@ class Folder:
     def is_local(self) -> bool:
         """Whether this is a folder of this machine, at `path`."""
         return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+
+    def uri(self, name: str) -> str:
+        """How a user names a file of the folder."""
+        return joined(self.out, name)
 
     def sizes(self) -> dict[str, int]:
         """Names and sizes in bytes of what is in the folder, without what a killed process left unfinished.

@@ -6,10 +6,11 @@ i * W + r, see `stream_options`.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -22,6 +23,7 @@ from ray.data import Dataset, ExecutionOptions
 from glsd.augment import multicrop_batch
 from glsd.config import Config
 from glsd.data import Index, Order, UndecodableImage, decode
+from ray_jobs.folder import replace_file
 
 MAX_REPLACEMENTS = 100
 """Undecodable images in a row after which the data, and not an image, is at fault."""
@@ -35,6 +37,8 @@ class UnitSource:
 
     config: Config
     index: Index
+    files: "Files"
+    """The index's file, for nodes that lack it."""
     image_ids: "ray.ObjectRef[np.ndarray] | None"
     """The regime's images in the object store; None is all."""
     num_images: int
@@ -95,6 +99,23 @@ class UnitSource:
         return chosen
 
 
+Files = dict[str, "ray.ObjectRef[bytes]"]
+"""Contents of files by their path: one object a node, however many tasks need them."""
+
+
+def share_files(indexes: Sequence[Index]) -> Files:
+    """The indexes' files in the object store."""
+    return {str(index.path): ray.put(index.path.read_bytes()) for index in indexes}
+
+
+def place_files(files: Files) -> None:
+    """Write those that this node lacks; an index's path names its content, so one that is there is the same."""
+    for path, content in files.items():
+        if not Path(path).exists():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            replace_file(Path(path), ray.get(content))
+
+
 def stream(source: UnitSource, start_unit: int) -> Dataset:
     """All units from `start_unit` to the end of the last epoch, one block each, in order."""
     config = source.config
@@ -133,6 +154,7 @@ def _make_unit(row: dict[str, np.ndarray], source: UnitSource, first: int) -> di
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     k, size = first + int(row["id"][0]), source.config.data.unit_size
+    place_files(source.files)
     try:
         return {**source.unit(k), "failure": np.full(size, "")}
     except (ValueError, OSError) as error:

@@ -111,7 +111,7 @@ def _read(readings: Sequence[StepReport], step: int, image_ids: Sequence[int]) -
         parts = ", ".join(f"{name} {float(value):g}" for name, value in zip(_LOSSES, losses[first], strict=True))
         raise NonFiniteLoss(
             f"the loss or its gradient was not finite at step {step - len(readings) + first + 1} ({parts}); "
-            f"the state was not changed by it. Images since the last reading: {sorted(set(image_ids))}. "
+            f"it changed no weight. Images since the last reading: {_everyones(image_ids)}. "
             "A lower optim.base_lr or a longer optim.warmup_epochs often helps; so does looking at these images."
         )
     return dict(zip(_LOSSES, losses.mean(0).tolist(), strict=True))
@@ -119,6 +119,15 @@ def _read(readings: Sequence[StepReport], step: int, image_ids: Sequence[int]) -
 
 _LOSSES = ("loss", "loss_global", "loss_local", "matched")
 """The fields of `Losses` as metrics."""
+
+
+def _everyones(image_ids: Sequence[int]) -> list[int]:
+    """The images of all workers, each of which found the same step not to be finite."""
+    if not torch.distributed.is_initialized():
+        return sorted(set(image_ids))
+    gathered: list[Sequence[int]] = [[]] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, image_ids)
+    return sorted({image_id for worker in gathered for image_id in worker})
 
 
 def _schedules(step: int, config: Config, steps_per_epoch: int) -> Metrics:

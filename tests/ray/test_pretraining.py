@@ -1,4 +1,4 @@
-"""The pretrain job on a cluster: what a run leaves behind, what it refuses, and what the number of workers may change."""
+"""The pretrain job on a cluster: what a run leaves behind, what it refuses, what the number of workers may change."""
 
 import json
 import math

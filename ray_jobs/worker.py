@@ -1,0 +1,183 @@
+"""The training worker: Ray Data's units in, glsd's loop, and the run directory out."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+
+from glsd.config import Config
+from glsd.models import Network
+from glsd.training import (
+    Metrics,
+    Probe,
+    TrainState,
+    Unit,
+    checkpoints,
+    initial_state,
+    load_checkpoint,
+    manifest,
+    prune_checkpoints,
+    save_checkpoint,
+    train,
+)
+from ray_jobs.evaluating import KnnSplit, OnlineKnn
+from ray_jobs.monitor import Reporter
+from ray_jobs.run_directory import RunDirectory, RunLog
+from ray_jobs.stream import UnitSource, place_files, received, stream
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training worker needs; it travels to every worker."""
+
+    config: Config
+    run: RunDirectory
+    token: str
+    source: UnitSource
+    knn: KnnSplit | None
+    monitor: "ActorHandle[Any]"
+    torch_threads: int | None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """N // B."""
+        return self.source.order.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.optim.epochs * self.steps_per_epoch
+
+
+def remaining_stream(plan: Plan) -> ray.data.Dataset:
+    """The units after the newest checkpoint; Ray Train asks anew whenever it starts the workers."""
+    start_step = max(checkpoints(plan.run.out), default=0)
+    return stream(plan.source, start_step * plan.config.units_per_step)
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """One worker of a run, from the newest checkpoint to the end; `loop_config` is `{"plan": Plan}`."""
+    plan: Plan = loop_config["plan"]
+    place_files(plan.source.files)
+    config = plan.config
+    if plan.torch_threads is not None:
+        torch.set_num_threads(plan.torch_threads)
+    device = ray.train.torch.get_device()
+    shard = ray.train.get_dataset_shard("train")
+    units = shard.iter_batches(batch_size=config.data.unit_size, batch_format="numpy", prefetch_batches=2)
+    first, units = _peeked(received(units))
+    state = initial_state(config, device)
+    # The stream decides where this start continues, so data and weights are of one checkpoint.
+    state.step = int(first["unit"][0]) // config.units_per_step
+    if state.step:
+        state.load_state_dict(load_checkpoint(checkpoints(plan.run.out)[state.step]))
+
+    recorder = _Recorder(plan, state.step)
+    probes = {} if plan.knn is None else {"knn": recorder.announced("k-NN", OnlineKnn(plan.knn, config, device))}
+    if state.step == 0:
+        # The teacher before training is the backbone at random initialisation: what all later figures stand beside.
+        untrained: Metrics = {"step": 0}
+        for probe in probes.values():
+            untrained |= probe(state.teacher, 0)
+        recorder.log(untrained, None)
+    train(state, recorder.watched(units), config, plan.steps_per_epoch, device, recorder.log, probes)
+    recorder.close()
+
+
+class _Recorder:
+    """A worker's way to the outside: rank 0 writes the run directory, all ranks meet in Ray Train's report."""
+
+    def __init__(self, plan: Plan, start_step: int) -> None:
+        self._plan = plan
+        self._skips: list[tuple[int, str]] = []
+        self._rank = ray.train.get_context().get_world_rank()
+        if self._rank == 0:
+            # A fresh start also drops the line of step 0, which it writes again.
+            self._log = RunLog(plan.run, resume_step=start_step or -1)
+            self._reporter = Reporter(plan.monitor, plan.run.name)
+
+    def watched(self, units: Iterator[Unit]) -> Iterator[Unit]:
+        """The units, their skipped images noted on the way."""
+        for unit in units:
+            for skipped in unit["skips"].tolist():
+                self._skips += [(image_id, reason) for image_id, reason in json.loads(skipped)]
+            yield unit
+
+    def announced(self, phase: str, probe: Probe) -> Probe:
+        """The probe, with the driver told that it runs."""
+
+        def measure(teacher: Network, step: int) -> Metrics:
+            if self._rank == 0:
+                self._reporter.phase(phase)
+            return probe(teacher, step)
+
+        return measure
+
+    def log(self, metrics: Metrics, state: TrainState | None) -> None:
+        """The loop's `on_log`: metrics to the run directory, the driver and Ray Train; a checkpoint if due."""
+        skips = self._gathered_skips()
+        if self._rank == 0:
+            step = int(metrics["step"])
+            for image_id, reason in skips:
+                self._log.skip(image_id, self._plan.source.index.uri(image_id), reason)
+            self._log.log(step, metrics)
+            totals = {"total_steps": self._plan.total_steps, "epochs": self._plan.config.optim.epochs}
+            self._reporter.log(metrics | totals)
+            if state is not None:
+                self._save(state, metrics)
+            self._check_skipped(step)
+        ray.train.report(metrics)
+
+    def close(self) -> None:
+        """Make the last lines durable."""
+        if self._rank == 0:
+            self._log.close()
+
+    def _save(self, state: TrainState, metrics: Metrics) -> None:
+        run, config = self._plan.run, self._plan.config
+        if not run.holds_lease(self._plan.token):
+            raise RuntimeError(f"another start has taken {run.out} over; this one, which lost its driver, ends")
+        self._log.sync()
+        facts = {"metrics": metrics}
+        save_checkpoint(run.out, state.step, state.state_dict() | {"config": config.model_dump(mode="json")}, facts)
+        saved = checkpoints(run.out)
+        keep = {state.step}
+        knn = {step: manifest(path)["metrics"].get("knn") for step, path in saved.items()}
+        if measured := {step: value for step, value in knn.items() if value is not None}:
+            keep.add(max(measured, key=lambda step: (measured[step], step)))
+        if config.keep_every_epochs is not None:
+            keep |= {step for step in saved if step % (config.keep_every_epochs * self._plan.steps_per_epoch) == 0}
+        prune_checkpoints(run.out, keep)
+
+    def _gathered_skips(self) -> list[tuple[int, str]]:
+        mine, self._skips = self._skips, []
+        if ray.train.get_context().get_world_size() == 1:
+            return mine
+        everyones: list[list[tuple[int, str]]] = [[] for _ in range(ray.train.get_context().get_world_size())]
+        torch.distributed.all_gather_object(everyones, mine)
+        return list(itertools.chain.from_iterable(everyones))
+
+    def _check_skipped(self, step: int) -> None:
+        source, data = self._plan.source, self._plan.config.data
+        tried = min(step * self._plan.config.optim.batch_size + self._log.num_skipped, source.num_images)
+        if tried >= min(200, source.num_images) and self._log.num_skipped > data.max_skipped * tried:
+            listed = self._plan.run.uri("skipped.jsonl")
+            raise ValueError(
+                f"{self._log.num_skipped} of the {tried} images read so far could not be decoded, more than "
+                f"data.max_skipped {data.max_skipped:.0%}; {listed} lists them with reasons"
+            )
+
+
+def _peeked(units: Iterator[Unit]) -> tuple[Unit, Iterator[Unit]]:
+    first = next(units)
+    return first, itertools.chain([first], units)
