@@ -135,11 +135,20 @@ def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
         raise
     except ValueError:
         return None
-    if b"Exif\0" in data or b"tiff:Orientation" in data:
+    metadata = data[: _start_of_scan(data)]
+    if b"Exif\0" in metadata or b"tiff:Orientation" in metadata:
         with _quiet():
             orientation = JpegImagePlugin.JpegImageFile(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1)
         return _upright(pixels, orientation)
     return pixels
+
+
+def _start_of_scan(data: bytes) -> int:
+    """Where a JPEG's segments end and its pixels begin."""
+    position = 2
+    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] not in (b"\xda", b"\xff"):
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return position if data[position + 1 : position + 2] == b"\xda" else len(data)
 
 
 def _shallow(data: bytes, plugin: type[ImageFile.ImageFile], max_pixels: int) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from ray.data import DataIterator
 from glsd.config import DataConfig
 from glsd.data import build_index
 from glsd.training import Unit
-from ray_jobs.stream import UnitSource, received, stream, stream_options
+from ray_jobs.stream import UnitSource, received, share_files, stream, stream_options
 from tests.ray.images import labelled_folder
 from tests.ray.runs import small_run
 
@@ -25,7 +25,8 @@ def source(cluster: None, forty: Path) -> UnitSource:
     """Two epochs of five steps of two units of two images, of a regime that holds the corrupt image."""
     config = small_run(**{"optim.epochs": 2, "optim.batch_size": 4, "data.unit_size": 2})
     regime = np.arange(0, 40, 2)
-    return UnitSource(config, build_index(forty, DataConfig()), ray.put(regime), len(regime), "device")
+    index = build_index(forty, DataConfig())
+    return UnitSource(config, index, share_files([index]), ray.put(regime), len(regime), "device")
 
 
 def dealt(source: UnitSource, start_unit: int, num_workers: int) -> list[list[Unit]]:
@@ -80,7 +81,7 @@ def test_an_image_that_is_gone_since_the_index_was_made_stops_the_stream_in_word
     source: UnitSource, tmp_path: Path
 ) -> None:
     photos = labelled_folder(tmp_path / "photos", num_images=40)
-    moved = replace(source, index=build_index(photos, DataConfig()))
+    index = build_index(photos, DataConfig())
     (photos / "rings" / "002.png").unlink()
     with pytest.raises(ValueError, match=r"^[^\n]*002\.png is gone since the index was made[^\n]*$"):
-        dealt(moved, 0, 1)
+        dealt(replace(source, index=index, files=share_files([index])), 0, 1)
