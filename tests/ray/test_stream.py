@@ -33,7 +33,9 @@ def dealt(source: UnitSource, start_unit: int, num_workers: int) -> list[list[Un
     """What each worker receives, all of them at once."""
 
     def consume(shard: DataIterator) -> list[Unit]:
-        return list(received(shard.iter_batches(batch_size=source.config.data.unit_size, batch_format="numpy")))
+        # To the end even where a unit failed: Ray Data's own thread waits for it.
+        arrived = list(shard.iter_batches(batch_size=source.config.data.unit_size, batch_format="numpy"))
+        return list(received(arrived))
 
     units = stream(source, start_unit)
     units.context.execution_options = stream_options()
