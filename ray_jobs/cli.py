@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; what a user can mend is one line on stderr and exit status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _parsed(given).run()
+        parse(given).run()
     except ValidationError as error:
         sys.exit(_failed(explained(error)))
     except (ValueError, OSError, RuntimeError) as error:
@@ -220,7 +220,8 @@ def documented_yaml(config: Config) -> str:
     return "\n".join(lines)
 
 
-def _parsed(given: list[str]) -> Any:
+def parse(given: list[str]) -> Any:
+    """The verb with its arguments, ready to `run`."""
     if not given or given[0] in {"-h", "--help"}:
         print(_overview())
         sys.exit(0 if given else 2)
