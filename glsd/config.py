@@ -237,7 +237,7 @@ class EvaluationConfig(Record):
 class Config(Record):
     """One experiment."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, the order of the images, the augmentations and the drop-path masks."""
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -284,8 +284,8 @@ class Config(Record):
         Raises:
             ValueError: a key does not exist (the nearest spelling is named) or a value is impossible.
 
-        >>> Config().with_overrides({"optim.epochs": 3}).optim.epochs
-        3
+        >>> Config().with_overrides({"optim.epochs": 30}).optim.epochs
+        30
         """
         tree = self.model_dump()
         leaves = flatten(tree)

@@ -5,6 +5,7 @@ by its dotted key. Verbs that need no cluster import no Ray.
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 from pydantic import ValidationError
 
-from glsd.config import Config, documentation, explained, load_config, presets
+from glsd.config import Config, DataConfig, documentation, explained, load_config, presets
 from ray_jobs.settings import JobSettings
 
 Flattened = tyro.conf.arg(name="")
@@ -143,6 +144,10 @@ class Pack:
     """New or empty folder or URI for the shards."""
     shard_mib: int = 256
     """Size of a shard in MiB."""
+    image_column: str = "image"
+    """Parquet: column of encoded bytes, or of `{bytes, path}` structs."""
+    label_column: str = "label"
+    """Parquet and CSV: column of labels."""
 
     def run(self) -> None:
         """Do it."""
@@ -150,8 +155,10 @@ class Pack:
         from ray_jobs.monitor import ProgressLine
         from ray_jobs.packing import pack
 
+        data = DataConfig(image_column=self.image_column, label_column=self.label_column)
         with ProgressLine() as line, cluster(JobSettings()):
-            print(pack(self.src, self.dst, Config().data, self.shard_mib * 2**20, line.phase))
+            packed = pack(self.src, self.dst, data, self.shard_mib * 2**20, line.phase)
+        print(packed)
 
 
 @dataclass(frozen=True)
@@ -169,8 +176,11 @@ class Export:
     def run(self) -> None:
         """Do it."""
         from glsd.evaluation import export_backbone, load_encoder
+        from ray_jobs.monitor import ProgressLine
 
-        report = export_backbone(load_encoder(self.model), Path(self.out))
+        with ProgressLine() as line:
+            line.phase(f"exporting the backbone of {self.model}")
+            report = export_backbone(load_encoder(self.model), Path(self.out))
         print(report.path)
         print(
             f"timm's features differ by {report.largest_difference:.2g} at most, at {report.size} px; "
@@ -194,6 +204,7 @@ VERBS: dict[str, tuple[type[Any], str | None]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; what a user can mend is one line on stderr and exit status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.showwarning = lambda message, *_: print(f"glsd: {message}", file=sys.stderr)
     try:
         parse(given).run()
     except ValidationError as error:
@@ -210,12 +221,12 @@ def documented_yaml(config: Config) -> str:
     for key, value in config.flat().items():
         *path, leaf = key.split(".")
         if path and path[0] != section:
-            lines += ["", f"{path[0]}:"]
+            lines += ["", f"# {getattr(config, path[0]).__doc__}", f"{path[0]}:"]
         section = path[0] if path else ""
         indent = "  " * len(path)
         lines.append(f"{indent}# {documents[key]}")
         if value != defaults[key]:
-            lines.append(f"{indent}# The default, the paper's, is {_yaml(defaults[key])}.")
+            lines.append(f"{indent}# Default: {_yaml(defaults[key])}")
         lines.append(f"{indent}{leaf}: {_yaml(value)}")
     return "\n".join(lines)
 

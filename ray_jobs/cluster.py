@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -10,7 +10,7 @@ import ray
 import ray.data
 
 from glsd.config import Config
-from ray_jobs.settings import JobSettings
+from ray_jobs.settings import JobSettings, num_cores
 
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin at a barrier would take the cores from the stream
@@ -59,11 +59,17 @@ def cluster(settings: JobSettings) -> Iterator[None]:
         ray.shutdown()
 
 
-def check_resources(settings: JobSettings, config: Config) -> Resources:
+def check_resources(settings: JobSettings, config: Config, packed: Sequence[str] = ()) -> Resources:
     """The workers' resources, once it is sure that the connected cluster has them and a CPU for the stream.
 
+    Args:
+        settings: what is asked for.
+        config: the experiment.
+        packed: folders of this machine's cache that hold images of the index.
+
     Raises:
-        ValueError: it has not, or the workers cannot share the units of a step; the message names what is needed.
+        ValueError: the cluster lacks them, the workers cannot share the units of a step, or other nodes cannot read the
+            images; the message names what is needed.
     """
     workers, units = settings.workers, config.units_per_step
     if units % workers:
@@ -75,6 +81,11 @@ def check_resources(settings: JobSettings, config: Config) -> Resources:
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     num_nodes = sum(node["Alive"] for node in ray.nodes())
+    if num_nodes > 1 and packed and "GLSD_CACHE" not in os.environ:
+        raise ValueError(
+            f"images of the data were packed into {packed[0]}, which other nodes cannot read; `glsd pack` them into a "
+            "folder that all nodes reach, or set GLSD_CACHE to one on every node"
+        )
     gpu = gpus >= 1 if settings.gpu is None else settings.gpu
     if gpu and gpus < workers:
         raise ValueError(
@@ -93,8 +104,3 @@ def check_resources(settings: JobSettings, config: Config) -> Resources:
     failures = settings.max_failures if settings.max_failures is not None else 0 if num_nodes == 1 else 3
     photometrics = settings.photometrics if settings.photometrics != "auto" else "device" if gpu else "worker"
     return Resources(gpu, {"CPU": per_worker, **({"GPU": 1} if gpu else {})}, threads, failures, photometrics)
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

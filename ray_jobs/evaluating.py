@@ -23,8 +23,8 @@ from glsd.evaluation import (
     untrained_encoder,
 )
 from glsd.models import Network
-from ray_jobs.cluster import num_cores
 from ray_jobs.monitor import ProgressLine
+from ray_jobs.settings import num_cores
 
 Sources = str | Path | Sequence[str | Path]
 
@@ -173,8 +173,8 @@ def evaluate(model: str, data: Sources, *, test: Sources | None = None) -> Score
     config = encoder.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with ProgressLine() as line:
-        voting = build_index(data, config.data, progress=lambda count: line.phase(f"indexing {count:,} images"))
-        tested = None if test is None else build_index(test, config.data)
+        voting = indexed(data, config, line)
+        tested = None if test is None else indexed(test, config, line)
         everything = config.evaluation.model_copy(update={"max_images": len(voting) + (len(tested) if tested else 0)})
         split = knn_split(voting, tested, everything)
         results = []
@@ -185,6 +185,11 @@ def evaluate(model: str, data: Sources, *, test: Sources | None = None) -> Score
             ]
             results.append(score(sides[0], sides[1], split, config.evaluation))
     return Scores(model, results[0], results[1], split.majority)
+
+
+def indexed(sources: Sources, config: Config, line: ProgressLine) -> Index:
+    """The index of the sources, with its progress shown."""
+    return build_index(sources, config.data, progress=lambda count: line.phase(f"indexing {count:,} images"))
 
 
 def score_table(scores: Scores) -> str:
@@ -229,11 +234,16 @@ def preprocessed(encoder: Encoder, images: LabelledImages, part: slice = slice(N
         return encoder.preprocess(image)
 
     with ThreadPoolExecutor(num_cores()) as pool:
-        crops = list(pool.map(crop, image_ids.tolist()))
-    decodable = [index for index, pixels in enumerate(crops) if pixels is not None]
+        crops: list[np.ndarray | None] = list(pool.map(crop, image_ids.tolist()))
     side = encoder.config.evaluation.crop
-    stacked = np.array([pixels for pixels in crops if pixels is not None], np.uint8).reshape(-1, side, side, 3)
-    return Preprocessed(stacked, torch.from_numpy(labels[decodable]))
+    stacked = np.empty((len(crops), side, side, 3), np.uint8)
+    decodable: list[int] = []
+    for index in range(len(crops)):
+        pixels, crops[index] = crops[index], None  # its memory is free again: there may be gigabytes of them
+        if pixels is not None:
+            stacked[len(decodable)] = pixels
+            decodable.append(index)
+    return Preprocessed(stacked[: len(decodable)], torch.from_numpy(labels[decodable]))
 
 
 def _announce(line: ProgressLine, name: str, done: int) -> None:
@@ -241,6 +251,8 @@ def _announce(line: ProgressLine, name: str, done: int) -> None:
 
 
 def _embedded(encoder: Encoder, images: Preprocessed) -> Labelled:
+    if not len(images.crops):  # more workers than images
+        return Labelled(torch.empty(0, encoder.backbone.dim), images.labels)
     return Labelled(embed(encoder, torch.from_numpy(images.crops).split(_BATCH)), images.labels)
 
 

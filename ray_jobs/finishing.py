@@ -14,24 +14,25 @@ from matplotlib.figure import Figure
 from glsd.augment import multicrop
 from glsd.config import Config
 from glsd.data import Index, UndecodableImage, decode
+from glsd.data.filesystems import joined
 from glsd.evaluation import Encoder, embed, export_backbone, load_encoder, nearest
 from glsd.reporting import draw_crops, draw_matchings, draw_neighbours, geometric_pair, save_figure
 from glsd.training import manifest, newest_checkpoint
 from ray_jobs.evaluating import KnnSplit, LabelledImages, preprocessed
 from ray_jobs.monitor import ProgressLine
-from ray_jobs.run_directory import RunDirectory, read_metrics
+from ray_jobs.run_directory import CONFIG, METRICS, TENSORBOARD, RunDirectory, read_metrics
 
 BACKBONE, FIGURES = "backbone", "figures"
-_NUM_PICTURED, _NUM_QUERIES, _NUM_NEIGHBOURS, _MAX_ANCHORS = 3, 6, 5, 2000
+_NUM_PICTURED, _NUM_QUERIES, _NUM_NEIGHBOURS, _MAX_ANCHORS = 3, 6, 5, 1000
 
 
 def finish(
     run: RunDirectory, config: Config, index: Index, image_ids: np.ndarray, split: KnnSplit | None, line: ProgressLine
 ) -> None:
     """Export the teacher's backbone, draw the figures, and write the summary, last."""
-    checkpoint = newest_checkpoint(run.out)
+    checkpoint = newest_checkpoint(run.location)
     assert checkpoint is not None
-    encoder = load_encoder(checkpoint)
+    encoder = load_encoder(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="glsd-") as folder:
         line.phase("exporting the backbone")
         export = export_backbone(encoder, Path(folder) / BACKBONE)
@@ -51,7 +52,7 @@ def finish(
             save_figure(_neighbours(encoder, split), figures / "neighbours.png")
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             run.write(path.relative_to(folder).as_posix(), path.read_bytes())
-        lines = export.lines.replace(str(export.path), f"{run.out}/{BACKBONE}")
+        lines = export.lines.replace(str(export.path), run.uri(BACKBONE))
     run.finish(_summary(run, checkpoint, config, split) | {"timm": lines, "timm_difference": export.largest_difference})
 
 
@@ -67,10 +68,10 @@ def closing_words(out: str, summary: dict[str, Any]) -> str:
         ]
     lines += [
         "",
-        f"backbone  {out}/{BACKBONE}",
-        f"config    {out}/config.yaml",
-        f"metrics   {out}/metrics.jsonl, and tensorboard --logdir {out}/tensorboard",
-        f"pictures  {out}/{FIGURES}",
+        f"backbone  {joined(out, BACKBONE)}",
+        f"config    {joined(out, CONFIG)}",
+        f"metrics   {joined(out, METRICS)}, and tensorboard --logdir {joined(out, TENSORBOARD)}",
+        f"pictures  {joined(out, FIGURES)}",
         "",
         summary["timm"],
     ]
@@ -81,6 +82,7 @@ def _summary(run: RunDirectory, checkpoint: str, config: Config, split: KnnSplit
     facts = manifest(checkpoint)
     steps, last = facts["step"], facts["metrics"]
     summary = {
+        "config_digest": config.digest,
         "steps": steps,
         "images_seen": steps * config.optim.batch_size,
         "loss": last["loss"],

@@ -4,16 +4,16 @@ Locally a file is renamed into place; an object store shows an object only when 
 """
 
 import os
-import threading
 from pathlib import Path
 
 import pyarrow.fs
 
-from glsd.data.filesystems import joined
+from glsd.data.filesystems import absolute, is_remote, joined, resolved
+from glsd.data.filesystems import replace_file as replace_file
 
 
 class Folder:
-    """A local folder, or a URI such as `s3://bucket/runs/mine` that pyarrow understands; it can be sent to workers.
+    """A local folder, or a URI such as `s3://bucket/runs/mine`, as `glsd.data` reads them; it can be sent to workers.
 
     Args:
         out: a path or URI; with `filesystem`, a path on it.
@@ -25,12 +25,12 @@ class Folder:
 
     def __init__(self, out: str | os.PathLike[str], filesystem: pyarrow.fs.FileSystem | None = None) -> None:
         text = os.fspath(out)
-        self.out = text.rstrip("/") or text
+        self.out = absolute(text) if is_remote(text) else text.rstrip("/") or text
         """As the user names it."""
         if filesystem is not None:
             self.filesystem, self.path = filesystem, self.out
-        elif "://" in self.out:
-            self.filesystem, self.path = pyarrow.fs.FileSystem.from_uri(self.out)
+        elif is_remote(self.out):
+            self.filesystem, self.path = resolved(self.out)
         else:
             self.filesystem, self.path = pyarrow.fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
         parent, _, name = self.path.rpartition("/")
@@ -41,6 +41,14 @@ class Folder:
     def is_local(self) -> bool:
         """Whether this is a folder of this machine, at `path`."""
         return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+
+    @property
+    def location(self) -> str:
+        """The folder's absolute path or its URI: the same folder in every process, whatever its working folder is.
+
+        It is for functions that take a path or URI; a `filesystem` that no URI names is not in it.
+        """
+        return self.path if self.is_local else self.out
 
     def uri(self, name: str) -> str:
         """How a user names a file of the folder."""
@@ -83,22 +91,3 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file."""
         self.filesystem.delete_file(f"{self.path}/{name}")
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a local file that is whole at any moment, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # a full disk should not stay so for our sake
-        raise
-    parent = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -57,12 +57,15 @@ class Holder(NamedTuple):
 def held_lease(folder: Folder, on_wait: Callable[[str], None], times: LeaseTimes) -> Iterator[str]:
     """Hold the lease of `folder` for the length of a `with` block, whose target is the lease's token.
 
+    Local folders that the lease has to make for itself are gone again if the block leaves nothing in them.
+
     Raises:
         ValueError: another driver holds it; the message names host, process and since when.
     """
     holder = read_holder(folder)
     if holder is not None:
         _await_end(folder, holder, on_wait, times)
+    missing = _missing_folders(folder)
     own = _this_process()
     _write(folder, own)
     time.sleep(times.settle_s)
@@ -79,6 +82,7 @@ def held_lease(folder: Folder, on_wait: Callable[[str], None], times: LeaseTimes
         thread.join()
         if holds_lease(folder, own.token):
             folder.remove(NAME)
+            _remove_empty(missing)
 
 
 def holds_lease(folder: Folder, token: str) -> bool:
@@ -127,6 +131,20 @@ def _await_end(folder: Folder, holder: Holder, on_wait: Callable[[str], None], t
             return
         if (now.token, now.heartbeat) != (holder.token, holder.heartbeat):
             raise ValueError(_in_use(folder, now))
+
+
+def _missing_folders(folder: Folder) -> list[Path]:
+    """The local folder and those around it that do not exist yet, from the inside out."""
+    if not folder.is_local:
+        return []
+    path = Path(folder.path)
+    return [place for place in (path, *path.parents) if not place.exists()]
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):  # one holds something: it stays, and so do those around it
+        for path in folders:
+            path.rmdir()
 
 
 def _beat(folder: Folder, own: Holder, stop: threading.Event, times: LeaseTimes) -> None:

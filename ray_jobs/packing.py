@@ -1,9 +1,9 @@
 """The pack job: any images into WebDataset tar shards, one Ray Data task a shard.
 
 A shard holds the images as they are, decodable or not, in the order of the index: KEY.jpg with the encoded bytes and
-KEY.cls with the class id, KEY being the image_id. An index of the shards has the image_ids and labels of the source's,
-and equal sources make equal bytes. `pack.json`, written first, names every shard with its size: a shard of that size is
-complete and is not written again.
+KEY.cls with the class id, KEY being the image_id; `classes.json` holds the names of the classes. An index of the shards
+has the image_ids, labels and classes of the source's, and equal sources make equal bytes. `pack.json`, written first,
+names every shard with its size: a shard of that size is complete and is not written again.
 """
 
 import io
@@ -22,11 +22,12 @@ import ray.data
 from numpy.typing import NDArray
 
 from glsd.config import DataConfig
-from glsd.data import IMAGE_EXTENSIONS, Index, UndecodableImage, build_index, extension
+from glsd.data import CLASS_NAMES, IMAGE_EXTENSIONS, Index, UndecodableImage, build_index, extension
 from ray_jobs.folder import Folder
+from ray_jobs.stream import Files, place_files, share_files
 
 SHARD_BYTES = 256 * 2**20
-MANIFEST, CLASSES = "pack.json", "classes.json"
+MANIFEST = "pack.json"
 
 
 class Packed(NamedTuple):
@@ -145,11 +146,11 @@ def _claim(folder: Folder, index: Index, shards: list[Shard]) -> None:
     plan = {"digest": index.digest, "images": len(index), "shards": [list(shard) for shard in shards]}
     manifest = folder.read(MANIFEST)
     if manifest is None:
-        foreign = [name for name in folder.sizes() if name != CLASSES]
+        foreign = [name for name in folder.sizes() if name != CLASS_NAMES]
         if foreign:
             raise ValueError(f"{folder.out} holds {foreign[0]} but no {MANIFEST}; name a new or an empty folder")
         if index.classes is not None:
-            folder.write(CLASSES, _json(index.classes))
+            folder.write(CLASS_NAMES, _json(index.classes))
         folder.write(MANIFEST, _json(plan))
         return
     saved = json.loads(manifest)
@@ -169,9 +170,10 @@ def _written(shards: list[Shard], index: Index, folder: Folder) -> Iterator[int]
     """Write shards on the cluster; gives the number of images of each as it is done."""
     if not shards:
         return
-    rows = [shard._asdict() for shard in shards]
+    rows, files = [shard._asdict() for shard in shards], share_files([index])
+    write = partial(_write_shards, index=index, files=files, folder=folder)
     tasks = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        partial(_write_shards, index=index, folder=folder), batch_size=None, batch_format="numpy", num_cpus=1
+        write, batch_size=None, batch_format="numpy", num_cpus=1
     )
     for batch in tasks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
         for num_images, failure in zip(batch["images"].tolist(), batch["failure"].tolist(), strict=True):
@@ -180,7 +182,9 @@ def _written(shards: list[Shard], index: Index, folder: Folder) -> Iterator[int]
             yield num_images
 
 
-def _write_shards(rows: Mapping[str, NDArray[Any]], index: Index, folder: Folder) -> dict[str, NDArray[Any]]:
+def _write_shards(
+    rows: Mapping[str, NDArray[Any]], index: Index, files: Files, folder: Folder
+) -> dict[str, NDArray[Any]]:
     """A task: the shards of its rows, normally one.
 
     Of an exception Ray Data brings home a traceback and no message, so what a user can mend travels as a row.
@@ -189,6 +193,7 @@ def _write_shards(rows: Mapping[str, NDArray[Any]], index: Index, folder: Folder
     for fields in zip(*(rows[field].tolist() for field in Shard._fields), strict=True):
         shard = Shard(*fields)
         try:
+            place_files(files)
             _write_shard(shard, index, folder)
             failures.append("")
         except (ValueError, OSError) as error:

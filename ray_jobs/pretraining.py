@@ -6,6 +6,7 @@ continues from its newest complete checkpoint when the same command is given aga
 
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +19,14 @@ from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, Train
 from ray.train.torch import TorchTrainer
 
 from glsd.config import Config
-from glsd.data import Index, Order, build_index, subset, write_subset
+from glsd.data import Index, Order, subset, write_subset
 from glsd.models import build_backbone
 from glsd.training import checkpoints, newest_checkpoint
 from ray_jobs.cluster import check_resources, cluster
-from ray_jobs.evaluating import KnnSplit, Sources, knn_split
+from ray_jobs.evaluating import KnnSplit, Sources, indexed, knn_split
 from ray_jobs.finishing import finish
 from ray_jobs.monitor import ProgressLine, start_monitor, watch
-from ray_jobs.run_directory import RunDirectory
+from ray_jobs.run_directory import CONFIG, RunDirectory
 from ray_jobs.settings import JobSettings
 from ray_jobs.stream import MAX_UNIT_BYTES, UnitSource, share_files, stream_options, unit_bytes
 from ray_jobs.worker import Plan, remaining_stream, train_worker
@@ -72,29 +73,32 @@ def pretrain(config: Config, data: Sources, out: str, *, knn_data: Sources | Non
         order = Order(config.seed, len(image_ids), config.optim.batch_size, config.data.unit_size)
         if warning := order.left_out_warning():
             warnings.warn(warning, stacklevel=2)
-        run.claim(config, _identity(index, tested))
-        if len(image_ids) < len(index) and run.read(SUBSET) is None:
-            with tempfile.NamedTemporaryFile(suffix=".csv") as file:
-                write_subset(file.name, index, image_ids)
-                run.write(SUBSET, Path(file.name).read_bytes())
+        # A new directory becomes this run's when it is sure that the run can start, so that a remedy may change it.
+        claim = partial(_claim, run, config, index, tested, image_ids)
+        if run.read(CONFIG) is not None:
+            claim()
         if run.finished is None:
             split = knn_split(index, tested, config.evaluation) if index.labels is not None or tested else None
-            if max(checkpoints(out), default=0) < config.optim.epochs * order.steps_per_epoch:
-                _train_on_ray(config, settings, run, index, image_ids, split, line)
+            if max(checkpoints(run.location), default=0) < config.optim.epochs * order.steps_per_epoch:
+                _train_on_ray(config, settings, run, index, image_ids, split, claim, line)
             finish(run, config, index, image_ids, split, line)
         else:
             line.phase(f"{out} is finished: nothing is left to do")
-    checkpoint, summary = newest_checkpoint(out), run.finished
+    checkpoint, summary = newest_checkpoint(run.location), run.finished
     assert checkpoint is not None
     assert summary is not None
     return Run(out, checkpoint, summary)
 
 
-def _identity(index: Index, tested: Index | None) -> dict[str, Any]:
-    identity = {"sources": index.sources, "images": len(index), "digest": index.digest}
+def _claim(run: RunDirectory, config: Config, index: Index, tested: Index | None, image_ids: np.ndarray) -> None:
+    identity: dict[str, Any] = {"sources": index.sources, "images": len(index), "digest": index.digest}
     if tested is not None:
         identity |= {"knn_sources": tested.sources, "knn_images": len(tested), "knn_digest": tested.digest}
-    return identity
+    run.claim(config, identity)
+    if len(image_ids) < len(index) and run.read(SUBSET) is None:
+        with tempfile.NamedTemporaryFile(suffix=".csv") as file:
+            write_subset(file.name, index, image_ids)
+            run.write(SUBSET, Path(file.name).read_bytes())
 
 
 def check_sizes(config: Config) -> None:
@@ -105,19 +109,16 @@ def check_sizes(config: Config) -> None:
     """
     with torch.device("meta"):
         backbone = build_backbone(config.model.backbone, config.model.drop_path)
-    backbone.check_crop_sizes([size for size, _ in config.augment.groups])
+    backbone.check_crop_sizes([*(size for size, _ in config.augment.groups), config.evaluation.crop])
     if unit_bytes(config) > MAX_UNIT_BYTES:
         fitting = config.data.unit_size * MAX_UNIT_BYTES // unit_bytes(config)
-        fitting = max(size for size in range(1, fitting + 1) if config.optim.batch_size % size == 0)
+        fitting = max((size for size in range(1, fitting + 1) if config.optim.batch_size % size == 0), default=0)
+        if not fitting:
+            raise ValueError("the crops of one image do not fit into a unit; use a smaller augment.global_size")
         raise ValueError(
             f"data.unit_size {config.data.unit_size} makes units of {unit_bytes(config) / 2**20:.0f} MiB, and the "
             f"stream takes {MAX_UNIT_BYTES / 2**20:.0f} MiB; use data.unit_size {fitting}"
         )
-
-
-def indexed(sources: Sources, config: Config, line: ProgressLine) -> Index:
-    """The index of the sources, with its progress shown."""
-    return build_index(sources, config.data, progress=lambda count: line.phase(f"indexing {count:,} images"))
 
 
 def _train_on_ray(
@@ -127,11 +128,13 @@ def _train_on_ray(
     index: Index,
     image_ids: np.ndarray,
     split: KnnSplit | None,
+    claim: Callable[[], None],
     line: ProgressLine,
 ) -> None:
     line.phase("connecting to Ray")
     with cluster(settings):
-        resources = check_resources(settings, config)
+        resources = check_resources(settings, config, index.packed)
+        claim()
         regime = None if len(image_ids) == len(index) else ray.put(image_ids)
         files = share_files([side for side in (index, split and split.queries.index) if side is not None])
         source = UnitSource(config, index, files, regime, len(image_ids), resources.photometrics)

@@ -24,7 +24,8 @@ from tensorboardX import SummaryWriter
 
 import glsd.config
 from glsd.config import Config
-from ray_jobs.folder import Folder, replace_file
+from glsd.data.filesystems import replace_file
+from ray_jobs.folder import Folder
 from ray_jobs.lease import NAME as LEASE
 from ray_jobs.lease import TIMES, LeaseTimes, held_lease, holds_lease
 

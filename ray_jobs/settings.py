@@ -1,5 +1,6 @@
 """How a job runs, apart from what it computes: the same experiment on another cluster has the same configuration."""
 
+import os
 from typing import Literal
 
 from pydantic import Field
@@ -23,3 +24,8 @@ class JobSettings(Record):
     """How often the workers are started again after one dies; null is 0 on one machine and 3 on a cluster."""
     dashboard: bool = False
     """Start Ray's dashboard where this job starts Ray by itself."""
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -122,6 +122,7 @@ def stream(source: UnitSource, start_unit: int) -> Dataset:
     num_units = config.optim.epochs * source.order.steps_per_epoch * config.units_per_step - start_unit
     # About a thousand units a read task: many more tasks delay the first batch of a long run by most of a minute.
     units = ray.data.range(num_units, override_num_blocks=max(1, num_units // 1000))
+    units.context.execution_no_progress_timeout_s = -1  # k-NN or an upload may hold the training up for long
     return units.repartition(target_num_rows_per_block=1).map_batches(
         partial(_make_unit, source=source, first=start_unit), batch_size=None, batch_format="numpy", num_cpus=1
     )

@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -16,6 +17,7 @@ from glsd.config import Config
 from glsd.models import Network
 from glsd.training import (
     Metrics,
+    NonFiniteLoss,
     Probe,
     TrainState,
     Unit,
@@ -34,6 +36,10 @@ from ray_jobs.stream import UnitSource, place_files, received, stream
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
+
+
+FAILURE = "failure.txt"
+"""Why the workers of a start failed, after the token of its lease."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,16 @@ class Plan:
 
 def remaining_stream(plan: Plan) -> ray.data.Dataset:
     """The units after the newest checkpoint; Ray Train asks anew whenever it starts the workers."""
-    start_step = max(checkpoints(plan.run.out), default=0)
+    start_step = max(checkpoints(plan.run.location), default=0)
     return stream(plan.source, start_step * plan.config.units_per_step)
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
     """One worker of a run, from the newest checkpoint to the end; `loop_config` is `{"plan": Plan}`."""
     plan: Plan = loop_config["plan"]
+    if (failure := plan.run.read(FAILURE)) and failure.startswith(plan.token.encode()):
+        # A worker that is started again would only meet the same data or the same loss once more.
+        raise RuntimeError(failure.decode().removeprefix(plan.token))
     place_files(plan.source.files)
     config = plan.config
     if plan.torch_threads is not None:
@@ -75,12 +84,15 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     shard = ray.train.get_dataset_shard("train")
     units = shard.iter_batches(batch_size=config.data.unit_size, batch_format="numpy", prefetch_batches=2)
-    first, units = _peeked(received(units))
+    arriving = received(units)
+    first = next(arriving, None)
+    if first is None:
+        return  # the last checkpoint is that of the last step
     state = initial_state(config, device)
     # The stream decides where this start continues, so data and weights are of one checkpoint.
     state.step = int(first["unit"][0]) // config.units_per_step
     if state.step:
-        state.load_state_dict(load_checkpoint(checkpoints(plan.run.out)[state.step]))
+        state.load_state_dict(load_checkpoint(checkpoints(plan.run.location)[state.step]))
 
     recorder = _Recorder(plan, state.step)
     probes = {} if plan.knn is None else {"knn": recorder.announced("k-NN", OnlineKnn(plan.knn, config, device))}
@@ -90,8 +102,14 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         for probe in probes.values():
             untrained |= probe(state.teacher, 0)
         recorder.log(untrained, None)
-    train(state, recorder.watched(units), config, plan.steps_per_epoch, device, recorder.log, probes)
-    recorder.close()
+    try:
+        units = recorder.watched(itertools.chain([first], arriving))
+        train(state, units, config, plan.steps_per_epoch, device, recorder.log, probes)
+    except (ValueError, NonFiniteLoss, torch.OutOfMemoryError) as error:
+        plan.run.write(FAILURE, f"{plan.token}{error}".encode())
+        raise
+    finally:
+        recorder.close()
 
 
 class _Recorder:
@@ -136,7 +154,8 @@ class _Recorder:
             if state is not None:
                 self._save(state, metrics)
             self._check_skipped(step)
-        ray.train.report(metrics)
+        if state is not None:
+            ray.train.report(metrics)  # a barrier of all workers
 
     def close(self) -> None:
         """Make the last lines durable."""
@@ -145,19 +164,18 @@ class _Recorder:
 
     def _save(self, state: TrainState, metrics: Metrics) -> None:
         run, config = self._plan.run, self._plan.config
-        if not run.holds_lease(self._plan.token):
-            raise RuntimeError(f"another start has taken {run.out} over; this one, which lost its driver, ends")
         self._log.sync()
         facts = {"metrics": metrics}
-        save_checkpoint(run.out, state.step, state.state_dict() | {"config": config.model_dump(mode="json")}, facts)
-        saved = checkpoints(run.out)
+        content = state.state_dict() | {"config": config.model_dump(mode="json")}
+        save_checkpoint(run.location, state.step, content, facts, partial(run.holds_lease, self._plan.token))
+        saved = checkpoints(run.location)
         keep = {state.step}
         knn = {step: manifest(path)["metrics"].get("knn") for step, path in saved.items()}
         if measured := {step: value for step, value in knn.items() if value is not None}:
             keep.add(max(measured, key=lambda step: (measured[step], step)))
         if config.keep_every_epochs is not None:
             keep |= {step for step in saved if step % (config.keep_every_epochs * self._plan.steps_per_epoch) == 0}
-        prune_checkpoints(run.out, keep)
+        prune_checkpoints(run.location, keep)
 
     def _gathered_skips(self) -> list[tuple[int, str]]:
         mine, self._skips = self._skips, []
@@ -176,8 +194,3 @@ class _Recorder:
                 f"{self._log.num_skipped} of the {tried} images read so far could not be decoded, more than "
                 f"data.max_skipped {data.max_skipped:.0%}; {listed} lists them with reasons"
             )
-
-
-def _peeked(units: Iterator[Unit]) -> tuple[Unit, Iterator[Unit]]:
-    first = next(units)
-    return first, itertools.chain([first], units)

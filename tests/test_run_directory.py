@@ -14,6 +14,8 @@ import pyarrow.fs
 import pytest
 
 from glsd.config import Config
+from glsd.data.filesystems import joined
+from glsd.training import save_checkpoint
 from ray_jobs.lease import NAME, LeaseTimes, read_holder
 from ray_jobs.run_directory import RunDirectory, RunLog, read_metrics
 
@@ -100,6 +102,28 @@ def test_storage_path_and_name_are_the_parts_that_ray_train_joins(tmp_path: Path
         RunDirectory("nowhere://bucket/run")
 
 
+def test_a_uri_names_the_same_folder_for_the_run_and_for_its_checkpoints(tmp_path: Path) -> None:
+    for name in ("a b", "100% ö", "a%20b", "c?d#e"):
+        (tmp_path / name).mkdir()
+        uri = joined((tmp_path).as_uri(), name)
+        save_checkpoint(uri, 1, {}, {})
+        assert RunDirectory(uri).path == str(tmp_path / name)
+        assert list(RunDirectory(uri).sizes()) == ["checkpoints"]
+
+
+def test_a_location_is_the_same_folder_wherever_a_process_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory("runs/mine/")
+    assert (run.out, run.location) == ("runs/mine", str(tmp_path / "runs/mine"))
+    monkeypatch.chdir("/")
+    assert pickle.loads(pickle.dumps(run)).location == run.location
+    assert RunDirectory((tmp_path / "a b").as_uri()).location == str(tmp_path / "a b")
+    uri = "s3://bucket/runs/mine?region=us-east-1"
+    assert RunDirectory(uri.replace("mine?", "mine/?")).location == uri
+
+
 def test_a_run_is_finished_when_its_summary_is_there(run: RunDirectory) -> None:
     assert run.finished is None
     run.finish({"knn": 43.1})
@@ -135,6 +159,23 @@ def test_a_lease_lasts_as_long_as_its_block_even_when_that_fails(run: RunDirecto
     assert run.token is None
     assert not run.holds_lease(tokens[0])
     assert run.read(NAME) is None
+
+
+def test_a_lease_takes_folders_that_it_made_and_nobody_used_away_again(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="nowhere does not exist"),
+        RunDirectory(tmp_path / "runs/typo").lease(times=QUICK),
+    ):
+        raise ValueError("nowhere does not exist")
+    assert list(tmp_path.iterdir()) == []
+    with RunDirectory(tmp_path / "runs/one").lease(times=QUICK):
+        (tmp_path / "runs/another").mkdir()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["another"]
+    with RunDirectory(tmp_path / "runs/another").lease(times=QUICK):
+        pass
+    with RunDirectory(tmp_path / "runs/used").lease(times=QUICK):
+        (tmp_path / "runs/used/config.yaml").touch()
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["another", "used"]
 
 
 def test_a_lease_keeps_beating(run: RunDirectory) -> None:

@@ -142,9 +142,14 @@ def _photometric(crops: Tensor, pho: Tensor, config: AugmentConfig) -> Tensor:
 
 def normalize(x: Float[Tensor, "crops 3 height width"], config: AugmentConfig) -> Float[Tensor, "crops 3 height width"]:
     """Subtract the mean and divide by the standard deviation of each colour channel; `x` in 0..1."""
-    mean = torch.tensor(config.mean, dtype=x.dtype).to(x.device, non_blocking=True)[:, None, None]
-    std = torch.tensor(config.std, dtype=x.dtype).to(x.device, non_blocking=True)[:, None, None]
-    return (x - mean) / std
+    return (x - _channels(config.mean, x.dtype, x.device)) / _channels(config.std, x.dtype, x.device)
+
+
+@cache
+def _channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Float[Tensor, "channels 1 1"]:
+    """The values on the device, which each copy to it would wait for."""
+    with torch.inference_mode(False):  # made in inference mode, they serve training later
+        return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
 def _grey(x: Tensor) -> Tensor:

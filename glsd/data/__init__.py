@@ -12,8 +12,10 @@ from glsd.data.order import Order as Order
 from glsd.data.order import permutation as permutation
 from glsd.data.regimes import subset as subset
 from glsd.data.regimes import write_subset as write_subset
+from glsd.data.sources import CLASS_NAMES as CLASS_NAMES
 
 __all__ = [
+    "CLASS_NAMES",
     "IMAGE_EXTENSIONS",
     "Index",
     "Order",

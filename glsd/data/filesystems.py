@@ -2,19 +2,23 @@
 
 A uri is an absolute local path, or `scheme://bucket/key?options` as pyarrow reads it (`endpoint_override=...` names an
 S3 server of one's own), in which `%`, `?` and `#` of a key are percent-encoded and nothing else is.
+
+Local files are replaced whole: written beside, synced, renamed.
 """
 
 import errno
 import io
 import os
 import stat
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, cast
+from typing import BinaryIO, Final, Literal, NamedTuple, cast
 from urllib.parse import unquote
 
 import numpy as np
@@ -156,6 +160,46 @@ def _read_once(uri: str, offset: int, length: int) -> bytes:
         if offset < 0:
             return file.readall()
         return os.pread(file.fileno(), length, offset)
+
+
+@contextmanager
+def synced(path: Path) -> Iterator[BinaryIO]:
+    """A stream into a new local file, its content durable when the block ends; for its name see `sync_folder`."""
+    with path.open("wb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose content becomes a local file when the block ends, unless it ends by an exception.
+
+    At any moment the file is the old one or the new one, whole, even after a power cut.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with synced(temporary) as stream:
+            yield stream
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # a full disk should not stay so for our sake
+    sync_folder(path.parent)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a local file that is whole at any moment, even after a power cut."""
+    with replacing(path) as stream:
+        stream.write(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a local folder durable: a rename alone may be lost in a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def joined(folder: str, name: str) -> str:

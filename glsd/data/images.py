@@ -11,8 +11,6 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final, Literal, NamedTuple
 
 import cv2
@@ -62,7 +60,35 @@ _BROKEN: Final = (
 _SAMPLE_KINDS: Final[dict[int, Literal["u", "i", "f"]]] = {1: "u", 2: "i", 3: "f"}
 _WHITE_IS_ZERO: Final = 0
 _DEEP_PHOTOMETRICS: Final = (_WHITE_IS_ZERO, 1, 2)  # the others are black is zero, and RGB
-_warning_filters = threading.Lock()
+
+
+class _PillowsWarningsIgnored:
+    """Within it Pillow says nothing of odd metadata: its warnings name no file and ask nothing of a user.
+
+    The filters are the process's, so the first thread that enters sets them and the last that leaves restores them;
+    between them any number decode at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._restored = warnings.catch_warnings()
+                self._restored.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._num_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                self._restored.__exit__(None, None, None)
+
+
+_quiet = _PillowsWarningsIgnored()
 
 
 class UndecodableImage(ValueError):
@@ -137,7 +163,7 @@ def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
         return None
     metadata = data[: _start_of_scan(data)]
     if b"Exif\0" in metadata or b"tiff:Orientation" in metadata:
-        with _quiet():
+        with _quiet:
             orientation = JpegImagePlugin.JpegImageFile(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1)
         return _upright(pixels, orientation)
     return pixels
@@ -153,7 +179,7 @@ def _start_of_scan(data: bytes) -> int:
 
 def _shallow(data: bytes, plugin: type[ImageFile.ImageFile], max_pixels: int) -> NDArray[np.uint8]:
     """At most 8 bits a channel, by Pillow."""
-    with _quiet():
+    with _quiet:
         image: Image.Image = plugin(io.BytesIO(data))
         _check_size(*image.size, max_pixels)
         image.load()
@@ -170,7 +196,7 @@ def _deep_png(data: bytes, max_pixels: int, value_range: Range | None) -> NDArra
     pixels = _scaled_to_rgb(_deep_values(data, np.dtype("u2")), value_range)
     if b"eXIf" not in data:
         return pixels
-    with _quiet():
+    with _quiet:
         orientation = PngImagePlugin.PngImageFile(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1)
     return _upright(pixels, orientation)
 
@@ -187,7 +213,7 @@ class _TiffTags(NamedTuple):
 
 def _tiff_tags(data: bytes) -> _TiffTags:
     file = io.BytesIO(data)
-    with _quiet():
+    with _quiet:
         big = b"+" in data[2:4]
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if big else 8))
         file.seek(tags.next)
@@ -257,14 +283,3 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return np.ascontiguousarray(pixels)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Pillow's warnings about metadata and the like name no file and ask nothing of a user.
-
-    The filters are the process's, so threads that change them take turns.
-    """
-    with _warning_filters, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

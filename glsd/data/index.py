@@ -24,7 +24,7 @@ from glsd.config import DataConfig
 from glsd.data import filesystems
 from glsd.data.images import IMAGE_EXTENSIONS
 from glsd.data.shards import alone, pack, scan_tars
-from glsd.data.sources import Labels, Source, find_sources
+from glsd.data.sources import CLASS_NAMES, Labels, Source, find_sources
 
 _FORMAT: Final = "1"
 _LARGEST_CLASS_ID: Final = 1_000_000
@@ -85,6 +85,11 @@ class Index:
     def sources(self) -> list[str]:
         """The sources that were indexed."""
         return list(self._facts["sources"])
+
+    @property
+    def packed(self) -> list[str]:
+        """Folders of this machine's cache that hold images of the index: other machines have none of them."""
+        return list(self._facts["packed"])
 
     def place(self, image_id: int) -> Place:
         """Where an image lies."""
@@ -194,7 +199,7 @@ def _digest(found: Iterable[Source], config: DataConfig) -> str:
     digest = hashlib.sha256(_FORMAT.encode())
     for source in found:
         columns = [config.image_column, config.label_column] if source.kind == "Parquet files" else []
-        if source.content:
+        if source.kind == "images" and source.content:
             columns = [config.label_column]
         for text in (source.kind, source.name, source.content, *columns, *source.files.uris):
             digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
@@ -204,12 +209,13 @@ def _digest(found: Iterable[Source], config: DataConfig) -> str:
 
 def _usable(path: Path) -> bool:
     """Whether there is an index whose packed tars, if it has any, are still in the cache."""
-    return path.exists() and all(Path(folder).is_dir() for folder in Index(path)._facts["packed"])
+    return path.exists() and all(Path(folder).is_dir() for folder in Index(path).packed)
 
 
 def _table(found: list[Source], config: DataConfig, cache: Path, digest: str, tick: Callable[[int], None]) -> pa.Table:
     parts: list[dict[str, Any]] = []
     labels: list[Labels | None] = []
+    class_names: list[list[str] | None] = []
     packed: list[str] = []
     for source in found:
         if source.kind == "images":
@@ -226,7 +232,8 @@ def _table(found: list[Source], config: DataConfig, cache: Path, digest: str, ti
             part, part_labels = dict(zip(Place._fields, members[:4], strict=True)), members.labels
         parts.append(part)
         labels.append(part_labels)
-    classes, ids = _merged_labels(found, labels)
+        class_names.append(_fitting(source, part_labels))
+    classes, ids = _merged_labels(found, labels, class_names)
     columns = {
         "uri": _strings(parts, "uri"),
         "member": _strings(parts, "member"),
@@ -256,12 +263,27 @@ def _strings(parts: list[dict[str, Any]], column: str) -> pa.Array:
         raise ValueError(f"the name {error.object!r} is not UTF-8; rename the file") from error
 
 
+def _fitting(source: Source, labels: Labels | None) -> list[str] | None:
+    """The names of a source's class ids, if it has ids and a name for each."""
+    if source.class_names is None or not isinstance(labels, np.ndarray):
+        return None
+    if labels.min() < 0 or labels.max() >= len(source.class_names):
+        warnings.warn(
+            f"the class names of {source.name} are not used: it has labels {labels.min()} to {labels.max()}, and "
+            f"its {CLASS_NAMES} has {len(source.class_names)} names, from 0",
+            stacklevel=4,
+        )
+        return None
+    return source.class_names
+
+
 def _merged_labels(
-    found: list[Source], labels: list[Labels | None]
+    found: list[Source], labels: list[Labels | None], class_names: list[list[str] | None]
 ) -> tuple[list[str] | None, NDArray[np.int64] | None]:
     """(name of each label, label of each image) over all sources.
 
-    Class ids stay as they are where all sources have them; names are numbered in their sorted order.
+    Class ids stay as they are where all sources have them and agree on their names; otherwise classes are told apart
+    by their names, which are numbered in their sorted order.
     """
     known = [part for part in labels if part is not None]
     if len(known) < len(labels):
@@ -270,13 +292,17 @@ def _merged_labels(
             warnings.warn(f"the labels of some sources are not used, since {without} has none", stacklevel=4)
         return None, None
     numbers = [part for part in known if isinstance(part, np.ndarray)]
-    if len(numbers) == len(known):
+    if len(numbers) == len(known) and all(names == class_names[0] for names in class_names):
         ids = np.concatenate(numbers)
         if ids.min() < 0 or ids.max() >= _LARGEST_CLASS_ID:
             wrong = ids[(ids < 0) | (ids >= _LARGEST_CLASS_ID)][0]
             raise ValueError(f"the label {wrong} is no class id; they are 0 to {_LARGEST_CLASS_ID - 1}")
-        return [str(label) for label in range(int(ids.max()) + 1)], ids
-    names = pa.concat_arrays([pa.array([str(label) for label in part], pa.large_string()) for part in known])
+        return class_names[0] or [str(label) for label in range(int(ids.max()) + 1)], ids
+    named = [
+        [str(label) for label in part] if names is None else [names[int(label)] for label in part]
+        for part, names in zip(known, class_names, strict=True)
+    ]
+    names = pa.concat_arrays([pa.array(part, pa.large_string()) for part in named])
     classes = sorted(pc.unique(names).to_pylist())
     return classes, pc.index_in(names, pa.array(classes, pa.large_string())).to_numpy().astype(np.int64)
 
@@ -292,9 +318,6 @@ def _check_distinct(table: pa.Table) -> None:
 def _write(path: Path, table: pa.Table) -> None:
     """The file, whole or not at all."""
     unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
-        with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
-        file.flush()
-        os.fsync(file.fileno())
+    with filesystems.synced(unfinished) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
     unfinished.replace(path)

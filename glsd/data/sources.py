@@ -8,7 +8,9 @@ import csv
 import hashlib
 import io
 import itertools
+import json
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -22,6 +24,8 @@ from glsd.data.filesystems import Files
 from glsd.data.images import IMAGE_EXTENSIONS
 
 Labels = list[str] | NDArray[np.int64]
+CLASS_NAMES: Final = "classes.json"
+"""Beside tars: the names of their class ids, as `glsd pack` writes them."""
 Kind = Literal["images", "tars", "compressed tars", "Parquet files"]
 
 _EXTENSIONS: Final[dict[Kind, tuple[str, ...]]] = {
@@ -38,8 +42,8 @@ _RANGE: Final = re.compile(r"([0-9]+)\.\.([0-9]+)")
 class Source(NamedTuple):
     """One source: its files in order, and for images their labels and their places within the files.
 
-    `offsets` and `lengths` are given where a list names byte ranges. `content` stands for what files cannot tell: the
-    digest of a list's text.
+    `offsets` and `lengths` are given where a list names byte ranges. `class_names` are those of the class ids within
+    tars. `content` stands for what files cannot tell: the digest of a list's text, or the class names.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Source(NamedTuple):
     labels: Labels | None = None
     offsets: NDArray[np.int64] | None = None
     lengths: NDArray[np.int64] | None = None
+    class_names: list[str] | None = None
     content: str = ""
 
 
@@ -59,7 +64,8 @@ def find_sources(sources: Sequence[str | Path], config: DataConfig, tick: Callab
     """
     if not sources:
         raise ValueError("no data named; give a folder of images, a list, tars or Parquet files")
-    return [_source(uri, config, tick) for source in sources for uri in _expanded(filesystems.absolute(source))]
+    found = [_source(uri, config, tick) for source in sources for uri in _expanded(filesystems.absolute(source))]
+    return _with_class_names(found)
 
 
 def as_labels(texts: list[str]) -> Labels:
@@ -119,6 +125,45 @@ def _folder(uri: str, tick: Callable[[int], None]) -> Source:
     return Source(uri, kinds[0], files, _class_folders(uri, files) if kinds[0] == "images" else None)
 
 
+def _with_class_names(found: list[Source]) -> list[Source]:
+    """The sources, those of tars in one folder with the class names that lie beside them."""
+    lists: dict[str, str] = {}
+    for source in found:
+        beside = {filesystems.beside(uri, CLASS_NAMES) for uri in source.files.uris} if "tars" in source.kind else set()
+        if len(beside) == 1:
+            lists[source.name] = beside.pop()
+    names = {uri: _class_names(uri) for uri in dict.fromkeys(lists.values())}  # read once for a thousand tars
+    return [
+        source._replace(class_names=known, content=json.dumps(known))
+        if (known := names.get(lists.get(source.name, "")))
+        else source
+        for source in found
+    ]
+
+
+def _class_names(uri: str) -> list[str] | None:
+    """A JSON list of names by class id, or of objects with a `label` and its `name` (or `words`)."""
+    if filesystems.what_is_at(uri) != "file":
+        return None
+    try:
+        entries = json.loads(filesystems.read(uri, -1, -1))
+        if all(isinstance(entry, dict) for entry in entries):
+            by_label = {entry["label"]: entry.get("name", entry.get("words")) for entry in entries}
+            entries = [by_label[label] for label in range(len(entries))]
+    except (ValueError, KeyError, TypeError):
+        entries = None
+    if (
+        not isinstance(entries, list)
+        or not all(isinstance(name, str) for name in entries)
+        or len(set(entries)) < len(entries)
+    ):
+        warnings.warn(f"{uri} is not used: it is no JSON list of names, all different, by class id", stacklevel=5)
+        return None
+    if entries == [str(label) for label in range(len(entries))]:
+        return None  # what ids are called that have no names
+    return entries
+
+
 def _class_folders(root: str, files: Files) -> list[str] | None:
     """The folder of each image as its class, where every image lies exactly one folder deep."""
     parts = [filesystems.relative(uri, root).split("/") for uri in files.uris]
@@ -170,7 +215,7 @@ def _csv_list(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Sour
         if name in columns:
             ranges[f"{name}s"] = np.array([int(number) for number in columns[name]], np.int64)
     tick(len(rows))
-    return Source(uri, "images", files, labels, **ranges, content=content)
+    return Source(uri, "images", files, labels, ranges.get("offsets"), ranges.get("lengths"), content=content)
 
 
 def _text(uri: str) -> tuple[str, str]:

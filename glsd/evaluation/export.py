@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 from timm.models.swin_transformer import SwinTransformer
 
+from glsd.data.filesystems import sync_folder, synced
 from glsd.evaluation.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, with_downsampling_moved
 from glsd.models import timm_architecture
 
@@ -57,13 +58,19 @@ def export_backbone(encoder: Encoder, out: str | Path) -> ExportReport:
         # timm up to 1.0.30 takes a Swin without classifier for one in the layout of Swin's authors, and later ones
         # recognise that layout; so it is the one that every timm loads.
         weights = with_downsampling_moved(weights, -1)
-    _write(partial / WEIGHTS_FILE, save(weights, metadata={"format": "pt"}))
-    _write(partial / CONFIG_FILE, json.dumps(_timm_config(encoder), indent=2).encode())
+    for name, content in (
+        (WEIGHTS_FILE, save(weights, metadata={"format": "pt"})),
+        (CONFIG_FILE, json.dumps(_timm_config(encoder), indent=2).encode()),
+    ):
+        with synced(partial / name) as stream:
+            stream.write(content)
+    sync_folder(partial)
 
     report = _compared(encoder, partial, out)  # before it is in place: what timm cannot load is not an export
     if out.exists():
         out.rename(replaced)
     partial.rename(out)
+    sync_folder(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
     return report
 
@@ -73,13 +80,6 @@ def _refuse_to_replace(out: Path) -> None:
         return
     if not out.is_dir() or {entry.name for entry in out.iterdir()} != {CONFIG_FILE, WEIGHTS_FILE}:
         raise ValueError(f"{out} is no earlier export and will not be replaced; name an empty or a new folder")
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _timm_config(encoder: Encoder) -> dict[str, Any]:

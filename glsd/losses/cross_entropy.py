@@ -53,8 +53,9 @@ def distillation_cross_entropy(
     """Sum over r, j of row_weights[r, j] * H(p of teacher row teacher_rows[r, j], q of student row r), Eq. 3.
 
     p and q are `teacher_distribution` of x_t weight_t^T and the softmax of x_s weight_s^T / student_temperature.
-    Gradients reach x_s and weight_s only, in one backward, without a graph of their own. Products are in autocast's
-    dtype where it is active, softmax and sums accumulate in float32. At most `chunk_rows` rows of logits exist at a
+    Gradients reach x_s and weight_s only, in one backward, without a graph of their own. Where autocast is active, the
+    scaled x_s and x_t and the weights are rounded to its dtype, and so are p and q in the gradients' products; logits
+    and all that the loss is made of are in float32. At most `chunk_rows` rows of logits exist at a
     time; by default as many as fit into a fixed number of bytes, but no fewer than D / 2, below which traffic of the
     last layer dominates.
     """
@@ -100,44 +101,47 @@ class _DistillationCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         with torch.autocast(x_s.device.type, enabled=False):
-            x = x_s.to(weight_s.dtype)  # (R, D)
             w_s, w_t, shift = weight_s.to(dtype), weight_t.to(dtype), center / teacher_temperature
-            grad_x = torch.empty_like(x) if needs_x else None
+            x = (x_s.to(weight_s.dtype) / student_temperature).to(dtype)  # (R, D)
+            grad_x = torch.empty_like(x, dtype=weight_s.dtype) if needs_x else None
             grad_weight = torch.zeros_like(weight_s) if needs_weight else None
 
             # A teacher row pulls the student's prototypes towards y, the weighted sum of the student rows it teaches.
-            y = x.new_zeros(x_t.shape)  # (T, D)
+            y = weight_s.new_zeros(x_t.shape)  # (T, D)
             for rows in _chunks(len(x), chunk_rows):
                 taught = row_weights[rows, :, None] * x[rows, None, :]  # (chunk, J, D)
                 y.index_add_(0, teacher_rows[rows].flatten(), taught.flatten(0, 1))
-            y /= student_temperature
 
             expected = torch.empty_like(y)  # c, (T, D)
             for rows in _chunks(len(x_t), chunk_rows):
                 scaled = (x_t[rows].to(weight_t.dtype) / teacher_temperature).to(dtype)
-                p = torch.softmax(scaled @ w_t.T - shift, dim=1).to(dtype)  # (chunk, I)
-                expected[rows] = (p @ w_s).to(expected.dtype)
+                p = torch.softmax(_product(scaled, w_t.T).sub_(shift), dim=1)  # (chunk, I)
+                high = p.to(dtype)
+                expected[rows] = _product(high, w_s)
+                if high.dtype != p.dtype:
+                    # The loss is linear in c: what p lost by the rounding is made good in a second product.
+                    expected[rows] += _product(p.sub_(high).to(dtype), w_s)
                 if grad_weight is not None:
-                    _add_product(grad_weight, p.T, -y[rows].to(dtype))
-                del p
+                    _add_product(grad_weight, high.T, -y[rows].to(dtype))
+                del p, high
 
-            loss = x.new_zeros(())
+            loss = weight_s.new_zeros(())
             for rows in _chunks(len(x), chunk_rows):
-                scaled = x[rows] / student_temperature
                 weights = row_weights[rows]  # (chunk, J)
                 total = weights.sum(1)
-                logits = scaled.to(dtype) @ w_s.T
-                largest = logits.amax(1).to(x.dtype)
+                logits = _product(x[rows], w_s.T)
+                largest = logits.amax(1)
                 q = torch.softmax(logits, dim=1)  # (chunk, I)
                 del logits
                 # The largest probability, which cannot underflow, gives the normaliser.
-                logsumexp = largest - q.amax(1).to(x.dtype).log()
+                logsumexp = largest - q.amax(1).log()
+                q = q.to(dtype)
                 pull = (weights[..., None] * expected[teacher_rows[rows]]).sum(1)  # (chunk, D)
-                loss += (total * logsumexp).sum() - (pull * scaled).sum()
+                loss += (total * logsumexp).sum() - (pull * x[rows]).sum()
                 if grad_x is not None:
-                    grad_x[rows] = (total[:, None] * (q @ w_s) - pull) / student_temperature
+                    grad_x[rows] = (total[:, None] * _product(q, w_s) - pull) / student_temperature
                 if grad_weight is not None:
-                    _add_product(grad_weight, q.T, (total[:, None] * scaled).to(dtype))
+                    _add_product(grad_weight, q.T, (total[:, None] * x[rows]).to(dtype))
                 del q
         ctx.x_dtype = x_s.dtype
         ctx.save_for_backward(grad_x, grad_weight)
@@ -158,12 +162,21 @@ class _DistillationCrossEntropy(torch.autograd.Function):
         )
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """A b, in float32 where a and b are lower, without rounding the sums to their dtype."""
+    if a.dtype.itemsize >= torch.float32.itemsize:
+        return a @ b
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()  # CPUs have no such product
+
+
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Total += a b, without a copy of total where a and b have its dtype."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:
-        total += a @ b
+        total += _product(a, b)
 
 
 def _chunks(num_rows: int, chunk_rows: int) -> Iterator[slice]:

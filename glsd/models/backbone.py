@@ -42,7 +42,7 @@ class Backbone(nn.Module):
     drop_path_rates: Tensor
 
     def __init__(self, model: Any, name: str) -> None:
-        """Adapt `model` in place.
+        """Adapt `model` in place; its parameters that neither z̄ nor z depends on are frozen.
 
         Raises:
             ValueError: the model gives no feature map.
@@ -57,10 +57,18 @@ class Backbone(nn.Module):
         self.register_buffer("drop_path_rates", rates, persistent=False)
         self._grids: dict[int, tuple[int, int]] = {}
         size = int(model.pretrained_cfg["input_size"][-1])
-        z_bar_dim, z_shape = self._probe(size)
-        self.dim = z_shape[-1]
-        self._pools_itself = z_bar_dim == self.dim
-        self._grids[size] = z_shape[:2]
+        with torch.inference_mode(False), torch.enable_grad():
+            parameters, z_bar, z = self._on_meta(size)
+            _, height, width, self.dim = z.shape
+            self._grids[size] = height, width
+            self._pools_itself = z_bar.shape[-1] == self.dim
+            outputs = [z_bar.sum(), z.sum()] if self._pools_itself else [z.sum()]
+            gradients = torch.autograd.grad(outputs, parameters, allow_unused=True)
+        # Some MobileNets widen what they pooled. Those layers are in no loss, and distributed training would wait for
+        # their gradients.
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            if gradient is None:
+                parameter.requires_grad_(False)
 
     def forward(
         self, x: Float[Tensor, "rows 3 height width"], drop_path_keys: Int64[Tensor, " rows"] | None = None
@@ -86,7 +94,7 @@ class Backbone(nn.Module):
         """
         if size not in self._grids:
             try:
-                self._grids[size] = self._probe(size)[1][:2]
+                self._grids[size] = self._probe(size)
             except _SIZE_ERRORS as error:
                 raise ValueError(
                     f"backbone {self.name} cannot take crops of {size} px; it takes {self._sizes_near(size)}"
@@ -102,18 +110,20 @@ class Backbone(nn.Module):
         for size in sizes:
             self.grid(size)
 
-    def _probe(self, size: int) -> tuple[int, tuple[int, int, int]]:
-        """Width of z̄ and shape (H, W, d) of z, from a forward pass of shapes alone."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        memo: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in tensors}
-        model = copy.deepcopy(self.model, memo).eval()
+    def _probe(self, size: int) -> tuple[int, int]:
+        """(H, W) of z for square crops of `size` px."""
         with torch.no_grad():
-            dtype = next(model.parameters()).dtype
-            features = model.forward_features(torch.empty(1, 3, size, size, device="meta", dtype=dtype))
-            z = self._dense(features, size, size)
-            z_bar = model.forward_head(features, pre_logits=True)
-        _, height, width, dim = z.shape
-        return z_bar.shape[-1], (height, width, dim)
+            _, _, z = self._on_meta(size)
+        return z.shape[1], z.shape[2]
+
+    def _on_meta(self, size: int) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Stand-ins of the parameters, and the z̄ and z that they give: a forward pass of shapes alone."""
+        parameters = [torch.empty_like(parameter, device="meta").requires_grad_() for parameter in self.parameters()]
+        memo: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in self.model.buffers()}
+        memo |= {id(real): stand_in for real, stand_in in zip(self.parameters(), parameters, strict=True)}
+        model = copy.deepcopy(self.model, memo).eval()
+        features = model.forward_features(torch.empty(1, 3, size, size, device="meta", dtype=parameters[0].dtype))
+        return parameters, model.forward_head(features, pre_logits=True), self._dense(features, size, size)
 
     def _dense(self, features: Any, height: int, width: int) -> Float[Tensor, "rows h w dim"]:
         """The map among what `forward_features` gave, channels last."""
@@ -142,7 +152,7 @@ class Backbone(nn.Module):
 
     def _takes(self, size: int) -> int | None:
         try:
-            self._grids[size] = self._probe(size)[1][:2]
+            self._grids[size] = self._probe(size)
         except _SIZE_ERRORS:
             return None
         return size

@@ -98,9 +98,8 @@ def ema_update(
         weight = weight * gate  # the student is finite even then: the same gate holds back its own update
     averages: list[Tensor] = list(teacher.parameters())
     targets: list[Tensor] = list(student.parameters())
-    steps = list(torch._foreach_sub(targets, averages))
-    torch._foreach_mul_(steps, weight)
-    torch._foreach_add_(averages, steps)
+    # One pass without a copy of the parameters; in this overload the weights may lie on the device.
+    torch._foreach_lerp_(averages, targets, [weight] * len(averages) if isinstance(weight, Tensor) else weight)
     for mine, theirs in zip(_statistics(teacher), _statistics(student), strict=True):
         mine.copy_(theirs if gate is None else torch.where(gate, theirs, mine))
 

@@ -6,7 +6,6 @@ by line style, mark or word as well. `links` is the data behind the lines of a m
 crops and geometric matchings from the settings alone, without a model.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,6 +21,7 @@ from matplotlib.patheffects import withStroke
 
 from glsd.augment import Views, multicrop
 from glsd.config import Config
+from glsd.data.filesystems import replacing
 from glsd.geometry import matching_threshold, positions
 from glsd.matching import match_by_geometry
 
@@ -204,12 +204,8 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a PNG of 200 dpi, under its name only once it is whole; an older one is replaced."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        figure.savefig(partial, format="png", dpi=200)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as stream:
+        figure.savefig(stream, format="png", dpi=200)
     return path
 
 

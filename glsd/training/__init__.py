@@ -1,19 +1,31 @@
 """Algorithm 1 as a program: batches, schedules, optimiser, state, step, loop and checkpoints."""
 
-from glsd.training.batch import Batch, Unit, to_device
-from glsd.training.checkpoint import (
-    checkpoints,
-    load_checkpoint,
-    manifest,
-    newest_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
-from glsd.training.loop import Metrics, NonFiniteLoss, Probe, train
-from glsd.training.optimizer import build_optimizer, clip_each, gated_step, set_hyperparameters
-from glsd.training.schedules import learning_rate, teacher_momentum, teacher_temperature, weight_decay
-from glsd.training.state import TrainState, initial_state
-from glsd.training.step import StepReport, autocast, train_step
+from glsd.training.batch import Batch as Batch
+from glsd.training.batch import Unit as Unit
+from glsd.training.batch import to_device as to_device
+from glsd.training.checkpoint import checkpoints as checkpoints
+from glsd.training.checkpoint import load_checkpoint as load_checkpoint
+from glsd.training.checkpoint import manifest as manifest
+from glsd.training.checkpoint import newest_checkpoint as newest_checkpoint
+from glsd.training.checkpoint import prune_checkpoints as prune_checkpoints
+from glsd.training.checkpoint import save_checkpoint as save_checkpoint
+from glsd.training.loop import Metrics as Metrics
+from glsd.training.loop import NonFiniteLoss as NonFiniteLoss
+from glsd.training.loop import Probe as Probe
+from glsd.training.loop import train as train
+from glsd.training.optimizer import build_optimizer as build_optimizer
+from glsd.training.optimizer import clip_each as clip_each
+from glsd.training.optimizer import gated_step as gated_step
+from glsd.training.optimizer import set_hyperparameters as set_hyperparameters
+from glsd.training.schedules import learning_rate as learning_rate
+from glsd.training.schedules import teacher_momentum as teacher_momentum
+from glsd.training.schedules import teacher_temperature as teacher_temperature
+from glsd.training.schedules import weight_decay as weight_decay
+from glsd.training.state import TrainState as TrainState
+from glsd.training.state import initial_state as initial_state
+from glsd.training.step import StepReport as StepReport
+from glsd.training.step import autocast as autocast
+from glsd.training.step import train_step as train_step
 
 __all__ = [
     "Batch",

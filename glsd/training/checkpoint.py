@@ -8,22 +8,27 @@ folder is also renamed into place.
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 import torch
 
-from glsd.data.filesystems import is_remote, joined
-from glsd.data.filesystems import resolved as _remote
+from glsd.data.filesystems import is_remote, joined, resolved, sync_folder, synced
 
 _NAME = re.compile(r"step_(\d{8,})")
 
 
-def save_checkpoint(run: str, step: int, state: dict[str, Any], facts: dict[str, Any]) -> str:
+def save_checkpoint(
+    run: str,
+    step: int,
+    state: dict[str, Any],
+    facts: dict[str, Any],
+    may_publish: Callable[[], bool] = lambda: True,
+) -> str:
     """Write a checkpoint of the run; at any moment it is complete or does not count.
 
     Args:
@@ -31,8 +36,11 @@ def save_checkpoint(run: str, step: int, state: dict[str, Any], facts: dict[str,
         step: steps done.
         state: what `torch.load(weights_only=True)` reads back.
         facts: JSON values that are read without the state, such as the k-NN accuracy.
+        may_publish: asked when the state is written and before the checkpoint counts, since writing may take so long
+            that the run has been taken over in the meantime.
 
     Raises:
+        RuntimeError: it may not be published; earlier checkpoints are untouched.
         OSError: the disk is full or gone; earlier checkpoints are untouched.
     """
     filesystem, root = _place(run)
@@ -43,12 +51,17 @@ def save_checkpoint(run: str, step: int, state: dict[str, Any], facts: dict[str,
     manifest = json.dumps(
         {"step": step, "files": {"state.pt": {"bytes": len(content), "sha256": _digest(content)}}, **facts}, indent=1
     ).encode()
+
+    def check() -> None:
+        if not may_publish():
+            raise RuntimeError(f"another start has taken {run} over; the checkpoint of step {step} is not published")
+
     if isinstance(filesystem, pafs.LocalFileSystem):
-        _save_locally(Path(root) / "checkpoints", name, {"state.pt": content, "manifest.json": manifest})
+        _save_locally(Path(root) / "checkpoints", name, {"state.pt": content, "manifest.json": manifest}, check)
     else:
-        for file, data in (("state.pt", content), ("manifest.json", manifest)):
-            with filesystem.open_output_stream(f"{root}/checkpoints/{name}/{file}") as stream:
-                stream.write(data)
+        _upload(filesystem, f"{root}/checkpoints/{name}/state.pt", content)
+        check()
+        _upload(filesystem, f"{root}/checkpoints/{name}/manifest.json", manifest)
     return joined(run, f"checkpoints/{name}")
 
 
@@ -109,24 +122,29 @@ def prune_checkpoints(run: str, keep: set[int]) -> None:
 
 
 def _place(uri: str) -> tuple[pafs.FileSystem, str]:
-    return _remote(uri) if is_remote(uri) else (pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute()))
+    return resolved(uri) if is_remote(uri) else (pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute()))
 
 
-def _save_locally(folder: Path, name: str, files: dict[str, Any]) -> None:
+def _upload(filesystem: pafs.FileSystem, path: str, content: bytes | memoryview) -> None:
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(content)
+
+
+def _save_locally(folder: Path, name: str, files: dict[str, bytes | memoryview], check: Callable[[], None]) -> None:
     partial = folder / f".{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         for file, content in files.items():
-            with (partial / file).open("wb") as stream:
+            with synced(partial / file) as stream:
                 stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+        sync_folder(partial)
+        check()
         shutil.rmtree(folder / name, ignore_errors=True)
         partial.rename(folder / name)
-    except OSError:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+    sync_folder(folder)
 
 
 def _digest(content: Any) -> str:

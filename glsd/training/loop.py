@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -62,11 +63,13 @@ def train(
     interval = _Interval(state.step)
 
     while state.step < total_steps:
-        try:
+        report = None
+        with suppress(torch.OutOfMemoryError):
             batches = received.take(num_units)
-            readings.append(train_step(state, student, batches, num_units, config, steps_per_epoch))
-        except torch.OutOfMemoryError as error:
-            raise torch.OutOfMemoryError(out_of_memory_advice(state, received.last, config)) from error
+            report = train_step(state, student, batches, num_units, config, steps_per_epoch)
+        if report is None:  # after the handler, whose traceback would keep the failed step's tensors alive
+            raise torch.OutOfMemoryError(out_of_memory_advice(state, received.last, config))
+        readings.append(report)
         state.step += 1
 
         checkpoint, probe = (
@@ -80,13 +83,15 @@ def train(
             del losses["loss_local"], losses["matched"]  # there is neither
         metrics = {"step": state.step} | losses | _schedules(state.step - 1, config, steps_per_epoch)
         metrics |= interval.speed(state.step, total_steps, config.optim.batch_size, received.seconds_waited)
+        readings.clear()
+        received.restart()
+        interval.restart(state.step)
         if probe:
             for measure in (probes or {}).values():
                 metrics |= measure(state.teacher, state.step)
         on_log(metrics, state if checkpoint else None)
-        readings.clear()
-        received.restart()
-        interval.restart(state.step)
+        if probe or checkpoint:
+            interval.restart(state.step)
 
 
 def _checkpoint_due(step: int, config: Config, steps_per_epoch: int) -> bool:
@@ -168,7 +173,7 @@ class _Received:
 
 
 class _Interval:
-    """Speed since the last reading, without the time that probes and checkpoints take."""
+    """Speed since the last reading; the time that probes and checkpoints take does not count."""
 
     def __init__(self, step: int):
         self.seconds_per_step: float | None = None

@@ -1,5 +1,6 @@
-"""A small S3 server over a folder of buckets: enough of the protocol to list, look at and read objects by range."""
+"""A small S3 server over a folder of buckets: enough of the protocol to list, look at, read by range and write."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -14,6 +16,7 @@ from xml.sax.saxutils import escape
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     root: Path
+    uploads: dict[str, dict[int, bytes]]
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -38,6 +41,37 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, b"", {})
         else:
             self.answer(404, b"<Error><Code>NoSuchKey</Code><Message>not there</Message></Error>", {})
+
+    def do_POST(self) -> None:
+        """The begin and the end of an upload in parts."""
+        parts = urlsplit(self.path)
+        target = self.root / unquote(parts.path).lstrip("/")
+        self.body()
+        if "uploads" in parse_qs(parts.query, keep_blank_values=True):
+            self.answer(
+                200, b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>", {}
+            )
+            return
+        pieces = sorted(self.uploads[str(target)].items())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"".join(piece for _, piece in pieces))
+        self.answer(200, b"<CompleteMultipartUploadResult><ETag>etag</ETag></CompleteMultipartUploadResult>", {})
+
+    def do_PUT(self) -> None:
+        """A part of an object, or an empty one that stands for a folder."""
+        parts = urlsplit(self.path)
+        number = parse_qs(parts.query).get("partNumber", ["0"])[0]
+        if not parts.path.endswith("/"):
+            target = str(self.root / unquote(parts.path).lstrip("/"))
+            self.uploads.setdefault(target, {})[int(number)] = self.body()
+        self.answer(200, b"", {"ETag": '"etag"'})
+
+    def body(self) -> bytes:
+        """What was sent, in chunks of HTTP with chunks of S3 within, or as it is."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        data = unchunked(self.rfile)
+        return unchunked(io.BytesIO(data)) if self.headers.get("Content-Encoding") == "aws-chunked" else data
 
     def listing(self, bucket: Path, prefix: str) -> bytes:
         files = sorted(path for path in bucket.rglob("*") if path.is_file())
@@ -65,10 +99,21 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+def unchunked(stream: BinaryIO) -> bytes:
+    """Chunks put together: each has its size before it, an empty one is the last, and trailers follow it."""
+    data = b""
+    while size := int(stream.readline().partition(b";")[0], 16):
+        data += stream.read(size)
+        stream.readline()
+    while stream.readline().strip():
+        continue
+    return data
+
+
 @contextmanager
 def object_store(root: Path) -> Iterator[str]:
     """The address of a server whose buckets are the folders in root."""
-    handler = type("Handler", (_Handler,), {"root": root})
+    handler = type("Handler", (_Handler,), {"root": root, "uploads": {}})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = Thread(target=server.serve_forever, daemon=True)
         thread.start()

@@ -3,6 +3,7 @@ import io
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -266,6 +267,23 @@ def test_pillows_warnings_stay_inside() -> None:
         warnings.simplefilter("error")
         assert decode(bytes(data), LIMIT).shape == (48, 64, 3)
         assert decode(encoded(Image.new("P", (2, 2)), "PNG", transparency=b"\0"), LIMIT).shape == (2, 2, 3)
+
+
+def test_threads_that_decode_leave_the_warnings_of_others_and_the_filters_as_they_were() -> None:
+    noisy = encoded(photograph(300, 300), "PNG")
+    noisy = noisy[:33] + png_chunk(b"acTL", bytes(8)) + noisy[33:]  # an animation of no frames
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="Invalid APNG"):
+            Image.open(io.BytesIO(noisy))
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(4) as pool:
+            decoded = [pool.submit(decode, noisy, LIMIT) for _ in range(40)]
+            while not all(future.done() for future in decoded):
+                with pytest.raises(UserWarning, match="not of Pillow"):
+                    warnings.warn("not of Pillow", stacklevel=1)
+            assert all(np.array_equal(future.result(), photograph(300, 300)) for future in decoded)
+        assert warnings.filters == before
 
 
 @settings(deadline=None, max_examples=150)

@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -290,6 +291,7 @@ def test_members_of_tars_are_read_by_range(tmp_path: Path, cache: Path) -> None:
     assert names(index, tmp_path / "data") == expected
     assert [index.read(row) for row in range(6)] == list(contents.values())
     assert index.labels is None
+    assert index.packed == []
 
 
 @pytest.mark.parametrize(
@@ -314,6 +316,66 @@ def test_a_webdataset_has_the_labels_of_its_cls_members(
     assert names(index, tmp_path) == ["a.tar#x/1.jpg", "a.tar#x/2.PNG"]
     assert index.classes == classes
     assert labels(index) == list(texts)
+
+
+def write_shards(folder: Path, ids: list[int], names: object = None) -> None:
+    """One tar an image, with its class id, and the class names as JSON."""
+    for number, class_id in enumerate(ids):
+        write_tar(folder / f"{number}.tar", {"a.jpg": jpeg(number), "a.cls": str(class_id).encode()})
+    if names is not None:
+        (folder / "classes.json").write_text(json.dumps(names), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        ["toad", "frög", "newt", "eft"],
+        [
+            {"label": label, "wnid": "n", "words": name}
+            for label, name in ((1, "frög"), (0, "toad"), (3, "eft"), (2, "newt"))
+        ],
+        [{"label": label, "name": name} for label, name in enumerate(("toad", "frög", "newt", "eft"))],
+    ],
+)
+@pytest.mark.parametrize("source", ["", "{0..2}.tar"])
+def test_class_names_beside_tars_name_their_class_ids(tmp_path: Path, cache: Path, listed: object, source: str) -> None:
+    write_shards(tmp_path / "data", [2, 0, 1], listed)
+    index = build_index(tmp_path / "data" / source, CONFIG, cache)
+    assert index.classes == ["toad", "frög", "newt", "eft"]
+    assert labels(index) == ["newt", "toad", "frög"]
+
+
+def test_other_class_names_are_other_data(tmp_path: Path, cache: Path) -> None:
+    write_shards(tmp_path / "data", [1, 0])
+    unnamed = build_index(tmp_path / "data", CONFIG, cache)
+    write_shards(tmp_path / "data", [], ["frog", "toad"])
+    named = build_index(tmp_path / "data", CONFIG, cache)
+    assert (unnamed.classes, named.classes) == (["0", "1"], ["frog", "toad"])
+    assert unnamed.digest != named.digest
+    write_shards(tmp_path / "data", [], ["0", "1"])  # as an index calls classes that have no names
+    assert build_index(tmp_path / "data", CONFIG, cache).digest == unnamed.digest
+
+
+def test_class_ids_that_mean_different_classes_are_told_apart_by_their_names(tmp_path: Path, cache: Path) -> None:
+    write_shards(tmp_path / "a", [0, 1], ["toad", "frog"])
+    write_shards(tmp_path / "b", [0, 1], ["frog", "newt"])
+    write_jpegs(tmp_path / "c", "eft/1.jpg", "toad/1.jpg")
+    index = build_index([tmp_path / "a", tmp_path / "b", tmp_path / "c"], CONFIG, cache)
+    assert index.classes == ["eft", "frog", "newt", "toad"]
+    assert labels(index) == ["toad", "frog", "frog", "newt", "eft", "toad"]
+
+
+@pytest.mark.parametrize("listed", [{"frog": 0}, ["frog", 1], ["frog", "frog"], 3, [{"label": 1, "name": "frog"}]])
+def test_class_names_that_are_no_list_are_not_used_and_named(tmp_path: Path, cache: Path, listed: object) -> None:
+    write_shards(tmp_path / "data", [0, 1], listed)
+    with pytest.warns(UserWarning, match=r"data/classes\.json is not used: it is no JSON list of names"):
+        assert build_index(tmp_path / "data", CONFIG, cache).classes == ["0", "1"]
+
+
+def test_class_names_that_are_too_few_are_not_used_and_named(tmp_path: Path, cache: Path) -> None:
+    write_shards(tmp_path / "data", [0, 3], ["frog", "toad"])
+    with pytest.warns(UserWarning, match=r"labels 0 to 3, and its classes\.json has 2 names"):
+        assert build_index(tmp_path / "data", CONFIG, cache).classes == ["0", "1", "2", "3"]
 
 
 def test_dots_in_names_do_not_hide_images(tmp_path: Path, cache: Path) -> None:
@@ -378,6 +440,7 @@ def test_compressed_tars_are_packed_once(tmp_path: Path, cache: Path, suffix: st
     assert counts == sorted(counts)
     assert [index.read(row) for row in range(len(index))] == [jpeg(1), jpeg(2)]
     assert labels(index) == ["frog", "toad"]
+    assert index.packed == [str(Path(index.place(0).uri).parent)]
     assert [name.partition("#")[2] for name in names(index, cache)] == [f"a.{suffix}/x/a.jpg", f"a.{suffix}/x/b.jpg"]
     packed = {path: path.stat().st_mtime_ns for path in cache.rglob("*.tar")}
     assert packed
@@ -539,6 +602,9 @@ def test_an_object_store_is_listed_and_read_by_range(
         index = build_index([f"s3://bucket/shards/{{0..1}}.tar{options}"], CONFIG, cache)
         assert [index.read(row) for row in range(2)] == [jpeg(7), jpeg(8)]
         assert labels(index) == ["frog", "newt"]
+        (tmp_path / "bucket/named").mkdir()
+        write_shards(tmp_path / "bucket/named", [1, 0], ["frog", "toad"])
+        assert labels(build_index(f"s3://bucket/named{options}", CONFIG, cache)) == ["toad", "frog"]
         index = build_index(f"s3://bucket/shards.tar.gz{options}", CONFIG, cache)
         assert (index.read(0), labels(index)) == (jpeg(9), ["newt"])
         index = build_index(f"s3://bucket/train.csv{options}", CONFIG, cache)

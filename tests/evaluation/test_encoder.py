@@ -106,6 +106,26 @@ def test_preprocessing_equals_torchvisions(height: int, width: int, resize: int,
     np.testing.assert_array_equal(Encoder(BACKBONE, config).preprocess(image), np.array(expected))
 
 
+@pytest.mark.parametrize(("height", "width"), [(3, 1501), (1999, 2), (1, 700), (70, 35_001)])
+def test_a_strip_is_resized_as_torchvision_would(height: int, width: int) -> None:
+    config = CONFIG.with_overrides({"evaluation.resize": 256, "evaluation.crop": 224})
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    expected = CenterCrop(224)(Resize(256, InterpolationMode.BICUBIC)(Image.fromarray(image)))
+    found = Encoder(BACKBONE, config).preprocess(image)
+    assert np.abs(found.astype(int) - np.array(expected)).max() <= 1  # a half is rounded up or down
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_strip_of_any_length_is_cut_in_its_middle(axis: int) -> None:
+    config = CONFIG.with_overrides({"evaluation.resize": 256, "evaluation.crop": 224})
+    middle = np.random.default_rng(0).integers(0, 256, (2, 20, 3), dtype=np.uint8).swapaxes(0, axis - 1)
+    ends = [(0, 0), (0, 0), (0, 0)]
+    ends[axis] = (5_000_000, 5_000_000)  # resized as a whole, half a terabyte
+    found = Encoder(BACKBONE, config).preprocess(np.pad(middle, ends))
+    expected = Encoder(BACKBONE, config).preprocess(middle)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
 def test_a_run_gives_the_teacher_of_its_newest_complete_checkpoint(tmp_path: Path) -> None:
     newer = CONFIG.with_overrides({"seed": 1})
     older_path = checkpoint(tmp_path, 3, CONFIG)

@@ -142,6 +142,21 @@ def test_under_autocast_fused_is_no_further_from_the_truth_than_plain() -> None:
         assert (found - wanted).norm() < 1.5 * (other - wanted).norm() + 1e-3 * wanted.norm()
 
 
+@pytest.mark.parametrize(("rows", "prototypes"), [(60, 1024), (7, 3)])
+def test_under_autocast_only_inputs_are_rounded_in_the_loss(rows: int, prototypes: int) -> None:
+    taus = {"student_temperature": 2**-3, "teacher_temperature": 2**-5}  # dividing by them rounds nothing
+    given = {
+        name: value.bfloat16().double() if name.startswith(("x_", "weight_")) else value
+        for name, value in case(16, rows, 30, 2, dim=64, prototypes=prototypes).items()
+    }
+    truth = distillation_cross_entropy(**given, **taus)
+    with torch.autocast("cpu", torch.bfloat16):
+        single = {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
+        loss = distillation_cross_entropy(**single, **taus)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(truth.item(), rel=2e-6)
+
+
 def test_gradients_scale_with_what_comes_after_the_loss() -> None:
     given = requiring_gradients(case(5, rows=5, teacher_rows=4, terms=2))
     once = with_gradients(fused(given), given)

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import pytest
 import timm
 import torch
@@ -106,6 +109,32 @@ def test_features_in_inference_mode_leave_the_backbone_trainable() -> None:
     assert not any(buffer.is_inference() for buffer in backbone.buffers())
     backbone(x)[0].sum().backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [
+        ("test_vit", []),
+        ("test_convnext", []),
+        ("resnet10t", []),
+        ("mobilenetv3_small_050", ["model.conv_head.weight", "model.conv_head.bias"]),
+        ("lcnet_050", ["model.conv_head.weight", "model.conv_head.bias"]),
+    ],
+)
+def test_exactly_the_parameters_that_z_bar_or_z_depends_on_are_trained(name: str, frozen: list[str]) -> None:
+    backbone = build_backbone(name)
+    assert [name for name, parameter in backbone.named_parameters() if not parameter.requires_grad] == frozen
+    z_bar, z = backbone.requires_grad_(True)(torch.randn(2, 3, 64, 64))
+    (z_bar.sum() + z.sum()).backward()
+    assert [name for name, parameter in backbone.named_parameters() if parameter.grad is None] == frozen
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_backbone_may_be_built_where_no_gradients_are_taken(mode: Callable[[], AbstractContextManager[None]]) -> None:
+    with mode():
+        backbone = build_backbone("lcnet_050")
+        assert backbone(torch.randn(1, 3, 32, 32))[0].shape == (1, 256)
+    assert not all(parameter.requires_grad for parameter in backbone.parameters())
 
 
 @pytest.mark.parametrize(

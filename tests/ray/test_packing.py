@@ -54,6 +54,7 @@ def test_packing_keeps_every_image_its_label_and_its_image_id_and_goes_on_after_
     assert before.labels is not None
     assert after.labels is not None
     assert after.labels.tolist() == before.labels.tolist()
+    assert after.classes == before.classes
     assert json.loads((out / "classes.json").read_bytes()) == before.classes
     assert packed == Packed(
         str(out), 23, len(list(out.glob("*.tar"))), sum(p.stat().st_size for p in out.glob("*.tar")), 0

@@ -23,15 +23,15 @@ def test_a_backbone_trains_resumes_exactly_and_exports(backbone, tmp_path):
     batches = [to_device(unit, config.augment, CPU) for unit, _ in zip(units(config), range(2), strict=False)]
 
     state = initial_state(config, CPU)
-    start = [parameter.clone() for parameter in state.student.backbone.parameters()]
+    trained = [parameter for parameter in state.student.backbone.parameters() if parameter.requires_grad]
+    start = [parameter.clone() for parameter in trained]
     saved = io.BytesIO()
     for batch in batches:
         saved.seek(0)
         torch.save(state.state_dict(), saved)  # the second time, the state after the first step
         assert train_step(state, state.student, [batch], 1, config, 6).applied
         state.step += 1
-    moved = [not torch.equal(old, new) for old, new in zip(start, state.student.backbone.parameters(), strict=True)]
-    assert all(moved)
+    assert not any(torch.equal(old, new) for old, new in zip(start, trained, strict=True))
 
     saved.seek(0)
     resumed = initial_state(config, CPU)

@@ -1,22 +1,52 @@
 """A checkpoint is whole, or it does not count."""
 
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from glsd.training import checkpoints, load_checkpoint, manifest, newest_checkpoint, prune_checkpoints, save_checkpoint
+from tests.data.object_store import object_store
 
 
-def test_what_is_saved_is_read_back_with_its_facts(tmp_path):
+@pytest.fixture(params=["local", "object store"])
+def run(request, tmp_path, monkeypatch) -> Iterator[str]:
+    """A run's directory, whose files lie in `tmp_path / "bucket/a run"` either way."""
+    if request.param == "local":
+        yield str(tmp_path / "bucket/a run")
+        return
+    (tmp_path / "bucket").mkdir()
+    for name in ("AWS_EC2_METADATA_DISABLED", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "true")
+    with object_store(tmp_path) as address:
+        yield f"s3://bucket/a run?endpoint_override={address}&scheme=http&region=us-east-1"
+
+
+def test_what_is_saved_is_read_back_with_its_facts(run):
     state = {"weights": torch.arange(5.0), "step": 3, "centers": {"dense": None}}
-    path = save_checkpoint(str(tmp_path), 3, state, {"knn": 41.5})
+    path = save_checkpoint(run, 3, state, {"knn": 41.5})
     found = load_checkpoint(path)
     assert torch.equal(found["weights"], state["weights"])
     assert found["centers"] == {"dense": None}
     assert manifest(path)["knn"] == 41.5
-    assert newest_checkpoint(str(tmp_path)) == path
+    assert newest_checkpoint(run) == path
+
+
+def test_a_run_that_was_taken_over_while_its_checkpoint_was_written_publishes_nothing(run, tmp_path):
+    good, asked = save_checkpoint(run, 1, {"weights": torch.arange(5.0)}, {}, lambda: True), list[bool]()
+
+    def may_publish() -> bool:
+        asked.append(any("step_00000002" in str(path) for path in tmp_path.rglob("state.pt")))
+        return False
+
+    with pytest.raises(
+        RuntimeError, match=r"another start has taken .* over; the checkpoint of step 2 is not published"
+    ):
+        save_checkpoint(run, 2, {"weights": torch.zeros(5)}, {}, may_publish)
+    assert asked == [True], "it is asked once, after the state was written"
+    assert checkpoints(run) == {1: good}
 
 
 def test_a_checkpoint_without_its_manifest_does_not_count(tmp_path):

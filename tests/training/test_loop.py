@@ -98,3 +98,16 @@ def test_a_unit_out_of_order_is_never_trained_on():
     arriving[2], arriving[3] = arriving[3], arriving[2]
     with pytest.raises(AssertionError, match="came in place of 2"):
         train(initial_state(config, CPU), iter(arriving), config, 3, CPU, lambda metrics, state: None)
+
+
+def test_a_step_that_does_not_fit_into_memory_is_answered_with_the_largest_unit_that_does():
+    config = small_config(**{"data.unit_size": 4})
+    state = initial_state(config, CPU)
+
+    def room_for_two_images(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        if len(arguments[0]) > 2 * 2:  # two global crops each
+            raise torch.OutOfMemoryError("a device of little memory")
+
+    state.teacher.backbone.register_forward_pre_hook(room_for_two_images)
+    with pytest.raises(torch.OutOfMemoryError, match=r"data\.unit_size 4 does not fit .* data\.unit_size 2 does"):
+        train(state, units(config), config, 3, CPU, lambda metrics, state: None)

@@ -113,3 +113,13 @@ def test_two_processes_learn_what_one_with_twice_the_units_learns(tmp_path: Path
     for name, value in tensors(state).items():
         assert torch.equal(ranks[0]["tensors"][name], ranks[1]["tensors"][name]), name
         torch.testing.assert_close(ranks[0]["tensors"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_two_processes_train_a_backbone_with_layers_that_reach_no_loss(tmp_path: Path):
+    config = small_config(backbone="lcnet_050", **{"optim.epochs": 1})
+    torch.multiprocessing.spawn(_worker, (str(tmp_path), config), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert len(first["losses"]) == 3
+    for name, parameter in initial_state(config, CPU).student.named_parameters():
+        assert torch.equal(first["tensors"][f"student.{name}"], second["tensors"][f"student.{name}"]), name
+        assert parameter.requires_grad or torch.equal(first["tensors"][f"student.{name}"], parameter), name
