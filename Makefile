@@ -24,7 +24,7 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not ray" --doctest-modules --doctest-glob='*.md' glsd ray_jobs tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" -n auto --doctest-modules --doctest-glob='*.md' glsd ray_jobs tests
 
 test: check
 	$(BIN)/python -m pytest -m ray tests/ray

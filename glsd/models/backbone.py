@@ -63,7 +63,7 @@ class Backbone(nn.Module):
             self._grids[size] = height, width
             self._pools_itself = z_bar.shape[-1] == self.dim
             outputs = [z_bar.sum(), z.sum()] if self._pools_itself else [z.sum()]
-            gradients = torch.autograd.grad(outputs, parameters, allow_unused=True)
+            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(outputs, parameters, allow_unused=True)
         # Some MobileNets widen what they pooled. Those layers are in no loss, and distributed training would wait for
         # their gradients.
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):

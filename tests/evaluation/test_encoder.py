@@ -118,7 +118,7 @@ def test_a_strip_is_resized_as_torchvision_would(height: int, width: int) -> Non
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_strip_of_any_length_is_cut_in_its_middle(axis: int) -> None:
     config = CONFIG.with_overrides({"evaluation.resize": 256, "evaluation.crop": 224})
-    middle = np.random.default_rng(0).integers(0, 256, (2, 20, 3), dtype=np.uint8).swapaxes(0, axis - 1)
+    middle = np.random.default_rng(0).integers(0, 256, (2, 20, 3), dtype=np.uint8).swapaxes(0, 1 - axis)
     ends = [(0, 0), (0, 0), (0, 0)]
     ends[axis] = (5_000_000, 5_000_000)  # resized as a whole, half a terabyte
     found = Encoder(BACKBONE, config).preprocess(np.pad(middle, ends))
