@@ -1,0 +1,65 @@
+"""What only a GPU can show; skipped where there is none."""
+
+import copy
+
+import pytest
+import torch
+
+from glsd.augment import photometric_device
+from glsd.training import initial_state, to_device, train, train_step
+from tests.training.small import small_config, units
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_a_run_on_the_gpu_in_float32_learns_what_one_on_the_cpu_learns():
+    config = small_config(**{"optim.precision": "float32", "optim.base_lr": 0.005, "model.drop_path": 0.2})
+    losses: dict[str, list[float]] = {"cpu": [], "cuda": []}
+    for device in (CPU, CUDA):
+        log = losses[device.type].append
+        train(initial_state(config, device), units(config), config, 3, device, lambda m, _, log=log: log(m["loss"]))
+    torch.testing.assert_close(losses["cuda"], losses["cpu"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("setting", ["vanilla", "similarity", "geometric"])
+def test_no_part_of_a_step_waits_for_the_device(setting):
+    config = small_config(setting, **{"optim.precision": "bfloat16", "model.drop_path": 0.2})
+    state = initial_state(config, CUDA)
+    arriving = list(units(config))
+
+    def step(first: int) -> None:
+        batches = (to_device(unit, config.augment, CUDA) for unit in arriving[first : first + 2])
+        train_step(state, state.student, batches, 2, config, 3)
+        state.step += 1
+
+    step(0)  # constants and moments are made at the first
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_step_that_is_not_finite_changes_nothing_on_the_gpu():
+    config = small_config()
+    state = initial_state(config, CUDA)
+    arriving = units(config)
+    train_step(state, state.student, [to_device(next(arriving), config.augment, CUDA)], 1, config, 3)
+    before = copy.deepcopy(state.state_dict())
+    batch = to_device(next(arriving), config.augment, CUDA)
+    batch.crops[0][0, 0, 0, 0, 0] = torch.inf
+    assert not train_step(state, state.student, [batch], 1, config, 3).applied
+    for name in ("student", "teacher", "centers"):
+        for key, value in state.state_dict()[name].items():
+            assert torch.equal(value, before[name][key]), key
+
+
+def test_photometrics_of_the_gpu_are_those_of_the_cpu():
+    config = small_config()
+    unit = next(units(config))
+    crops = torch.from_numpy(unit["crops_0"]).flatten(0, 1)
+    pho = torch.from_numpy(unit["pho"][:, :2]).flatten(0, 1)
+    there = photometric_device(crops.to(CUDA), pho.to(CUDA), config.augment)
+    torch.testing.assert_close(there.cpu(), photometric_device(crops, pho, config.augment), rtol=1e-4, atol=1e-3)
