@@ -95,6 +95,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         state.load_state_dict(load_checkpoint(checkpoints(plan.run.location)[state.step]))
 
     recorder = _Recorder(plan, state.step)
+    if state.step:
+        recorder.announce(f"resuming at step {state.step:,} of {plan.total_steps:,}")
     probes = {} if plan.knn is None else {"knn": recorder.announced("k-NN", OnlineKnn(plan.knn, config, device))}
     if state.step == 0:
         # The teacher before training is the backbone at random initialisation: what all later figures stand beside.
@@ -131,12 +133,16 @@ class _Recorder:
                 self._skips += [(image_id, reason) for image_id, reason in json.loads(skipped)]
             yield unit
 
+    def announce(self, phase: str) -> None:
+        """Tell the driver what goes on."""
+        if self._rank == 0:
+            self._reporter.phase(phase)
+
     def announced(self, phase: str, probe: Probe) -> Probe:
         """The probe, with the driver told that it runs."""
 
         def measure(teacher: Network, step: int) -> Metrics:
-            if self._rank == 0:
-                self._reporter.phase(phase)
+            self.announce(phase)
             return probe(teacher, step)
 
         return measure
