@@ -325,7 +325,7 @@ def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
     elif Path(text).suffix in {".yaml", ".yml"} and Path(text).is_file():
         source, content = text, Path(text).read_text("utf-8")
     else:
-        raise ValueError(f"{_unknown('preset', text, presets())}; a path to a YAML file works too")
+        raise ValueError(f"{_unknown('preset', text, presets())} (or give the path of a YAML file)")
     try:
         tree = yaml.safe_load(content) or {}
     except yaml.YAMLError as error:

@@ -105,8 +105,10 @@ class Preview:
         config = load_config(self.preset)
         try:
             image = decode(Path(self.image).read_bytes(), config.data.max_pixels, config.data.value_range)
-        except (OSError, UndecodableImage) as error:
-            raise ValueError(f"{self.image} cannot be read as an image: {error}") from error
+        except OSError as error:
+            raise ValueError(f"{self.image} cannot be read: {error.strerror}") from error
+        except UndecodableImage as error:
+            raise ValueError(f"{self.image} is no image that can be read: {error}") from error
         print(save_figure(preview(image, config, seed=self.seed), self.out))
 
 
@@ -183,8 +185,8 @@ class Export:
             report = export_backbone(load_encoder(self.model), Path(self.out))
         print(report.path)
         print(
-            f"timm's features differ by {report.largest_difference:.2g} at most, at {report.size} px; "
-            f"the largest is {report.largest_entry:.2g}. glsd.load_encoder gives exactly those of the run.\n"
+            f"largest difference of timm's features at {report.size} px: {report.largest_difference:.2g}, of entries "
+            f"up to {report.largest_entry:.2g}; glsd.load_encoder gives exactly those of the run\n"
         )
         print(report.lines)
 
@@ -204,7 +206,8 @@ VERBS: dict[str, tuple[type[Any], str | None]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; what a user can mend is one line on stderr and exit status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.showwarning = lambda message, *_: print(f"glsd: {message}", file=sys.stderr)
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the progress line may stand there
+    warnings.showwarning = lambda message, *_: print(f"{clear}glsd: {message}", file=sys.stderr)
     try:
         parse(given).run()
     except ValidationError as error:

@@ -2,6 +2,9 @@
 
 import logging
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
@@ -53,10 +56,29 @@ def cluster(settings: JobSettings) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    with _ended_by_sigterm():
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let a scheduler's SIGTERM unwind the stack, so that leases end; Ray's own handler prints stacks and dies."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        print("glsd: stopped by SIGTERM; the same command goes on where it was", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, previous)
 
 
 def check_resources(settings: JobSettings, config: Config, packed: Sequence[str] = ()) -> Resources:

@@ -1,5 +1,6 @@
 """k-NN of a teacher (Sec. 4.3): which images vote and which are tested, online within a run and on its own."""
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -189,7 +190,13 @@ def evaluate(model: str, data: Sources, *, test: Sources | None = None) -> Score
 
 def indexed(sources: Sources, config: Config, line: ProgressLine) -> Index:
     """The index of the sources, with its progress shown."""
-    return build_index(sources, config.data, progress=lambda count: line.phase(f"indexing {count:,} images"))
+    index = build_index(
+        sources, config.data, progress=lambda count: line.phase(f"indexing {count:,} images") if count else None
+    )
+    line.phase(
+        f"found {len(index):,} images" + (f" of {len(index.classes):,} classes" if index.classes else ", no labels")
+    )
+    return index
 
 
 def score_table(scores: Scores) -> str:
@@ -204,8 +211,14 @@ def score_table(scores: Scores) -> str:
         ("always the most frequent class", scores.majority),
     ]
     width = max(len(name) for name, _ in rows)
-    lines = [f"k-NN accuracy, k = {knn.k}: {knn.num_anchors:,} images vote on {knn.num_queries:,}"]
+    error = 100 * standard_error(knn.top1, knn.num_queries)
+    lines = [f"k-NN accuracy (+- {error:.1f}), k = {knn.k}: {knn.num_anchors:,} images vote on {knn.num_queries:,}"]
     return "\n".join([*lines, *(f"  {name:<{width}}  {100 * value:5.1f} %" for name, value in rows)])
+
+
+def standard_error(accuracy: float, num_queries: int) -> float:
+    """Of a share of that many images: how far chance alone may carry it."""
+    return math.sqrt(accuracy * (1 - accuracy) / num_queries)
 
 
 def score(anchors: Labelled, queries: Labelled, split: KnnSplit, evaluation: EvaluationConfig) -> KnnResult:

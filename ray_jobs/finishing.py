@@ -18,7 +18,7 @@ from glsd.data.filesystems import joined
 from glsd.evaluation import Encoder, embed, export_backbone, load_encoder, nearest
 from glsd.reporting import draw_crops, draw_matchings, draw_neighbours, geometric_pair, save_figure
 from glsd.training import manifest, newest_checkpoint
-from ray_jobs.evaluating import KnnSplit, LabelledImages, preprocessed
+from ray_jobs.evaluating import KnnSplit, LabelledImages, preprocessed, standard_error
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.run_directory import CONFIG, METRICS, TENSORBOARD, RunDirectory, read_metrics
 
@@ -60,9 +60,10 @@ def closing_words(out: str, summary: dict[str, Any]) -> str:
     """What a run says when it has ended: what was reached, where things lie, and how to go on."""
     lines = [f"{summary['steps']:,} steps, {summary['images_seen']:,} images seen; loss {summary['loss']:.3f}"]
     if "knn" in summary:
+        error = 100 * standard_error(summary["knn"], summary["num_queries"])
         lines += [
-            f"k-NN {100 * summary['knn']:.1f} %   (k = {summary['knn_k']}; {summary['num_anchors']:,} images vote on "
-            f"{summary['num_queries']:,} others)",
+            f"k-NN {100 * summary['knn']:.1f} %   +- {error:.1f} (k = {summary['knn_k']}; "
+            f"{summary['num_anchors']:,} images vote on {summary['num_queries']:,} others)",
             f"     {100 * summary['knn_untrained']:.1f} %   the same backbone at random initialisation",
             f"     {100 * summary['knn_majority']:.1f} %   always the most frequent class",
         ]

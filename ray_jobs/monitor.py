@@ -29,12 +29,13 @@ GAUGES = {
 """Metrics that Prometheus sees as glsd_step, glsd_loss, ..., with the run as a tag."""
 
 
-def progress_text(metrics: Mapping[str, float]) -> str:
-    """One line of at most 120 characters about a step; a part whose metrics are missing is left out.
+def progress_text(metrics: Mapping[str, float], width: int = MAX_WIDTH) -> str:
+    """One line about a step; a part whose metrics are missing is left out.
 
     Args:
         metrics: any of step, total_steps, epoch (epochs done, with a fraction), epochs, loss, loss_global, loss_local,
             images_per_s, data_wait (share of time), seconds_left and knn (share of images).
+        width: most characters; the epoch and then the parts of the loss make room.
 
     >>> progress_text({"step": 120, "total_steps": 520, "loss": 5.8123, "data_wait": 0.03, "seconds_left": 102})
     'step 120/520  loss 5.812  wait   3 %  left 1:42'
@@ -52,7 +53,7 @@ def progress_text(metrics: Mapping[str, float]) -> str:
     for left_out in ("", "epoch", "losses"):
         parts[left_out] = ""
         text = "  ".join(part for part in parts.values() if part).replace("  (", " (")
-        if len(text) <= MAX_WIDTH:
+        if len(text) <= width:
             break
     return text
 
@@ -93,7 +94,8 @@ class ProgressLine:
 
     def update(self, metrics: Mapping[str, float]) -> None:
         """Show a step's metrics."""
-        self.phase(progress_text(metrics))
+        width = min(MAX_WIDTH, shutil.get_terminal_size().columns - 1) if self._stream.isatty() else MAX_WIDTH
+        self.phase(progress_text(metrics, width))
 
     def phase(self, text: str) -> None:
         """Show what goes on, such as 'indexing 1,200 images'; its first word tells whether it is something new."""

@@ -71,7 +71,7 @@ def pretrain(config: Config, data: Sources, out: str, *, knn_data: Sources | Non
         tested = None if knn_data is None else indexed(knn_data, config, line)
         image_ids = subset(len(index) if index.labels is None else index.labels, config.data, index.classes)
         order = Order(config.seed, len(image_ids), config.optim.batch_size, config.data.unit_size)
-        if warning := order.left_out_warning():
+        if run.finished is None and (warning := order.left_out_warning()):
             warnings.warn(warning, stacklevel=2)
         # A new directory becomes this run's when it is sure that the run can start, so that a remedy may change it.
         claim = partial(_claim, run, config, index, tested, image_ids)

@@ -141,3 +141,11 @@ def test_news_are_taken_once_in_order() -> None:
     monitor.push("metrics", {"step": 1.0})
     assert monitor.take() == [("phase", "k-NN"), ("metrics", {"step": 1.0})]
     assert monitor.take() == []
+
+
+def test_on_a_narrow_terminal_the_epoch_and_the_parts_of_the_loss_make_room() -> None:
+    text = progress_text(METRICS, width=79)
+    assert len(text) <= 79
+    assert "left" in text
+    assert "k-NN" in text
+    assert "global" not in text
