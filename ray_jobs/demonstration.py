@@ -15,8 +15,8 @@ import numpy as np
 
 from glsd.config import Config
 from glsd.data import cache_folder
+from glsd.data.filesystems import replace_file
 from ray_jobs.finishing import closing_words
-from ray_jobs.folder import replace_file
 from ray_jobs.monitor import duration_text
 from ray_jobs.pretraining import pretrain
 from ray_jobs.settings import JobSettings

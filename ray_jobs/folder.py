@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pyarrow.fs
 
-from glsd.data.filesystems import absolute, is_remote, joined, resolved
-from glsd.data.filesystems import replace_file as replace_file
+from glsd.data.filesystems import absolute, is_remote, joined, replace_file, resolved
 
 
 class Folder:

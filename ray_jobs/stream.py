@@ -23,7 +23,7 @@ from ray.data import Dataset, ExecutionOptions
 from glsd.augment import multicrop_batch
 from glsd.config import Config
 from glsd.data import Index, Order, UndecodableImage, decode
-from ray_jobs.folder import replace_file
+from glsd.data.filesystems import replace_file
 
 MAX_REPLACEMENTS = 100
 """Undecodable images in a row after which the data, and not an image, is at fault."""
