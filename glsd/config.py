@@ -234,6 +234,25 @@ class EvaluationConfig(Record):
         return self
 
 
+class LinearConfig(Record):
+    """Linear evaluation (Sec. 4.3): a linear layer on frozen representations. It is no part of an experiment."""
+
+    epochs: Size = 100
+    """Passes over the training images."""
+    batch_size: Size = 256
+    """Images a step over all workers."""
+    base_lr: Positive = 1e-3
+    """Learning rate for a batch of 256, scaled linearly with `batch_size`; it falls to 0 on a cosine."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD, which decays no weight."""
+    scale: tuple[Positive, Positive] = (0.08, 1.0)
+    """Range of a training crop's share of the image's area."""
+    num_blocks: Size = 1
+    """Representations of so many last blocks, concatenated; 1 is z̄ (EsViT's script takes 4)."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the layer's weights, the order of the images and their crops."""
+
+
 class Config(Record):
     """One experiment."""
 
@@ -245,6 +264,8 @@ class Config(Record):
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    collapse: Literal["ignore", "warn", "stop"] = "warn"
+    """What to do when the teacher has collapsed (Sec. 4.6); it is looked for whenever metrics are logged."""
     log_every_steps: Size = 10
     """Steps between two lines of metrics; the only steps at which the host waits for the device."""
     checkpoint_every_epochs: Size = 1

@@ -18,8 +18,9 @@ from glsd.data.filesystems import joined
 from glsd.evaluation import Encoder, embed, export_backbone, load_encoder, nearest
 from glsd.reporting import draw_crops, draw_matchings, draw_neighbours, geometric_pair, save_figure
 from glsd.training import manifest, newest_checkpoint
-from ray_jobs.evaluating import KnnSplit, LabelledImages, preprocessed, standard_error
+from ray_jobs.labelled import LabelledImages, LabelledSplit
 from ray_jobs.monitor import ProgressLine
+from ray_jobs.online_knn import preprocessed, standard_error
 from ray_jobs.run_directory import CONFIG, METRICS, TENSORBOARD, RunDirectory, read_metrics
 
 BACKBONE, FIGURES = "backbone", "figures"
@@ -27,7 +28,12 @@ _NUM_PICTURED, _NUM_QUERIES, _NUM_NEIGHBOURS, _MAX_ANCHORS = 3, 6, 5, 1000
 
 
 def finish(
-    run: RunDirectory, config: Config, index: Index, image_ids: np.ndarray, split: KnnSplit | None, line: ProgressLine
+    run: RunDirectory,
+    config: Config,
+    index: Index,
+    image_ids: np.ndarray,
+    split: LabelledSplit | None,
+    line: ProgressLine,
 ) -> None:
     """Export the teacher's backbone, draw the figures, and write the summary, last."""
     checkpoint = newest_checkpoint(run.location)
@@ -79,7 +85,7 @@ def closing_words(out: str, summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _summary(run: RunDirectory, checkpoint: str, config: Config, split: KnnSplit | None) -> dict[str, Any]:
+def _summary(run: RunDirectory, checkpoint: str, config: Config, split: LabelledSplit | None) -> dict[str, Any]:
     facts = manifest(checkpoint)
     steps, last = facts["step"], facts["metrics"]
     summary = {
@@ -113,7 +119,7 @@ def _decodable(index: Index, image_ids: np.ndarray, config: Config, count: int) 
     return found
 
 
-def _neighbours(encoder: Encoder, split: KnnSplit) -> Figure:
+def _neighbours(encoder: Encoder, split: LabelledSplit) -> Figure:
     """Queries of as many classes as there are, each beside the nearest of the images that vote."""
     anchors = preprocessed(encoder, _thinned(split.anchors, _MAX_ANCHORS))
     queries = preprocessed(encoder, _one_each(split.queries, _NUM_QUERIES))

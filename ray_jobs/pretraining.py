@@ -23,8 +23,8 @@ from glsd.data import Index, Order, subset, write_subset
 from glsd.models import build_backbone
 from glsd.training import checkpoints, newest_checkpoint
 from ray_jobs.cluster import check_resources, cluster
-from ray_jobs.evaluating import KnnSplit, Sources, indexed, knn_split
 from ray_jobs.finishing import finish
+from ray_jobs.labelled import LabelledSplit, Sources, indexed, labelled_split
 from ray_jobs.monitor import ProgressLine, start_monitor, watch
 from ray_jobs.run_directory import CONFIG, RunDirectory
 from ray_jobs.settings import JobSettings
@@ -78,7 +78,7 @@ def pretrain(config: Config, data: Sources, out: str, *, knn_data: Sources | Non
         if run.read(CONFIG) is not None:
             claim()
         if run.finished is None:
-            split = knn_split(index, tested, config.evaluation) if index.labels is not None or tested else None
+            split = labelled_split(index, tested, config.evaluation) if index.labels is not None or tested else None
             if max(checkpoints(run.location), default=0) < config.optim.epochs * order.steps_per_epoch:
                 _train_on_ray(config, settings, run, index, image_ids, split, claim, line)
             finish(run, config, index, image_ids, split, line)
@@ -127,7 +127,7 @@ def _train_on_ray(
     run: RunDirectory,
     index: Index,
     image_ids: np.ndarray,
-    split: KnnSplit | None,
+    split: LabelledSplit | None,
     claim: Callable[[], None],
     line: ProgressLine,
 ) -> None:

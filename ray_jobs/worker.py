@@ -29,8 +29,9 @@ from glsd.training import (
     save_checkpoint,
     train,
 )
-from ray_jobs.evaluating import KnnSplit, OnlineKnn
+from ray_jobs.labelled import LabelledSplit
 from ray_jobs.monitor import Reporter
+from ray_jobs.online_knn import OnlineKnn
 from ray_jobs.run_directory import RunDirectory, RunLog
 from ray_jobs.stream import UnitSource, place_files, received, stream
 
@@ -50,7 +51,7 @@ class Plan:
     run: RunDirectory
     token: str
     source: UnitSource
-    knn: KnnSplit | None
+    knn: LabelledSplit | None
     monitor: "ActorHandle[Any]"
     torch_threads: int | None
 

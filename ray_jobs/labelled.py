@@ -1,0 +1,88 @@
+"""Labelled images for the probes: which of them train or vote and which are tested."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from glsd.config import Config, EvaluationConfig
+from glsd.data import Index, build_index
+from glsd.evaluation import majority_share
+from ray_jobs.monitor import ProgressLine
+
+Sources = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Some images of an index, with labels that count in the classes of the images that vote."""
+
+    index: Index
+    image_ids: np.ndarray
+    labels: np.ndarray
+
+
+class LabelledSplit(NamedTuple):
+    """Images that vote and images that are tested; no image does both."""
+
+    anchors: LabelledImages
+    queries: LabelledImages
+    classes: list[str]
+
+    @property
+    def majority(self) -> float:
+        """Share of the queries that always naming the most frequent class of the anchors gets right."""
+        return majority_share(torch.from_numpy(self.anchors.labels), torch.from_numpy(self.queries.labels))
+
+
+def labelled_split(train: Index, test: Index | None, evaluation: EvaluationConfig, seed: int = 0) -> LabelledSplit:
+    """The images of `train` vote on those of `test`, or, without `test`, on a keyed share held out of `train` itself.
+
+    Anchors are the full training set also where a run saw a subset of it (Sec. 4.5.1); at most `evaluation.max_images`
+    vote and are tested.
+
+    Raises:
+        ValueError: a data set has no labels, or `test` has a class that `train` lacks.
+    """
+    for index, name in ((train, "the images that vote"), (test, "the images that are tested")):
+        if index is not None and index.labels is None:
+            raise ValueError(
+                f"k-NN needs labels, and {name} ({index.uri(0)}, ...) have none; one folder a class gives them"
+            )
+    assert train.labels is not None
+    assert train.classes is not None
+    shuffled = np.random.default_rng([seed, len(train)]).permutation(len(train))
+    if test is None:
+        tested = max(1, round(evaluation.holdout * len(train)))
+        queries, anchors = shuffled[:tested], shuffled[tested:]
+        query_images = _some(train, train.labels, queries, evaluation.max_images)
+    else:
+        assert test.labels is not None
+        assert test.classes is not None
+        unknown = sorted(set(test.classes) - set(train.classes))
+        if unknown:
+            raise ValueError(f"the tested images have classes that no voting image has: {unknown[:5]}")
+        of_train = np.array([train.classes.index(name) for name in test.classes])
+        anchors = shuffled
+        shuffled_test = np.random.default_rng([seed, len(test), 1]).permutation(len(test))
+        query_images = _some(test, of_train[test.labels], shuffled_test, evaluation.max_images)
+    return LabelledSplit(_some(train, train.labels, anchors, evaluation.max_images), query_images, train.classes)
+
+
+def _some(index: Index, labels: np.ndarray, image_ids: np.ndarray, at_most: int) -> LabelledImages:
+    chosen = np.sort(image_ids[:at_most])
+    return LabelledImages(index, chosen, labels[chosen])
+
+
+def indexed(sources: Sources, config: Config, line: ProgressLine) -> Index:
+    """The index of the sources, with its progress shown."""
+    index = build_index(
+        sources, config.data, progress=lambda count: line.phase(f"indexing {count:,} images") if count else None
+    )
+    line.phase(
+        f"found {len(index):,} images" + (f" of {len(index.classes):,} classes" if index.classes else ", no labels")
+    )
+    return index

@@ -1,0 +1,125 @@
+"""k-NN of the teacher during a run (Sec. 4.3): its images are decoded once, kept as bytes and shared by the workers."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glsd.config import Config, EvaluationConfig
+from glsd.data import UndecodableImage, decode
+from glsd.evaluation import Encoder, KnnResult, embed, knn_accuracy
+from glsd.models import Network
+from ray_jobs.labelled import LabelledImages, LabelledSplit
+from ray_jobs.settings import num_cores
+
+
+class Preprocessed(NamedTuple):
+    """Images as the encoder takes them."""
+
+    crops: np.ndarray
+    """(images, crop, crop, 3) uint8."""
+    labels: Tensor
+
+
+class Labelled(NamedTuple):
+    """Representations and labels of some images."""
+
+    features: Tensor
+    labels: Tensor
+
+
+class OnlineKnn:
+    """A probe of the loop: k-NN of the teacher, every worker embedding its share of the images.
+
+    The images are decoded once and kept as bytes. Nothing of the training changes: the encoder is a copy of the
+    teacher's backbone, and no random number is drawn.
+    """
+
+    def __init__(self, split: LabelledSplit, config: Config, device: torch.device) -> None:
+        self._split, self._config, self._device = split, config, device
+        distributed = torch.distributed.is_initialized()
+        self._rank = torch.distributed.get_rank() if distributed else 0
+        self._world_size = torch.distributed.get_world_size() if distributed else 1
+        self._shares: list[Preprocessed] | None = None
+
+    def __call__(self, teacher: Network, step: int) -> dict[str, float]:  # noqa: ARG002 - a probe is told the step
+        """`knn`, the share of the tested images whose class is voted for, and how many vote and are tested."""
+        encoder = Encoder(teacher.backbone, self._config)
+        if self._world_size > 1:
+            # Without synchronised batch norm each worker has statistics of its own, and checkpoints have the first's.
+            for buffer in encoder.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        if self._shares is None:
+            mine = slice(self._rank, None, self._world_size)
+            self._shares = [
+                preprocessed(encoder, images, mine) for images in (self._split.anchors, self._split.queries)
+            ]
+        anchors, queries = (self._gathered(embedded(encoder, share)) for share in self._shares)
+        result = score(anchors, queries, self._split, self._config.evaluation)
+        return {"knn": result.top1, "knn_anchors": result.num_anchors, "knn_queries": result.num_queries}
+
+    def _gathered(self, mine: Labelled) -> Labelled:
+        if self._world_size == 1:
+            return mine
+        everyones: list[Labelled] = [mine] * self._world_size
+        torch.distributed.all_gather_object(everyones, Labelled(mine.features.cpu(), mine.labels))
+        return Labelled(
+            torch.cat([part.features for part in everyones]).to(self._device),
+            torch.cat([part.labels for part in everyones]),
+        )
+
+
+def standard_error(accuracy: float, num_queries: int) -> float:
+    """Of a share of that many images: how far chance alone may carry it."""
+    return math.sqrt(accuracy * (1 - accuracy) / num_queries)
+
+
+def score(anchors: Labelled, queries: Labelled, split: LabelledSplit, evaluation: EvaluationConfig) -> KnnResult:
+    """Accuracy of the vote."""
+    return knn_accuracy(
+        anchors.features,
+        anchors.labels,
+        queries.features,
+        queries.labels,
+        evaluation.k,
+        evaluation.temperature,
+        len(split.classes),
+    )
+
+
+def preprocessed(encoder: Encoder, images: LabelledImages, part: slice = slice(None)) -> Preprocessed:
+    """A part of the images as the encoder takes them; undecodable ones are left out."""
+    limits = encoder.config.data
+    image_ids, labels = images.image_ids[part], images.labels[part]
+
+    def crop(image_id: int) -> np.ndarray | None:
+        try:
+            image = decode(images.index.read(image_id), limits.max_pixels, limits.value_range)
+        except UndecodableImage:
+            return None
+        return encoder.preprocess(image)
+
+    with ThreadPoolExecutor(num_cores()) as pool:
+        crops: list[np.ndarray | None] = list(pool.map(crop, image_ids.tolist()))
+    side = encoder.config.evaluation.crop
+    stacked = np.empty((len(crops), side, side, 3), np.uint8)
+    decodable: list[int] = []
+    for index in range(len(crops)):
+        pixels, crops[index] = crops[index], None  # its memory is free again: there may be gigabytes of them
+        if pixels is not None:
+            stacked[len(decodable)] = pixels
+            decodable.append(index)
+    return Preprocessed(stacked[: len(decodable)], torch.from_numpy(labels[decodable]))
+
+
+def embedded(encoder: Encoder, images: Preprocessed) -> Labelled:
+    """Representations of preprocessed images."""
+    if not len(images.crops):  # more workers than images
+        return Labelled(torch.empty(0, encoder.backbone.dim), images.labels)
+    return Labelled(embed(encoder, torch.from_numpy(images.crops).split(_BATCH)), images.labels)
+
+
+_BATCH = 64
