@@ -21,6 +21,17 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
+SCALED = (
+    "optim.batch_size",
+    "optim.epochs",
+    "optim.warmup_epochs",
+    "optim.teacher_momentum",
+    "model.num_prototypes",
+    "objective.teacher_temperature",
+    "objective.teacher_temperature_warmup_epochs",
+)
+"""Settings that can be derived from the number of images, in the order in which they depend on each other."""
+
 Setting = Literal["vanilla", "similarity", "geometric"]
 
 
@@ -258,6 +269,8 @@ class Config(Record):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, the order of the images, the augmentations and the drop-path masks."""
+    auto: tuple[str, ...] = ()
+    """Settings that a run derives from the number of its images (rules: `glsd.scaling`), unless they are given."""
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -277,12 +290,14 @@ class Config(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        if self.optim.warmup_epochs > self.optim.epochs:
+        if unknown := [key for key in self.auto if key not in SCALED]:
+            raise ValueError(f"auto cannot hold {unknown[0]!r}; it can hold {', '.join(SCALED)}")
+        if "optim.warmup_epochs" not in self.auto and self.optim.warmup_epochs > self.optim.epochs:
             raise ValueError(
                 f"optim.warmup_epochs {self.optim.warmup_epochs} is more than optim.epochs {self.optim.epochs}; "
                 f"use {self.optim.epochs // 10} or another number up to {self.optim.epochs}"
             )
-        if self.optim.batch_size % self.data.unit_size:
+        if "optim.batch_size" not in self.auto and self.optim.batch_size % self.data.unit_size:
             raise ValueError(
                 f"optim.batch_size {self.optim.batch_size} is not a multiple of data.unit_size {self.data.unit_size}; "
                 f"use data.unit_size {_largest_divisor(self.optim.batch_size, self.data.unit_size)}"
@@ -300,7 +315,7 @@ class Config(Record):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "Config":
-        """This configuration with dotted leaves replaced, validated as a whole.
+        """This configuration with dotted leaves replaced, validated as a whole; what is given is no longer `auto`.
 
         Raises:
             ValueError: a key does not exist (the nearest spelling is named) or a value is impossible.
@@ -318,6 +333,7 @@ class Config(Record):
             for name in path:
                 node = node[name]
             node[leaf] = value
+        tree["auto"] = [key for key in tree["auto"] if key not in overrides]
         return _validated(tree, "the configuration")
 
     def flat(self) -> dict[str, Any]:

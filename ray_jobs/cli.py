@@ -7,14 +7,14 @@ by its dotted key. Verbs that need no cluster import no Ray.
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import ValidationError
 
-from glsd.config import Config, DataConfig, documentation, explained, load_config, presets
+from glsd.config import Config, DataConfig, LinearConfig, documentation, explained, load_config, presets
 from ray_jobs.settings import JobSettings
 
 Flattened = tyro.conf.arg(name="")
@@ -33,6 +33,8 @@ class Pretrain:
     """Run directory: a folder, or a URI that all workers reach."""
     knn_data: tuple[str, ...] = ()
     """Labelled images to test by k-NN during the run; without them a share of labelled `data` is tested."""
+    init_from: str | None = None
+    """Start from these weights: a run, a checkpoint, an exported backbone, timm:NAME, or timm:NAME=FILE of weights."""
     job: Annotated[JobSettings, Flattened] = JobSettings()
     config: Annotated[Config, Flattened] = Config()
 
@@ -41,7 +43,14 @@ class Pretrain:
         from ray_jobs.finishing import closing_words
         from ray_jobs.pretraining import pretrain
 
-        run = pretrain(self.config, self.data, self.out, knn_data=self.knn_data or None, **dict(self.job))
+        run = pretrain(
+            self.config,
+            self.data,
+            self.out,
+            knn_data=self.knn_data or None,
+            init_from=self.init_from,
+            **dict(self.job),
+        )
         print(closing_words(run.out, run.summary))
 
 
@@ -114,23 +123,195 @@ class Preview:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """k-NN accuracy of a run's teacher on labelled images.
+    """Probe a backbone: k-NN, linear, correspondences, collapse.
 
-    Example: glsd evaluate runs/photos --data labelled
+    Example: glsd evaluate runs/photos --data labelled --probes knn linear collapse --out runs/photos/labelled
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """A run directory, a checkpoint or an exported backbone."""
+    """A run directory, a checkpoint, an exported backbone, timm:NAME, or timm:NAME=FILE of weights."""
     data: tuple[str, ...]
-    """Labelled images that vote; without --test a share of them is tested instead."""
+    """Images that train and vote, labelled for k-NN and linear; without --test a share of them is tested instead."""
     test: tuple[str, ...] = ()
-    """Labelled images that are tested."""
+    """Images that are tested."""
+    probes: tuple[Literal["knn", "linear", "linear_quick", "correspondence", "collapse"], ...] = ("knn",)
+    """What to measure; linear_quick is a logistic regression on the representations, linear trains on crops."""
+    out: str | None = None
+    """Folder for evaluation.json and figures; further probes of the same model and images are added to it."""
+    beside: tuple[str, ...] = ()
+    """Further models, whose correspondences are drawn beside (Fig. 5)."""
+    anchors: Literal["full", "regime"] = "full"
+    """Train and vote with all images (Sec. 4.5.1), or with the regime that the run was trained on."""
+    ks: tuple[int, ...] = (10, 20, 100, 200)
+    """Numbers of neighbours that vote."""
+    resize: int | None = None
+    """Shorter side after the resize in pixels; by default the model's."""
+    crop: int | None = None
+    """Side of the centre crop in pixels, for small images; by default the model's."""
+    pairs: int = 1000
+    """Most images whose two views are matched for the correspondence."""
+    linear: LinearConfig = LinearConfig()
+    job: Annotated[JobSettings, Flattened] = JobSettings()
 
     def run(self) -> None:
         """Do it."""
         from ray_jobs.evaluating import evaluate, score_table
 
-        print(score_table(evaluate(self.model, self.data, test=self.test or None)))
+        found = evaluate(
+            self.model,
+            self.data,
+            test=self.test or None,
+            probes=self.probes,
+            out=self.out,
+            beside=self.beside,
+            ks=self.ks,
+            linear=self.linear,
+            anchors=self.anchors,
+            resize=self.resize,
+            crop=self.crop,
+            pairs=self.pairs,
+            **dict(self.job),
+        )
+        print(score_table(found))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Run a grid of settings as trials of Ray Tune, each pretrained and evaluated; goes on after a kill.
+
+    Example: glsd sweep matching_by_regime --base small_data --data train --test val --seeds 0 1 --out sweeps/regimes
+    """
+
+    study: Annotated[str, tyro.conf.Positional]
+    """matching_by_regime, matching_by_dataset, temperatures, threshold, learning_rate, or a YAML file of dotted keys
+    with lists, or with distributions such as {loguniform: [1e-5, 1e-3]}."""
+    data: tuple[str, ...]
+    """Images, as for pretrain; of several data sets each as NAME=FOLDER_OR_URI."""
+    out: str
+    """Folder of the sweep: a folder, or a URI that all workers reach."""
+    base: str = "small_data"
+    """Preset or YAML file with what all trials share."""
+    test: tuple[str, ...] = ()
+    """Labelled images that are tested; without them a share of the labelled data is."""
+    grid: tuple[str, ...] = ()
+    """Axes in place of the grid's or beside them, such as optim.base_lr=1e-4,5e-4; a single value is for all trials."""
+    seeds: tuple[int, ...] = (0,)
+    """Values of seed."""
+    samples: int = 1
+    """Draws where the grid has distributions."""
+    scheduler: Literal["fifo", "asha", "median"] = "fifo"
+    """asha and median stop trials that do badly by their online k-NN."""
+    search: Literal["random", "optuna"] = "random"
+    """How distributions are drawn from; optuna (an extra) learns from the trials before."""
+    stop_collapsed: bool = False
+    """End a trial whose teacher has collapsed; it is marked so, and evaluated as it is."""
+    retries: int = 1
+    """How often a trial that fails is started again."""
+    concurrent: int | None = None
+    """Trials at a time; by default what the cluster has room for."""
+    pairs: int = 1000
+    """Images of each trial's correspondence."""
+    dry_run: bool = False
+    """Only print the trials and the images they will process."""
+    job: Annotated[JobSettings, Flattened] = JobSettings()
+
+    def run(self) -> None:
+        """Do it."""
+        from ray_jobs.grids import named_sources
+        from ray_jobs.reporting import report
+        from ray_jobs.sweeping import plan_table, sweep
+        from ray_jobs.trial_states import states_table, trial_states
+
+        planned = sweep(
+            load_config(self.base),
+            self.study,
+            named_sources(self.data),
+            self.out,
+            test=named_sources(self.test),
+            changes=self.grid,
+            seeds=self.seeds,
+            samples=self.samples,
+            scheduler=self.scheduler,
+            search=self.search,
+            stop_collapsed=self.stop_collapsed,
+            retries=self.retries,
+            concurrent=self.concurrent,
+            pairs=self.pairs,
+            dry_run=self.dry_run,
+            **dict(self.job),
+        )
+        if self.dry_run:
+            print(plan_table(planned))
+            return
+        print(states_table(trial_states(self.out)))
+        print(f"\n{report(self.out)}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one HTML file about a run, an evaluation or a sweep, which opens from disk without a network.
+
+    Example: glsd report runs/photos
+    """
+
+    source: Annotated[str, tyro.conf.Positional]
+    """A run directory, finished or still running, or the folder of an evaluation or a sweep."""
+    out: str | None = None
+    """The file; by default report.html in that folder."""
+
+    def run(self) -> None:
+        """Do it."""
+        from ray_jobs.reporting import report
+
+        print(report(self.source, self.out))
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Write the representations of images to a Parquet file; goes on after a kill.
+
+    Example: glsd embed runs/photos --data photos --out features.parquet
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A run directory, a checkpoint, an exported backbone, timm:NAME, or timm:NAME=FILE of weights."""
+    data: tuple[str, ...]
+    """Folders of images, lists (.txt, .csv), WebDataset tars or Parquet files; local, s3:// or gs://."""
+    out: str
+    """The file: image_id, uri, label, z_bar in the order of image_id. It is never overwritten."""
+    dense: bool = False
+    """Also write z, the dense representation."""
+    job: Annotated[JobSettings, Flattened] = JobSettings()
+
+    def run(self) -> None:
+        """Do it."""
+        from ray_jobs.embedding import embed
+
+        print(embed(self.model, self.data, self.out, dense=self.dense, **dict(self.job)))
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Turn someone's checkpoint into a backbone that glsd and timm load.
+
+    It knows the layouts of this paper's code, EsViT, DINO, iBOT, DINOv2, lightly, solo-learn and timm; where there is a
+    teacher, it takes that.
+
+    Example: glsd convert dino_deitsmall16_pretrain.pth backbones/dino --backbone vit_small_patch16_224
+    """
+
+    src: Annotated[str, tyro.conf.Positional]
+    """A .pth, .pt, .ckpt or .safetensors file."""
+    dst: Annotated[str, tyro.conf.Positional]
+    """New folder."""
+    backbone: str | None = None
+    """Name of the timm model; by default the file says it, or its tensors do."""
+
+    def run(self) -> None:
+        """Do it."""
+        from glsd.evaluation import convert
+
+        print(convert(self.src, self.dst, self.backbone))
 
 
 @dataclass(frozen=True)
@@ -165,30 +346,27 @@ class Pack:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run's backbone as safetensors with the configuration that timm loads.
+    """Write a backbone for timm, torchvision, Hugging Face's transformers, or ONNX runtimes.
 
-    Example: glsd export runs/photos --out backbone
+    Example: glsd export runs/photos --out backbone --to timm
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """A run directory or a checkpoint."""
+    """A run directory, a checkpoint, an exported backbone, timm:NAME, or timm:NAME=FILE of weights."""
     out: str = "backbone"
     """New folder."""
+    to: Literal["timm", "torchvision", "huggingface", "onnx"] = "timm"
+    """The library that loads it."""
 
     def run(self) -> None:
         """Do it."""
-        from glsd.evaluation import export_backbone, load_encoder
+        from glsd.evaluation import export_to, load_model
         from ray_jobs.monitor import ProgressLine
 
         with ProgressLine() as line:
             line.phase(f"exporting the backbone of {self.model}")
-            report = export_backbone(load_encoder(self.model), Path(self.out))
-        print(report.path)
-        print(
-            f"largest difference of timm's features at {report.size} px: {report.largest_difference:.2g}, of entries "
-            f"up to {report.largest_entry:.2g}; glsd.load_encoder gives exactly those of the run\n"
-        )
-        print(report.lines)
+            report = export_to(load_model(self.model), Path(self.out), self.to)
+        print(report)
 
 
 VERBS: dict[str, tuple[type[Any], str | None]] = {
@@ -197,8 +375,12 @@ VERBS: dict[str, tuple[type[Any], str | None]] = {
     "config": (ShowConfig, ""),
     "preview": (Preview, None),
     "evaluate": (Evaluate, None),
-    "pack": (Pack, None),
+    "sweep": (Sweep, None),
+    "report": (Report, None),
+    "embed": (Embed, None),
     "export": (Export, None),
+    "convert": (Convert, None),
+    "pack": (Pack, None),
 }
 """Each verb's arguments, and the preset that fills its settings in: a fixed one, the one named next, or none."""
 
@@ -261,7 +443,10 @@ def parse(given: list[str]) -> Any:
 def _with_settings(arguments: type[Any], config: Config, rest: list[str], program: str) -> Any:
     required = {field.name: tyro.MISSING for field in fields(arguments) if field.default is MISSING}
     default = arguments(**required, config=config)
-    return tyro.cli(arguments, args=rest, prog=program, default=default, use_underscores=True)
+    parsed = tyro.cli(arguments, args=rest, prog=program, default=default, use_underscores=True)
+    named = {argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in rest}
+    remaining = [key for key in config.auto if key not in named]  # what is given stays as it is given
+    return replace(parsed, config=parsed.config.with_overrides({"auto": remaining}))
 
 
 def _overview() -> str:

@@ -16,6 +16,7 @@ from glsd.config import Config
 from ray_jobs.settings import JobSettings, num_cores
 
 _ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune would print tables of its own
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin at a barrier would take the cores from the stream
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # glsd has one progress line of its own
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same on workers as for the user
@@ -81,25 +82,32 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def check_resources(settings: JobSettings, config: Config, packed: Sequence[str] = ()) -> Resources:
-    """The workers' resources, once it is sure that the connected cluster has them and a CPU for the stream.
-
-    Args:
-        settings: what is asked for.
-        config: the experiment.
-        packed: folders of this machine's cache that hold images of the index.
+def check_shares(config: Config, workers: int) -> None:
+    """Refuse workers that cannot share the units of a step.
 
     Raises:
-        ValueError: the cluster lacks them, the workers cannot share the units of a step, or other nodes cannot read the
-            images; the message names what is needed.
+        ValueError: names the numbers of workers that can.
     """
-    workers, units = settings.workers, config.units_per_step
+    units = config.units_per_step
     if units % workers:
         possible = [count for count in range(1, units + 1) if units % count == 0]
         raise ValueError(
             f"{workers} workers cannot share a step of {units} units (optim.batch_size {config.optim.batch_size} / "
             f"data.unit_size {config.data.unit_size}); use one of {possible} workers, or a smaller data.unit_size"
         )
+
+
+def check_resources(settings: JobSettings, packed: Sequence[str] = ()) -> Resources:
+    """The workers' resources, once it is sure that the connected cluster has them and a CPU for the stream.
+
+    Args:
+        settings: what is asked for.
+        packed: folders of this machine's cache that hold images of the index.
+
+    Raises:
+        ValueError: the cluster lacks them, or other nodes cannot read the images; the message names what is needed.
+    """
+    workers = settings.workers
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     num_nodes = sum(node["Alive"] for node in ray.nodes())
@@ -109,10 +117,10 @@ def check_resources(settings: JobSettings, config: Config, packed: Sequence[str]
             "folder that all nodes reach, or set GLSD_CACHE to one on every node"
         )
     gpu = gpus >= 1 if settings.gpu is None else settings.gpu
-    if gpu and gpus < workers:
+    if gpu and gpus < workers * settings.gpus_per_worker:
         raise ValueError(
-            f"{workers} workers need {workers} GPUs and this cluster has {gpus:g}; "
-            f"use --workers {max(1, int(gpus))}" + ("" if gpus else " --gpu False")
+            f"{workers} workers need {workers * settings.gpus_per_worker:g} GPUs and this cluster has {gpus:g}; "
+            f"use --workers {max(1, int(gpus / settings.gpus_per_worker))}" + ("" if gpus else " --gpu False")
         )
     per_worker = settings.cpus_per_worker or (0.01 if num_nodes == 1 else 1.0)
     if cpus - workers * per_worker < 1:
@@ -125,4 +133,5 @@ def check_resources(settings: JobSettings, config: Config, packed: Sequence[str]
         threads = max(1, num_cores() // workers if num_nodes == 1 else int(per_worker))
     failures = settings.max_failures if settings.max_failures is not None else 0 if num_nodes == 1 else 3
     photometrics = settings.photometrics if settings.photometrics != "auto" else "device" if gpu else "worker"
-    return Resources(gpu, {"CPU": per_worker, **({"GPU": 1} if gpu else {})}, threads, failures, photometrics)
+    reserved = {"CPU": per_worker, **({"GPU": settings.gpus_per_worker} if gpu else {})}
+    return Resources(gpu, reserved, threads, failures, photometrics)

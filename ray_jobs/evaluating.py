@@ -1,88 +1,501 @@
-"""`glsd evaluate`: k-NN of a model on its own."""
+"""`glsd evaluate`: is this backbone good, did it collapse, and what does it match?
 
-from collections.abc import Callable
+Every probe is measured on frozen representations. Those of a data set come from `ray_jobs.features`; what needs pairs
+of views or gradients is computed by tasks on the cluster, some images each. What is found is `evaluation.json` in the
+folder of the evaluation, which later probes of the same model and data add to, and figures.
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+import numpy as np
+import ray
 import torch
+from ray.exceptions import RayTaskError
+from torch import Tensor
 
-from glsd.evaluation import Encoder, KnnResult, load_encoder, untrained_encoder
-from ray_jobs.labelled import LabelledImages, Sources, indexed, labelled_split
+from glsd.config import LinearConfig
+from glsd.data import Index, UndecodableImage, cache_folder, decode, subset
+from glsd.evaluation import (
+    Correspondence,
+    Encoder,
+    KnnResult,
+    collapse_report,
+    correspondence,
+    encoder_collapse,
+    flip_truth,
+    knn_accuracies,
+    load_model,
+    logistic_regression,
+    mean_correspondence,
+    model_digest,
+    transformed_view,
+    untrained_encoder,
+)
+from glsd.training import load_checkpoint, newest_checkpoint
+from ray_jobs.cluster import check_resources, cluster
+from ray_jobs.features import AllImages, Features, Images, extract
+from ray_jobs.folder import Folder
+from ray_jobs.labelled import LabelledImages, LabelledSplit, Sources, indexed, labelled_split
 from ray_jobs.monitor import ProgressLine
-from ray_jobs.online_knn import Labelled, embedded, preprocessed, score, standard_error
+from ray_jobs.online_knn import standard_error
+from ray_jobs.picturing import (
+    FIGURES,
+    decodable,
+    picture_correspondences,
+    picture_different_images,
+    picture_features,
+    picture_method,
+    picture_neighbours,
+)
+from ray_jobs.probing import linear_probe
+from ray_jobs.run_directory import EVALUATION, environment
+from ray_jobs.settings import JobSettings
+from ray_jobs.stream import Files, place_files, share_files
+
+Probe = Literal["knn", "linear", "linear_quick", "correspondence", "collapse"]
+PROBES: tuple[Probe, ...] = get_args(Probe)
+NEEDING_LABELS = {"knn", "linear", "linear_quick"}
+
+_TASK_IMAGES = 32
+_COLLAPSE_IMAGES = 64
+_NUM_PICTURED = 3
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What `glsd evaluate` found, and what it stands beside."""
-
-    model: str
-    knn: KnnResult
-    untrained: KnnResult
-    """The same backbone at its random initialisation."""
-    majority: float
-    """Share of the tested images in the most frequent class of those that vote."""
-
-
-def evaluate(model: str, data: Sources, *, test: Sources | None = None) -> Scores:
-    """k-NN of a run, a checkpoint or an exported backbone on labelled images, beside its random initialisation.
+def evaluate(
+    model: str,
+    data: Sources,
+    *,
+    test: Sources | None = None,
+    probes: Sequence[Probe] = ("knn",),
+    out: str | None = None,
+    ks: Sequence[int] = (10, 20, 100, 200),
+    linear: LinearConfig | None = None,
+    anchors: Literal["full", "regime"] = "full",
+    resize: int | None = None,
+    crop: int | None = None,
+    pairs: int = 1000,
+    beside: Sequence[str] = (),
+    figures: bool = True,
+    line: ProgressLine | None = None,
+    **job: Any,
+) -> dict[str, Any]:
+    """Probe a frozen backbone (Sec. 4.3, 4.6, 4.7).
 
     Args:
-        model: what `glsd.load_encoder` takes.
-        data: labelled images that vote; without `test`, a share `evaluation.holdout` of them is tested instead.
-        test: labelled images that are tested.
+        model: a run, a checkpoint, an exported backbone, `timm:NAME` or `timm:NAME=FILE`.
+        data: the training images of the probes, labelled for k-NN and linear; without `test`, a share
+            `evaluation.holdout` of them is tested instead.
+        test: images that are tested.
+        probes: what to measure.
+        out: folder for `evaluation.json`; an evaluation of the same model and images there is added to.
+        ks: numbers of neighbours that vote.
+        linear: settings of the linear probe.
+        anchors: train and vote with all images (Sec. 4.5.1), or with the regime that the run was trained on.
+        resize: in place of the model's `evaluation.resize`.
+        crop: in place of the model's `evaluation.crop`.
+        pairs: most images whose two views are matched for the correspondence.
+        beside: further models, whose correspondences are drawn beside.
+        figures: draw into `out`.
+        line: shows what goes on; by default a line of the terminal.
+        job: fields of `JobSettings`.
+
+    Returns:
+        What `evaluation.json` holds; accuracies are shares.
 
     Raises:
-        ValueError: there is no model, or the images have no labels.
+        ValueError: there is no such model, labels are missing, or `out` holds another evaluation.
     """
-    encoder = load_encoder(model)
-    config = encoder.config
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with ProgressLine() as line:
-        voting = indexed(data, config, line)
-        tested = None if test is None else indexed(test, config, line)
-        everything = config.evaluation.model_copy(update={"max_images": len(voting) + (len(tested) if tested else 0)})
-        split = labelled_split(voting, tested, everything)
-        results = []
-        for network, name in ((encoder, "embedding"), (untrained_encoder(config), "embedding, untrained,")):
-            sides = [
-                _streamed(network.to(device), images, partial(_announce, line, name))
-                for images in (split.anchors, split.queries)
-            ]
-            results.append(score(sides[0], sides[1], split, config.evaluation))
-    return Scores(model, results[0], results[1], split.majority)
+    if unknown := [probe for probe in probes if probe not in PROBES]:
+        raise ValueError(f"there is no probe {unknown[0]!r}; choose from {', '.join(PROBES)}")
+    settings = JobSettings(**job)
+    with line or ProgressLine() as line:
+        encoder = _resized(load_model(model), resize, crop)
+        index = indexed(data, encoder.config, line)
+        tested = None if test is None else indexed(test, encoder.config, line)
+        images = _probed_images(encoder, index, tested, bool(NEEDING_LABELS & set(probes)), anchors)
+        folder = None if out is None else Folder(out)
+        found = _begun(folder, model, encoder, index, tested, anchors)
+        probing = _Probing(model, encoder, images, settings, line)
+        measures: dict[Probe, Callable[[], dict[str, Any]]] = {
+            "knn": partial(probing.knn, ks),
+            "linear": partial(probing.linear, linear or LinearConfig(), folder),
+            "linear_quick": probing.linear_quick,
+            "correspondence": partial(probing.correspondence, pairs),
+            "collapse": probing.collapse,
+        }
+        with cluster(settings):
+            for probe in dict.fromkeys(probes):
+                found[probe] = measures[probe]()
+                found["skipped"] = probing.skipped()
+                if folder is not None:
+                    folder.write(EVALUATION, (json.dumps(found, indent=2) + "\n").encode())
+        if folder is not None and figures:
+            others = {name: _resized(load_model(name), resize, crop) for name in beside}
+            with tempfile.TemporaryDirectory(prefix="glsd-") as drawn:
+                probing.picture(probes, others, Path(drawn))
+                for path in sorted(Path(drawn).iterdir()):
+                    folder.write(f"{FIGURES}/{path.name}", path.read_bytes())
+    return found
 
 
-def score_table(scores: Scores) -> str:
-    """The scores for people.
+def score_table(found: Mapping[str, Any]) -> str:
+    """An evaluation for people.
 
     The random initialisation is the honest zero of an encoder: convolutions alone tell many images apart.
     """
-    knn = scores.knn
-    rows = [
-        (scores.model, knn.top1),
-        ("the same backbone, untrained", scores.untrained.top1),
-        ("always the most frequent class", scores.majority),
-    ]
-    width = max(len(name) for name, _ in rows)
-    error = 100 * standard_error(knn.top1, knn.num_queries)
-    lines = [f"k-NN accuracy (+- {error:.1f}), k = {knn.k}: {knn.num_anchors:,} images vote on {knn.num_queries:,}"]
-    return "\n".join([*lines, *(f"  {name:<{width}}  {100 * value:5.1f} %" for name, value in rows)])
+    lines = [f"{found['model']} ({found['backbone']}, {found['resize']} px resized, {found['crop']} px cropped)"]
+    if "knn" in found:
+        knn = found["knn"]
+        lines += ["", f"k-NN accuracy: {knn['num_anchors']:,} images vote on {knn['num_queries']:,}"]
+        beside = {result["k"]: result for result in knn["untrained"]}
+        for result in knn["results"]:
+            error = 100 * standard_error(result["top1"], knn["num_queries"])
+            lines.append(
+                f"  k = {result['k']:<4} {100 * result['top1']:5.1f} % +- {error:.1f}   "
+                f"top {result['num_top']}: {100 * result['top5']:5.1f} %   "
+                f"untrained {100 * beside[result['k']]['top1']:5.1f} %"
+            )
+        lines.append(f"  always the most frequent class  {100 * knn['majority']:5.1f} %")
+    for probe, name in (("linear", "linear, SGD"), ("linear_quick", "linear, L-BFGS")):
+        if probe in found:
+            result = found[probe]
+            top5 = f"top {result['num_top']}: {100 * result['top5']:.1f} %"
+            lines += ["", f"{name}: {100 * result['top1']:.1f} %   {top5}"]
+    if "correspondence" in found:
+        result = found["correspondence"]
+        lines += [
+            "",
+            f"correspondence of {result['num_images']:,} images and their mirrored, recoloured views of "
+            f"{result['size']} px",
+            f"  all locations   {100 * result['accuracy']:5.1f} % right, {result['error_px']:6.1f} px off",
+            f"  most similar {result['num_top']:<2} {100 * result['accuracy_top']:5.1f} % right, "
+            f"{result['error_top_px']:6.1f} px off",
+        ]
+    if "collapse" in found:
+        result = found["collapse"]
+        lines += ["", f"collapse: {result['verdict']}", *(f"  {reason}" for reason in result["reasons"])]
+        lines += [f"  {name:<18} {value:8.3f}" for name, value in result["metrics"].items()]
+    return "\n".join(lines)
 
 
-def _announce(line: ProgressLine, name: str, done: int) -> None:
-    line.phase(f"{name} {done:,} images")
+@dataclass(frozen=True)
+class _Probed:
+    """The images of an evaluation: a split of labelled ones, or all of an index without labels."""
+
+    split: LabelledSplit | None
+    tested: Images
+    """Images whose views are matched."""
+    trained: Images
 
 
-def _streamed(encoder: Encoder, images: LabelledImages, progress: Callable[[int], None]) -> Labelled:
-    """Representations of any number of images, never more than a few batches of pixels in memory."""
-    features, labels = [], []
-    for start in range(0, len(images.image_ids), _CHUNK):
-        part = embedded(encoder, preprocessed(encoder, images, slice(start, start + _CHUNK)))
-        features.append(part.features)
-        labels.append(part.labels)
-        progress(min(start + _CHUNK, len(images.image_ids)))
-    return Labelled(torch.cat(features), torch.cat(labels))
+def _probed_images(
+    encoder: Encoder, index: Index, tested: Index | None, labelled: bool, anchors: Literal["full", "regime"]
+) -> _Probed:
+    evaluation = encoder.config.evaluation
+    everything = evaluation.model_copy(update={"max_images": len(index) + (len(tested) if tested else 0)})
+    if not labelled and (index.labels is None or (tested is not None and tested.labels is None)):
+        return _Probed(None, AllImages(tested or index), AllImages(index))
+    split = labelled_split(index, tested, everything)
+    if anchors == "regime":
+        regime = encoder.config.data
+        if regime.images_per_class is None and regime.fraction is None:
+            raise ValueError("--anchors regime: the model was trained on all its images; there is no smaller regime")
+        assert index.labels is not None
+        chosen = np.isin(split.anchors.image_ids, subset(index.labels, regime, index.classes))
+        split = split._replace(
+            anchors=LabelledImages(index, split.anchors.image_ids[chosen], split.anchors.labels[chosen])
+        )
+    return _Probed(split, split.queries, split.anchors)
 
 
-_CHUNK = 512
+class _Probing:
+    """The probes of one model on one set of images; representations are extracted once."""
+
+    def __init__(self, model: str, encoder: Encoder, images: _Probed, settings: JobSettings, line: ProgressLine):
+        self._model, self._encoder, self._images = model, encoder, images
+        self._settings, self._line = settings, line
+        self._features: dict[tuple[str, int], tuple[Features, Features]] = {}
+        self._skipped: dict[tuple[str, int], str] = {}
+
+    def knn(self, ks: Sequence[int]) -> dict[str, Any]:
+        """The vote for every k, of the model and of its random initialisation."""
+        split = self._split
+        results = [self._knn_of(encoder, name, ks) for encoder, name in ((self._encoder, "embedding"), self._untrained)]
+        trained, untrained = ([_knn_entry(result) for result in side] for side in results)
+        return {
+            "temperature": self._encoder.config.evaluation.temperature,
+            "num_anchors": results[0][0].num_anchors,
+            "num_queries": results[0][0].num_queries,
+            "majority": split.majority,
+            "results": trained,
+            "untrained": untrained,
+        }
+
+    def linear(self, config: LinearConfig, folder: Folder | None) -> dict[str, Any]:
+        """SGD on crops, the last epoch's accuracy."""
+        split = self._split
+        _, tested = self._extracted(self._encoder, "embedding", config.num_blocks)
+        at = Path(folder.path) if folder is not None and folder.is_local else cache_folder()
+        return linear_probe(
+            self._encoder,
+            split,
+            config,
+            torch.from_numpy(tested.values),
+            torch.from_numpy(split.queries.labels[tested.positions]),
+            self._settings,
+            at,
+            self._line,
+        )
+
+    def linear_quick(self) -> dict[str, Any]:
+        """Logistic regression on the representations that k-NN compares."""
+        (features, labels), (test_features, test_labels) = self._labelled(self._encoder, "embedding")
+        self._line.phase("fitting the linear layer")
+        found = logistic_regression(features, labels, test_features, test_labels, len(self._split.classes))
+        return found._asdict() | {"validation": [list(entry) for entry in found.validation]}
+
+    def correspondence(self, pairs: int) -> dict[str, Any]:
+        """The mean over some of the tested images, each against its mirrored and recoloured view."""
+        images = self._images.tested
+        chosen = np.sort(np.random.default_rng([0, len(images.image_ids)]).permutation(images.image_ids)[:pairs])
+        batches = [chosen[start : start + _TASK_IMAGES] for start in range(0, len(chosen), _TASK_IMAGES)]
+        results = self._on_cluster(_matched, images.index, batches, "matching")
+        means = mean_correspondence([result for result in results if result is not None])
+        return means._asdict() | {"size": self._encoder.config.evaluation.crop}
+
+    def collapse(self) -> dict[str, Any]:
+        """The verdict on the model, on some of the training images."""
+        images = self._images.trained
+        ids = np.random.default_rng([1, len(images.image_ids)]).permutation(images.image_ids)[:_COLLAPSE_IMAGES]
+        checkpoint = _checkpoint_of(self._model)
+        probe = partial(_collapse, checkpoint=checkpoint)
+        ((metrics, verdict),) = self._on_cluster(probe, images.index, [ids], "probing")
+        return {
+            "verdict": verdict.label,
+            "reasons": list(verdict.reasons),
+            "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
+        }
+
+    def picture(self, probes: Sequence[Probe], others: Mapping[str, Encoder], folder: Path) -> None:
+        """The figures that belong to the probes."""
+        self._line.phase("drawing the figures")
+        encoder = self._encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+        tested, limits = self._images.tested, encoder.config.data
+        models = {Path(self._model).name: encoder, **others, "untrained": self._untrained[0]}
+        models = {name: model.to(next(encoder.parameters()).device) for name, model in models.items()}
+        if "collapse" in probes:
+            picture_method(encoder, decodable(tested.index, tested.image_ids, limits, 0, _NUM_PICTURED), folder)
+        if "correspondence" in probes:
+            images = decodable(tested.index, tested.image_ids, limits, 0, _NUM_PICTURED)
+            picture_correspondences(models, images, folder)
+            picture_different_images(models, self._alike(_NUM_PICTURED), folder)
+        if NEEDING_LABELS & set(probes):
+            picture_neighbours(encoder, self._split, folder)
+            _, found = self._extracted(self._encoder, "embedding")
+            picture_features(found.values, self._split.queries.labels[found.positions], self._split.classes, folder)
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """Images that could not be decoded."""
+        return [
+            {"image_id": image_id, "uri": uri, "reason": reason}
+            for (uri, image_id), reason in sorted(self._skipped.items())
+        ]
+
+    def _alike(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Pairs of different images, of one class where there are classes."""
+        images, limits = self._images.tested, self._encoder.config.data
+        groups = [images.image_ids]
+        if self._images.split is not None:
+            labels = self._split.queries.labels
+            shuffled = np.random.default_rng(0).permutation(np.unique(labels)).tolist()
+            groups = [images.image_ids[labels == label] for label in shuffled]
+        pairs: list[tuple[np.ndarray, np.ndarray]] = []
+        for group in groups * count:
+            found = decodable(images.index, group, limits, len(pairs), 2)
+            if len(found) == 2:
+                pairs.append((found[0][1], found[1][1]))
+            if len(pairs) == count:
+                break
+        return pairs
+
+    @property
+    def _split(self) -> LabelledSplit:
+        assert self._images.split is not None
+        return self._images.split
+
+    @property
+    def _untrained(self) -> tuple[Encoder, str]:
+        return untrained_encoder(self._encoder.config), "untrained: embedding"
+
+    def _knn_of(self, encoder: Encoder, name: str, ks: Sequence[int]) -> list[KnnResult]:
+        (anchors, anchor_labels), (queries, labels) = self._labelled(encoder, name)
+        temperature, num_classes = encoder.config.evaluation.temperature, len(self._split.classes)
+        return knn_accuracies(anchors, anchor_labels, queries, labels, ks, temperature, num_classes)
+
+    def _labelled(self, encoder: Encoder, name: str) -> list[tuple[Tensor, Tensor]]:
+        """(z̄, labels) of the images that train and of those that are tested."""
+        sides = zip((self._split.anchors, self._split.queries), self._extracted(encoder, name), strict=True)
+        return [
+            (torch.from_numpy(found.values), torch.from_numpy(images.labels[found.positions]))
+            for images, found in sides
+        ]
+
+    def _extracted(self, encoder: Encoder, name: str, num_blocks: int = 1) -> tuple[Features, Features]:
+        key = (name, num_blocks)
+        if key not in self._features:
+            sides = []
+            for images in (self._split.anchors, self._split.queries):
+                found = extract(
+                    encoder, images, settings=self._settings, line=self._line, name=name, num_blocks=num_blocks
+                )
+                self._skipped |= {(images.index.uri(image_id), image_id): why for image_id, why in found.skipped}
+                sides.append(found)
+            self._features[key] = (sides[0], sides[1])
+        return self._features[key]
+
+    def _on_cluster(
+        self, function: Callable[..., Any], index: Index, batches: Sequence[np.ndarray], name: str
+    ) -> list[Any]:
+        """`function(encoder, index, image_ids)` for each batch of images, as tasks wherever there is room."""
+        resources = check_resources(self._settings, index.packed)
+        # By default a task of a Tune trial would have to fit into what the trial reserves.
+        gpus = resources.per_worker.get("GPU", 0)
+        task = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")(_placed)
+        shared, files = ray.put(self._encoder.cpu()), share_files([index])
+        pending = [task.remote(shared, function, index, files, ids) for ids in batches]
+        order = {reference: position for position, reference in enumerate(pending)}
+        results: list[Any] = [None] * len(batches)
+        num_done = 0
+        while pending:
+            self._line.phase(f"{name} {num_done:,} of {sum(map(len, batches)):,} images")
+            (done, *_), pending = ray.wait(pending)
+            try:
+                results[order[done]] = ray.get(done)
+            except RayTaskError as error:
+                raise error.cause from None
+            num_done += len(batches[order[done]])
+        return results
+
+
+def _placed(encoder: Encoder, function: Callable[..., Any], index: Index, files: Files, ids: np.ndarray) -> Any:
+    place_files(files)
+    torch.set_num_threads(1)
+    return function(encoder.to("cuda" if torch.cuda.is_available() else "cpu"), index, ids)
+
+
+@torch.no_grad()
+def _matched(encoder: Encoder, index: Index, image_ids: np.ndarray) -> Correspondence | None:
+    """Each decodable image's central crop against its mirrored and recoloured view (Sec. 4.7)."""
+    size, config = encoder.config.evaluation.crop, encoder.config.augment
+    views = []
+    for image_id, image in _decoded(encoder, index, image_ids):
+        crop = encoder.preprocess(image)
+        views.append((crop, transformed_view(crop, config, 0, image_id)))
+    if not views:
+        return None
+    device = next(encoder.parameters()).device
+    sides = (torch.from_numpy(np.stack(side)).to(device) for side in zip(*views, strict=True))
+    z_a, z_b = (encoder(encoder.normalize(side))[1] for side in sides)
+    found = correspondence(z_a, z_b, flip_truth((z_a.shape[1], z_a.shape[2]), size), size)
+    return Correspondence(*(value.cpu() for value in found))
+
+
+def _collapse(encoder: Encoder, index: Index, image_ids: np.ndarray, checkpoint: str | None) -> Any:
+    decoded = _decoded(encoder, index, image_ids)
+    if not decoded:
+        raise ValueError(f"none of {len(image_ids)} images could be decoded, such as {index.uri(int(image_ids[0]))}")
+    ids, images = [image_id for image_id, _ in decoded], [image for _, image in decoded]
+    if checkpoint is not None:
+        return collapse_report(
+            encoder.config, load_checkpoint(checkpoint), images, ids, str(next(encoder.parameters()).device)
+        )
+    device = next(encoder.parameters()).device
+    crops = torch.from_numpy(np.stack([encoder.preprocess(image) for image in images]))
+    with torch.no_grad():
+        z_bar = encoder(encoder.normalize(crops.to(device)))[0]
+    return encoder_collapse(encoder, z_bar, images)
+
+
+def _decoded(encoder: Encoder, index: Index, image_ids: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    limits, found = encoder.config.data, []
+    for image_id in image_ids.tolist():
+        try:
+            found.append((image_id, decode(index.read(image_id), limits.max_pixels, limits.value_range)))
+        except UndecodableImage:
+            continue
+    return found
+
+
+def _knn_entry(result: KnnResult) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in ("k", "top1", "top5", "num_top")}
+
+
+def _checkpoint_of(model: str) -> str | None:
+    """The checkpoint behind a run's or a checkpoint's name: only there are heads and centres."""
+    if model.startswith("timm:"):
+        return None
+    checkpoint = newest_checkpoint(model) or model
+    try:
+        load_checkpoint(checkpoint)
+    except FileNotFoundError:
+        return None
+    return checkpoint
+
+
+def _resized(encoder: Encoder, resize: int | None, crop: int | None) -> Encoder:
+    """The encoder with another preprocessing; a crop alone is resized to in the proportion that the model has."""
+    evaluation = encoder.config.evaluation
+    if crop is not None and resize is None:
+        resize = round(crop * evaluation.resize / evaluation.crop)
+    overrides = {"evaluation.resize": resize, "evaluation.crop": crop}
+    given = {key: value for key, value in overrides.items() if value is not None}
+    config = encoder.config.with_overrides(given)
+    encoder.backbone.check_crop_sizes([config.evaluation.crop])
+    return Encoder(encoder.backbone, config)
+
+
+def _begun(
+    folder: Folder | None, model: str, encoder: Encoder, index: Index, tested: Index | None, anchors: str
+) -> dict[str, Any]:
+    """The head of `evaluation.json`, or the evaluation that the folder holds already.
+
+    Raises:
+        ValueError: it holds another one.
+    """
+    identity = {
+        "model_digest": model_digest(encoder),
+        "data_digest": index.digest,
+        "test_digest": None if tested is None else tested.digest,
+        "anchors": anchors,
+    }
+    found = {
+        "model": model,
+        "backbone": encoder.config.model.backbone,
+        "data": index.sources,
+        "test": None if tested is None else tested.sources,
+        "num_images": len(index) + (len(tested) if tested else 0),
+        "classes": index.classes,
+        "resize": encoder.config.evaluation.resize,
+        "crop": encoder.config.evaluation.crop,
+        **identity,
+        "skipped": [],
+        "environment": environment(),
+    }
+    content = None if folder is None else folder.read(EVALUATION)
+    if content is None:
+        return found
+    assert folder is not None
+    there: dict[str, Any] = json.loads(content)
+    if different := [key for key in identity if there.get(key) != identity[key]]:
+        raise ValueError(
+            f"{folder.out} holds the evaluation of {there.get('model')} on {there.get('data')}, which differs in "
+            f"{', '.join(different)}; choose another --out"
+        )
+    return there | found | {probe: there[probe] for probe in PROBES if probe in there}

@@ -3,28 +3,27 @@
 All of it is made from the newest checkpoint, so a run that is killed here does this part again.
 """
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
-from glsd.augment import multicrop
 from glsd.config import Config
-from glsd.data import Index, UndecodableImage, decode
+from glsd.data import Index
 from glsd.data.filesystems import joined
-from glsd.evaluation import Encoder, embed, export_backbone, load_encoder, nearest
-from glsd.reporting import draw_crops, draw_matchings, draw_neighbours, geometric_pair, save_figure
+from glsd.evaluation import export_backbone, load_encoder
 from glsd.training import manifest, newest_checkpoint
-from ray_jobs.labelled import LabelledImages, LabelledSplit
+from ray_jobs.labelled import LabelledSplit
 from ray_jobs.monitor import ProgressLine
-from ray_jobs.online_knn import preprocessed, standard_error
-from ray_jobs.run_directory import CONFIG, METRICS, TENSORBOARD, RunDirectory, read_metrics
+from ray_jobs.online_knn import standard_error
+from ray_jobs.picturing import FIGURES, decodable, picture_learning, picture_method, picture_neighbours
+from ray_jobs.run_directory import CONFIG, DATA, METRICS, TENSORBOARD, RunDirectory, read_metrics
 
-BACKBONE, FIGURES = "backbone", "figures"
-_NUM_PICTURED, _NUM_QUERIES, _NUM_NEIGHBOURS, _MAX_ANCHORS = 3, 6, 5, 1000
+BACKBONE = "backbone"
+_NUM_PICTURED = 3
 
 
 def finish(
@@ -44,18 +43,10 @@ def finish(
         export = export_backbone(encoder, Path(folder) / BACKBONE)
         line.phase("drawing the figures")
         figures = Path(folder) / FIGURES
-        pictured = _decodable(index, image_ids, config, _NUM_PICTURED)
-        views = [multicrop(image, config.augment, config.seed, 0, image_id) for image_id, image in pictured]
-        save_figure(draw_crops([image for _, image in pictured], [view.geo for view in views]), figures / "crops.png")
-        grids = [encoder.backbone.grid(size) for size, num_views in config.augment.groups for _ in range(num_views)]
-        pairs = [
-            geometric_pair(view, 0, student, grids[0], grids[student], config.objective.threshold_scale)
-            for view in views
-            for student in ((1, 2) if config.augment.num_views > 2 else (1,))
-        ]
-        save_figure(draw_matchings(pairs), figures / "matchings.png")
+        picture_method(encoder, decodable(index, image_ids, config.data, config.seed, _NUM_PICTURED), figures)
+        picture_learning(read_metrics(run), figures)
         if split is not None:
-            save_figure(_neighbours(encoder, split), figures / "neighbours.png")
+            picture_neighbours(encoder, split, figures)
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             run.write(path.relative_to(folder).as_posix(), path.read_bytes())
         lines = export.lines.replace(str(export.path), run.uri(BACKBONE))
@@ -70,7 +61,7 @@ def closing_words(out: str, summary: dict[str, Any]) -> str:
         lines += [
             f"k-NN {100 * summary['knn']:.1f} %   +- {error:.1f} (k = {summary['knn_k']}; "
             f"{summary['num_anchors']:,} images vote on {summary['num_queries']:,} others)",
-            f"     {100 * summary['knn_untrained']:.1f} %   the same backbone at random initialisation",
+            f"     {100 * summary['knn_untrained']:.1f} %   {_beginning(summary)}",
             f"     {100 * summary['knn_majority']:.1f} %   always the most frequent class",
         ]
     lines += [
@@ -85,6 +76,13 @@ def closing_words(out: str, summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _beginning(summary: dict[str, Any]) -> str:
+    """What the run started from."""
+    if "init_from" in summary:
+        return f"before training, as in {summary['init_from']}"
+    return "the same backbone at random initialisation"
+
+
 def _summary(run: RunDirectory, checkpoint: str, config: Config, split: LabelledSplit | None) -> dict[str, Any]:
     facts = manifest(checkpoint)
     steps, last = facts["step"], facts["metrics"]
@@ -94,6 +92,8 @@ def _summary(run: RunDirectory, checkpoint: str, config: Config, split: Labelled
         "images_seen": steps * config.optim.batch_size,
         "loss": last["loss"],
     }
+    if init_from := json.loads(run.read(DATA) or b"{}").get("init_from"):
+        summary["init_from"] = init_from
     if split is not None:
         first = next(line for line in read_metrics(run) if line["step"] == 0)
         summary |= {
@@ -105,46 +105,3 @@ def _summary(run: RunDirectory, checkpoint: str, config: Config, split: Labelled
             "num_queries": last["knn_queries"],
         }
     return summary
-
-
-def _decodable(index: Index, image_ids: np.ndarray, config: Config, count: int) -> list[tuple[int, np.ndarray]]:
-    found: list[tuple[int, np.ndarray]] = []
-    for image_id in np.random.default_rng(config.seed).permutation(image_ids).tolist():
-        try:
-            found.append((image_id, decode(index.read(image_id), config.data.max_pixels, config.data.value_range)))
-        except UndecodableImage:
-            continue
-        if len(found) == count:
-            break
-    return found
-
-
-def _neighbours(encoder: Encoder, split: LabelledSplit) -> Figure:
-    """Queries of as many classes as there are, each beside the nearest of the images that vote."""
-    anchors = preprocessed(encoder, _thinned(split.anchors, _MAX_ANCHORS))
-    queries = preprocessed(encoder, _one_each(split.queries, _NUM_QUERIES))
-    features = [embed(encoder, torch.from_numpy(side.crops).split(64)) for side in (anchors, queries)]
-    found = nearest(features[0], features[1], _NUM_NEIGHBOURS)
-    names = split.classes
-    return draw_neighbours(
-        list(queries.crops),
-        [names[label] for label in queries.labels.tolist()],
-        [[anchors.crops[i] for i in row] for row in found.anchor_index.tolist()],
-        [[names[anchors.labels[i]] for i in row] for row in found.anchor_index.tolist()],
-        found.similarity.float().cpu().numpy(),
-    )
-
-
-def _thinned(images: LabelledImages, at_most: int) -> LabelledImages:
-    step = -(-len(images.image_ids) // at_most)
-    return LabelledImages(images.index, images.image_ids[::step], images.labels[::step])
-
-
-def _one_each(images: LabelledImages, count: int) -> LabelledImages:
-    """The first image of each class in turn, then the second, and so on."""
-    turn = np.zeros(len(images.labels), np.int64)
-    for label in np.unique(images.labels):
-        of_class = images.labels == label
-        turn[of_class] = np.arange(of_class.sum())
-    chosen = np.argsort(turn, kind="stable")[:count]
-    return LabelledImages(images.index, images.image_ids[chosen], images.labels[chosen])

@@ -25,6 +25,7 @@ GAUGES = {
     "images_per_s": "Source images trained on per second",
     "data_wait": "Share of time spent waiting for data",
     "knn": "k-NN accuracy of the teacher, a share",
+    "collapsed": "1 while the teacher has collapsed, 0 while it has not",
 }
 """Metrics that Prometheus sees as glsd_step, glsd_loss, ..., with the run as a tag."""
 
@@ -34,7 +35,7 @@ def progress_text(metrics: Mapping[str, float], width: int = MAX_WIDTH) -> str:
 
     Args:
         metrics: any of step, total_steps, epoch (epochs done, with a fraction), epochs, loss, loss_global, loss_local,
-            images_per_s, data_wait (share of time), seconds_left and knn (share of images).
+            images_per_s, data_wait (share of time), seconds_left, knn (share of images) and collapsed (0 or 1).
         width: most characters; the epoch and then the parts of the loss make room.
 
     >>> progress_text({"step": 120, "total_steps": 520, "loss": 5.8123, "data_wait": 0.03, "seconds_left": 102})
@@ -49,6 +50,7 @@ def progress_text(metrics: Mapping[str, float], width: int = MAX_WIDTH) -> str:
         "wait": _number("wait {:4.0%}", metrics, "data_wait").replace("%", " %"),
         "left": f"left {duration_text(metrics['seconds_left'])}" if "seconds_left" in metrics else "",
         "knn": _number("k-NN {:.1%}", metrics, "knn").replace("%", " %"),
+        "verdict": {0.0: "healthy", 1.0: "COLLAPSED"}.get(metrics.get("collapsed", -1.0), ""),
     }
     for left_out in ("", "epoch", "losses"):
         parts[left_out] = ""
@@ -107,6 +109,11 @@ class ProgressLine:
             self._pending = text
         self._subject = subject
 
+    def note(self, text: str) -> None:
+        """Show a whole text for good, above what comes after."""
+        self._stream.write(f"\r\x1b[K{text}\n" if self._stream.isatty() else f"{text}\n")
+        self._stream.flush()
+
     def close(self) -> None:
         """Show the last text for good; what comes after begins on a new line."""
         if self._pending:
@@ -127,7 +134,10 @@ class ProgressLine:
 
 
 class Monitor:
-    """News from rank 0 until the driver takes them: `("metrics", {...})` and `("phase", "...")`, oldest first."""
+    """News from rank 0 until the driver takes them, oldest first.
+
+    They are `("metrics", {...})`, `("phase", "...")` and `("note", "...")`, which is shown for good.
+    """
 
     def __init__(self) -> None:
         self._news: deque[tuple[str, Any]] = deque(maxlen=1000)
@@ -179,6 +189,8 @@ def _watch(monitor: Handle, line: ProgressLine, stop: threading.Event) -> None:
         for kind, content in news:
             if kind == "phase":
                 line.phase(content)
+            elif kind == "note":
+                line.note(content)
             else:
                 line.update(content)
         if stopped:  # and what came last is shown
@@ -210,6 +222,10 @@ class Reporter:
     def phase(self, text: str) -> None:
         """Send what goes on now, such as 'k-NN'."""
         self._push("phase", text)
+
+    def note(self, text: str) -> None:
+        """Send what should stay to be read."""
+        self._push("note", text)
 
     def _push(self, kind: str, content: Any) -> None:
         if self._monitor is not None:

@@ -15,20 +15,22 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
-from ray.train.torch import TorchTrainer
 
 from glsd.config import Config
 from glsd.data import Index, Order, subset, write_subset
 from glsd.models import build_backbone
+from glsd.scaling import scaled
 from glsd.training import checkpoints, newest_checkpoint
-from ray_jobs.cluster import check_resources, cluster
+from ray_jobs.cluster import check_resources, check_shares, cluster
 from ray_jobs.finishing import finish
+from ray_jobs.initial_weights import INIT, InitialWeights, initial_weights
 from ray_jobs.labelled import LabelledSplit, Sources, indexed, labelled_split
-from ray_jobs.monitor import ProgressLine, start_monitor, watch
+from ray_jobs.loggers import check_loggers
+from ray_jobs.monitor import ProgressLine, start_monitor
 from ray_jobs.run_directory import CONFIG, RunDirectory
 from ray_jobs.settings import JobSettings
-from ray_jobs.stream import MAX_UNIT_BYTES, UnitSource, share_files, stream_options, unit_bytes
+from ray_jobs.stream import MAX_UNIT_BYTES, UnitSource, share_files, unit_bytes
+from ray_jobs.trainer import fit
 from ray_jobs.worker import Plan, remaining_stream, train_worker
 
 SUBSET = "subset.csv"
@@ -47,7 +49,16 @@ class Run:
     """Steps, losses and, where there are labels, k-NN accuracies as shares."""
 
 
-def pretrain(config: Config, data: Sources, out: str, *, knn_data: Sources | None = None, **job: Any) -> Run:
+def pretrain(
+    config: Config,
+    data: Sources,
+    out: str,
+    *,
+    knn_data: Sources | None = None,
+    init_from: str | None = None,
+    line: ProgressLine | None = None,
+    **job: Any,
+) -> Run:
     """Pretrain on unlabelled images; start the same call again after a kill and it goes on.
 
     Args:
@@ -56,6 +67,9 @@ def pretrain(config: Config, data: Sources, out: str, *, knn_data: Sources | Non
         out: run directory, a folder or a URI that all workers reach.
         knn_data: labelled images for the k-NN of the teacher, on which the labelled images of `data` vote; without them
             a share of `data` is tested. Labels are never trained on.
+        init_from: a model that `glsd.evaluation.load_model` knows, with whose backbone student and teacher start; the
+            heads and the schedules are new. The run keeps a copy, so the model is not needed to resume.
+        line: shows what goes on; by default a line of the terminal.
         job: fields of `JobSettings`.
 
     Raises:
@@ -63,18 +77,28 @@ def pretrain(config: Config, data: Sources, out: str, *, knn_data: Sources | Non
         NonFiniteLoss: the loss was infinite or not a number; the last good checkpoint is there.
     """
     settings = JobSettings(**job)
+    check_loggers(settings.loggers)
     run = RunDirectory(out)
-    run.check_config(config)
+    if not config.auto:
+        run.check_config(config)  # the cheapest check comes first
     check_sizes(config)
-    with ProgressLine() as line, run.lease(on_wait=line.phase):
+    with line or ProgressLine() as line, run.lease(on_wait=line.phase):
+        if init_from is not None:
+            line.phase(f"reading {init_from}")
+        init = None if init_from is None else initial_weights(run, config, init_from)
         index = indexed(data, config, line)
         tested = None if knn_data is None else indexed(knn_data, config, line)
         image_ids = subset(len(index) if index.labels is None else index.labels, config.data, index.classes)
+        if config.auto:
+            derived = config.auto
+            config = scaled(config, len(image_ids))
+            line.note(f"for {len(image_ids):,} images: " + ", ".join(f"{key} {config.flat()[key]}" for key in derived))
+            run.check_config(config)
         order = Order(config.seed, len(image_ids), config.optim.batch_size, config.data.unit_size)
         if run.finished is None and (warning := order.left_out_warning()):
             warnings.warn(warning, stacklevel=2)
         # A new directory becomes this run's when it is sure that the run can start, so that a remedy may change it.
-        claim = partial(_claim, run, config, index, tested, image_ids)
+        claim = partial(_claim, run, config, index, tested, image_ids, init)
         if run.read(CONFIG) is not None:
             claim()
         if run.finished is None:
@@ -90,11 +114,22 @@ def pretrain(config: Config, data: Sources, out: str, *, knn_data: Sources | Non
     return Run(out, checkpoint, summary)
 
 
-def _claim(run: RunDirectory, config: Config, index: Index, tested: Index | None, image_ids: np.ndarray) -> None:
+def _claim(
+    run: RunDirectory,
+    config: Config,
+    index: Index,
+    tested: Index | None,
+    image_ids: np.ndarray,
+    init: InitialWeights | None,
+) -> None:
     identity: dict[str, Any] = {"sources": index.sources, "images": len(index), "digest": index.digest}
     if tested is not None:
         identity |= {"knn_sources": tested.sources, "knn_images": len(tested), "knn_digest": tested.digest}
+    if init is not None:
+        identity |= init.identity
     run.claim(config, identity)
+    if init is not None and init.content is not None:
+        run.write(INIT, init.content)
     if len(image_ids) < len(index) and run.read(SUBSET) is None:
         with tempfile.NamedTemporaryFile(suffix=".csv") as file:
             write_subset(file.name, index, image_ids)
@@ -133,42 +168,13 @@ def _train_on_ray(
 ) -> None:
     line.phase("connecting to Ray")
     with cluster(settings):
-        resources = check_resources(settings, config, index.packed)
+        check_shares(config, settings.workers)
+        resources = check_resources(settings, index.packed)
         claim()
         regime = None if len(image_ids) == len(index) else ray.put(image_ids)
         files = share_files([side for side in (index, split and split.queries.index) if side is not None])
         source = UnitSource(config, index, files, regime, len(image_ids), resources.photometrics)
         monitor = start_monitor()
         assert run.token is not None
-        plan = Plan(config, run, run.token, source, split, monitor, resources.torch_threads)
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"plan": plan},
-            scaling_config=ScalingConfig(
-                num_workers=settings.workers, use_gpu=resources.gpu, resources_per_worker=resources.per_worker
-            ),
-            run_config=RunConfig(
-                name=run.name,
-                storage_path=run.storage_path,
-                storage_filesystem=run.filesystem,
-                failure_config=FailureConfig(  # an unschedulable start would be tried for ever by default
-                    max_failures=resources.max_failures,
-                    controller_failure_limit=2,  # type: ignore[call-arg] # its stub is that of the old Train
-                ),
-            ),
-            datasets={"train": partial(remaining_stream, plan)},
-            dataset_config=DataConfig(execution_options=stream_options()),
-        )
-        line.phase("starting workers")
-        with watch(monitor, line):
-            try:
-                trainer.fit()
-            except TrainingFailedError as error:
-                raise _cause(error) from None
-
-
-def _cause(error: TrainingFailedError) -> BaseException:
-    """What went wrong in a worker, without Ray's wrapping."""
-    if isinstance(error, WorkerGroupError):
-        return next(iter(error.worker_failures.values()), error)
-    return error
+        plan = Plan(config, run, run.token, source, split, monitor, resources.torch_threads, settings.loggers)
+        fit(train_worker, plan, partial(remaining_stream, plan), run, settings, resources, monitor, line)

@@ -12,11 +12,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 import yaml
 from pydantic import ValidationError
@@ -31,6 +31,8 @@ from ray_jobs.lease import TIMES, LeaseTimes, held_lease, holds_lease
 
 CONFIG, DATA, ENVIRONMENT, SUMMARY = "config.yaml", "data.json", "environment.json", "summary.json"
 METRICS, SKIPPED, TENSORBOARD = "metrics.jsonl", "skipped.jsonl", "tensorboard"
+EVALUATION = "evaluation.json"
+EVALUATION = "evaluation.json"  # of `glsd evaluate`, in a folder of its own
 PACKAGES = (
     *("glsd", "ray", "pyarrow", "torch", "torchvision", "timm"),
     *("numpy", "pillow", "simplejpeg", "opencv-python-headless"),
@@ -146,6 +148,16 @@ class RunDirectory(Folder):
             )
 
 
+class ExternalLog(Protocol):
+    """A place outside of the run directory where its metrics are logged as well."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of a step; all are finite."""
+
+    def close(self, failed: bool) -> None:
+        """End it, as finished or as failed."""
+
+
 class RunLog:
     """The growing files of a run, written by one process: metrics, TensorBoard events, skipped images.
 
@@ -155,14 +167,15 @@ class RunLog:
     Args:
         run: the run directory.
         resume_step: number of steps that the checkpoint holds; lines of later steps are dropped.
+        external: where else the metrics go.
     """
 
-    def __init__(self, run: RunDirectory, resume_step: int = 0) -> None:
-        self._run = run
+    def __init__(self, run: RunDirectory, resume_step: int = 0, external: Sequence[ExternalLog] = ()) -> None:
+        self._run, self._external = run, external
         self._folder = Path(run.path) if run.is_local else Path(tempfile.mkdtemp(prefix="glsd-log-"))
         self._folder.mkdir(parents=True, exist_ok=True)
         metrics = [line for line in _read_lines(run, METRICS) if line["step"] <= resume_step]
-        skipped = {line["image_id"]: line for line in _read_lines(run, SKIPPED)}
+        skipped = {line["image_id"]: line for line in read_skipped(run)}
         self._metrics = self._reopen(METRICS, metrics)
         self._skipped = self._reopen(SKIPPED, list(skipped.values()))
         self._skipped_ids = set(skipped)
@@ -171,8 +184,8 @@ class RunLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self.close(failed=kind is not None)
 
     @property
     def num_skipped(self) -> int:
@@ -186,6 +199,8 @@ class RunLog:
         for key, value in values.items():
             if value is not None:
                 self._events.add_scalar(key, value, step)
+        for log in self._external:
+            log.log(step, {key: value for key, value in values.items() if value is not None})
 
     def skip(self, image_id: int, uri: str, reason: str) -> None:
         """Add an image that could not be decoded; again is the same as once."""
@@ -202,14 +217,16 @@ class RunLog:
             for path in sorted(path for path in self._folder.rglob("*") if path.is_file()):
                 self._run.write(path.relative_to(self._folder).as_posix(), path.read_bytes())
 
-    def close(self) -> None:
-        """Sync for the last time and close the files."""
+    def close(self, failed: bool = False) -> None:
+        """Sync for the last time and close the files; `failed` is what is said outside."""
         self.sync()
         self._events.close()
         self._metrics.close()
         self._skipped.close()
         if not self._run.is_local:
             shutil.rmtree(self._folder)
+        for log in self._external:
+            log.close(failed)
 
     def _reopen(self, name: str, lines: list[dict[str, Any]]) -> TextIO:
         path = self._folder / name
@@ -220,6 +237,11 @@ class RunLog:
 def read_metrics(run: RunDirectory | str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The metrics that a run has logged, in the order of its steps: `{"step": ..., "loss": ..., ...}`."""
     return _read_lines(run if isinstance(run, RunDirectory) else RunDirectory(run), METRICS)
+
+
+def read_skipped(run: RunDirectory) -> list[dict[str, Any]]:
+    """The images that a run could not decode: `{"image_id": ..., "uri": ..., "reason": ...}`."""
+    return _read_lines(run, SKIPPED)
 
 
 def environment() -> dict[str, Any]:

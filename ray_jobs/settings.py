@@ -7,6 +7,8 @@ from pydantic import Field
 
 from glsd.config import Record
 
+Logger = Literal["wandb", "mlflow"]
+
 
 class JobSettings(Record):
     """Workers, devices and failures of one job."""
@@ -15,6 +17,8 @@ class JobSettings(Record):
     """Training workers, one process and one GPU (or the machine's cores in equal parts) each."""
     gpu: bool | None = None
     """Train on GPUs; null does where the cluster has any."""
+    gpus_per_worker: float = Field(default=1, gt=0, le=1)
+    """GPU that a training worker reserves, where it trains on one; several small jobs can share a GPU by fractions."""
     cpus_per_worker: float | None = Field(default=None, gt=0)
     """CPUs that a training worker reserves on its node; null is next to none on one machine and 1 on a cluster."""
     photometrics: Literal["auto", "worker", "device"] = "auto"
@@ -24,6 +28,8 @@ class JobSettings(Record):
     """How often the workers are started again after one dies; null is 0 on one machine and 3 on a cluster."""
     dashboard: bool = False
     """Start Ray's dashboard where this job starts Ray by itself."""
+    loggers: tuple[Logger, ...] = ()
+    """Log the run there as well: wandb (Weights & Biases) and mlflow, extras of that name."""
 
 
 def num_cores() -> int:

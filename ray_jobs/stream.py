@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from ray.data import Dataset, ExecutionOptions
 
 from glsd.augment import multicrop_batch
-from glsd.config import Config
+from glsd.config import Config, DataConfig
 from glsd.data import Index, Order, UndecodableImage, decode
 from glsd.data.filesystems import replace_file
 
@@ -31,9 +31,95 @@ MAX_UNIT_BYTES = 64 * 2**20
 """Ray Data splits blocks above 1.5 * 128 MiB without a word, and the order of the units would be lost."""
 
 
+class Source(Protocol):
+    """What a task needs to make any unit; small, because it is part of every task's closure."""
+
+    @property
+    def files(self) -> "Files":
+        """The indexes' files, for nodes that lack them."""
+
+    @property
+    def num_units(self) -> int:
+        """Units of all epochs."""
+
+    def unit(self, k: int) -> dict[str, np.ndarray]:
+        """Unit k: arrays of one row for each of its images.
+
+        Raises:
+            ValueError: images cannot be used.
+            OSError: images cannot be read.
+        """
+
+    def blank(self, k: int) -> dict[str, np.ndarray]:
+        """Arrays of the shapes of unit k."""
+
+
+class DecodedUnit(NamedTuple):
+    """The m images of a unit, the undecodable ones replaced."""
+
+    epoch: int
+    members: np.ndarray
+    """(m,) their numbers within the regime."""
+    image_ids: np.ndarray
+    """(m,) their rows of the full index."""
+    images: list[np.ndarray]
+    skips: list[list[tuple[int, str]]]
+    """(image_id, reason) of each image that an image stands in for."""
+
+
+@dataclass(frozen=True)
+class UnitReader:
+    """Reads and decodes the images of any unit, whatever is made of them then."""
+
+    order: Order
+    index: Index
+    image_ids: "ray.ObjectRef[np.ndarray] | None"
+    """The regime's images in the object store; None is all."""
+    limits: DataConfig
+
+    def read(self, k: int) -> DecodedUnit:
+        """The images of unit k.
+
+        Raises:
+            ValueError: image after image cannot be decoded.
+            OSError: an image cannot be read.
+        """
+        epoch, scheduled = self.order.unit(k)
+        with ThreadPoolExecutor(8) as readers:
+            encoded = list(readers.map(self.index.read, self._ids(scheduled).tolist()))
+        found = [self._decoded(epoch, member, data) for member, data in zip(scheduled.tolist(), encoded, strict=True)]
+        members = np.array([member for member, _, _ in found])
+        images, skips = [image for _, image, _ in found], [skipped for _, _, skipped in found]
+        return DecodedUnit(epoch, members, self._ids(members), images, skips)
+
+    def _decoded(self, epoch: int, scheduled: int, data: bytes) -> tuple[int, np.ndarray, list[tuple[int, str]]]:
+        """The regime's image of this number, or the first decodable one of its keyed replacements."""
+        member, skipped = scheduled, list[tuple[int, str]]()
+        for attempt in range(MAX_REPLACEMENTS):
+            try:
+                return member, decode(data, self.limits.max_pixels, self.limits.value_range), skipped
+            except UndecodableImage as error:
+                skipped.append((self._id(member), str(error)))
+            member = self.order.replacement(epoch, scheduled, attempt)
+            data = self.index.read(self._id(member))
+        reasons = "; ".join(f"{self.index.uri(image_id)}: {reason}" for image_id, reason in skipped[:3])
+        raise ValueError(f"{MAX_REPLACEMENTS} images in a row could not be decoded, such as {reasons}")
+
+    def _id(self, member: int) -> int:
+        return int(self._ids(np.array([member]))[0])
+
+    def _ids(self, members: np.ndarray) -> np.ndarray:
+        """Rows of the full index, which name an image alike in every regime."""
+        if self.image_ids is None:
+            return members
+        regime: np.ndarray = ray.get(self.image_ids)
+        chosen: np.ndarray = regime[members]
+        return chosen
+
+
 @dataclass(frozen=True)
 class UnitSource:
-    """What a task needs to make any unit; small, because it is part of every task's closure."""
+    """The units of a training: m images as crops with their geometry."""
 
     config: Config
     index: Index
@@ -49,54 +135,33 @@ class UnitSource:
         """Which images make up which unit."""
         return Order(self.config.seed, self.num_images, self.config.optim.batch_size, self.config.data.unit_size)
 
+    @property
+    def num_units(self) -> int:
+        """Units of all epochs."""
+        return self.config.optim.epochs * self.order.units_per_epoch
+
     def unit(self, k: int) -> dict[str, np.ndarray]:
         """Unit k: m images read, decoded and cropped, the undecodable ones replaced.
 
         Returns:
             The arrays of `glsd.training.Unit`, and `skips` (m,): a JSON list of [image_id, reason] for each image.
         """
-        epoch, members = self.order.unit(k)
-        with ThreadPoolExecutor(8) as readers:
-            encoded = list(readers.map(self.index.read, self._ids(members).tolist()))
-        image_ids, images, skips = [], [], []
-        for member, data in zip(members.tolist(), encoded, strict=True):
-            image_id, image, skipped = self._decoded(epoch, member, data)
-            image_ids.append(image_id)
-            images.append(image)
-            skips.append(json.dumps(skipped))
-        ids = np.array(image_ids)
-        crops = multicrop_batch(images, self.config.augment, self.config.seed, epoch, ids, self.photometrics)
-        return self.arrays(k, ids, skips, crops)
+        decoded = UnitReader(self.order, self.index, self.image_ids, self.config.data).read(k)
+        skips = [json.dumps(skipped) for skipped in decoded.skips]
+        return self._arrays(k, decoded.image_ids, skips, decoded.images, decoded.epoch)
 
-    def arrays(self, k: int, ids: np.ndarray, skips: list[str], crops: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def blank(self, k: int) -> dict[str, np.ndarray]:
+        """Arrays of the shapes of unit k."""
+        size = self.config.data.unit_size
+        return self._arrays(k, np.zeros(size, np.int64), ["[]"] * size, [np.zeros((8, 8, 3), np.uint8)] * size, 0)
+
+    def _arrays(
+        self, k: int, ids: np.ndarray, skips: list[str], images: list[np.ndarray], epoch: int
+    ) -> dict[str, np.ndarray]:
         """The columns that travel; photometric parameters only where they are still needed."""
+        crops = multicrop_batch(images, self.config.augment, self.config.seed, epoch, ids, self.photometrics)
         travelling = {key: value for key, value in crops.items() if key != "pho" or self.photometrics == "device"}
         return {"unit": np.full(len(ids), k), "image_id": ids, "skips": np.array(skips), **travelling}
-
-    def _decoded(self, epoch: int, member: int, data: bytes) -> tuple[int, np.ndarray, list[tuple[int, str]]]:
-        """The regime's image of this number, or the first decodable one of its keyed replacements."""
-        limits, skipped = self.config.data, list[tuple[int, str]]()
-        image_id = self._id(member)
-        for attempt in range(MAX_REPLACEMENTS):
-            try:
-                return image_id, decode(data, limits.max_pixels, limits.value_range), skipped
-            except UndecodableImage as error:
-                skipped.append((image_id, str(error)))
-            image_id = self._id(self.order.replacement(epoch, member, attempt))
-            data = self.index.read(image_id)
-        reasons = "; ".join(f"{self.index.uri(image_id)}: {reason}" for image_id, reason in skipped[:3])
-        raise ValueError(f"{MAX_REPLACEMENTS} images in a row could not be decoded, such as {reasons}")
-
-    def _id(self, member: int) -> int:
-        return int(self._ids(np.array([member]))[0])
-
-    def _ids(self, members: np.ndarray) -> np.ndarray:
-        """Rows of the full index, which name an image alike in every regime."""
-        if self.image_ids is None:
-            return members
-        regime: np.ndarray = ray.get(self.image_ids)
-        chosen: np.ndarray = regime[members]
-        return chosen
 
 
 Files = dict[str, "ray.ObjectRef[bytes]"]
@@ -116,10 +181,9 @@ def place_files(files: Files) -> None:
             replace_file(Path(path), ray.get(content))
 
 
-def stream(source: UnitSource, start_unit: int) -> Dataset:
+def stream(source: Source, start_unit: int) -> Dataset:
     """All units from `start_unit` to the end of the last epoch, one block each, in order."""
-    config = source.config
-    num_units = config.optim.epochs * source.order.steps_per_epoch * config.units_per_step - start_unit
+    num_units = source.num_units - start_unit
     # About a thousand units a read task: many more tasks delay the first batch of a long run by most of a minute.
     units = ray.data.range(num_units, override_num_blocks=max(1, num_units // 1000))
     units.context.execution_no_progress_timeout_s = -1  # k-NN or an upload may hold the training up for long
@@ -150,22 +214,15 @@ def received(units: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str,
         yield unit
 
 
-def _make_unit(row: dict[str, np.ndarray], source: UnitSource, first: int) -> dict[str, Any]:
+def _make_unit(row: dict[str, np.ndarray], source: Source, first: int) -> dict[str, Any]:
     # A task has one core; libraries that start threads of their own would only fight for it.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    k, size = first + int(row["id"][0]), source.config.data.unit_size
+    k, failure = first + int(row["id"][0]), ""
     place_files(source.files)
     try:
-        return {**source.unit(k), "failure": np.full(size, "")}
+        arrays = source.unit(k)
     except (ValueError, OSError) as error:
         # Ray Data keeps the text of an exception only within a traceback, so what a user can mend travels as a row.
-        return {**_blank_unit(source, k), "failure": np.full(size, str(error))}
-
-
-def _blank_unit(source: UnitSource, k: int) -> dict[str, Any]:
-    size, augment = source.config.data.unit_size, source.config.augment
-    blank = np.zeros((8, 8, 3), np.uint8)
-    ids = np.zeros(size, np.int64)
-    crops = multicrop_batch([blank] * size, augment, source.config.seed, 0, ids, source.photometrics)
-    return source.arrays(k, ids, ["[]"] * size, crops)
+        arrays, failure = source.blank(k), str(error)
+    return {**arrays, "failure": np.full(len(arrays["unit"]), failure)}

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +15,10 @@ import ray.train.torch
 import torch
 
 from glsd.config import Config
+from glsd.evaluation import Collapsed, CollapseWatch, collapse_metrics
 from glsd.models import Network
 from glsd.training import (
+    Batch,
     Metrics,
     NonFiniteLoss,
     Probe,
@@ -27,12 +30,16 @@ from glsd.training import (
     manifest,
     prune_checkpoints,
     save_checkpoint,
+    teacher_temperature,
     train,
 )
+from ray_jobs.initial_weights import read_initial_weights
 from ray_jobs.labelled import LabelledSplit
+from ray_jobs.loggers import external_loggers
 from ray_jobs.monitor import Reporter
 from ray_jobs.online_knn import OnlineKnn
 from ray_jobs.run_directory import RunDirectory, RunLog
+from ray_jobs.settings import Logger
 from ray_jobs.stream import UnitSource, place_files, received, stream
 
 if TYPE_CHECKING:
@@ -54,6 +61,7 @@ class Plan:
     knn: LabelledSplit | None
     monitor: "ActorHandle[Any]"
     torch_threads: int | None
+    loggers: tuple[Logger, ...] = ()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -89,9 +97,10 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     first = next(arriving, None)
     if first is None:
         return  # the last checkpoint is that of the last step
-    state = initial_state(config, device)
     # The stream decides where this start continues, so data and weights are of one checkpoint.
-    state.step = int(first["unit"][0]) // config.units_per_step
+    start_step = int(first["unit"][0]) // config.units_per_step
+    state = initial_state(config, device, None if start_step else read_initial_weights(plan.run))
+    state.step = start_step
     if state.step:
         state.load_state_dict(load_checkpoint(checkpoints(plan.run.location)[state.step]))
 
@@ -100,19 +109,66 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         recorder.announce(f"resuming at step {state.step:,} of {plan.total_steps:,}")
     probes = {} if plan.knn is None else {"knn": recorder.announced("k-NN", OnlineKnn(plan.knn, config, device))}
     if state.step == 0:
-        # The teacher before training is the backbone at random initialisation: what all later figures stand beside.
+        # The teacher before training is the backbone as it was initialised: what all later figures stand beside.
         untrained: Metrics = {"step": 0}
         for probe in probes.values():
             untrained |= probe(state.teacher, 0)
         recorder.log(untrained, None)
     try:
         units = recorder.watched(itertools.chain([first], arriving))
-        train(state, units, config, plan.steps_per_epoch, device, recorder.log, probes)
-    except (ValueError, NonFiniteLoss, torch.OutOfMemoryError) as error:
+        if config.collapse == "ignore":
+            train(state, units, config, plan.steps_per_epoch, device, recorder.log, probes)
+        else:
+            watched = _CollapseAlarm(plan, recorder)
+            train(state, units, config, plan.steps_per_epoch, device, watched.log, probes, watched.diagnose)
+    except (ValueError, NonFiniteLoss, Collapsed, torch.OutOfMemoryError) as error:
         plan.run.write(FAILURE, f"{plan.token}{error}".encode())
         raise
     finally:
-        recorder.close()
+        recorder.close(failed=sys.exception() is not None)
+
+
+class _CollapseAlarm:
+    """Looks for a collapse (Sec. 4.6) whenever metrics are logged, and warns or stops as `collapse` says.
+
+    The readings are means over the workers, so that all of them judge alike.
+    """
+
+    def __init__(self, plan: Plan, recorder: "_Recorder") -> None:
+        self._plan, self._recorder = plan, recorder
+        self._watch = CollapseWatch(plan.config)
+        self._has_warned = False
+
+    def diagnose(self, state: TrainState, batch: Batch) -> dict[str, torch.Tensor]:
+        """The loop's `diagnose`."""
+        config = self._plan.config
+        temperature = teacher_temperature((state.step - 1) // self._plan.steps_per_epoch, config.objective)
+        return collapse_metrics(state.teacher, batch, state.centers, config, temperature)
+
+    def log(self, metrics: Metrics, state: TrainState | None) -> None:
+        """The loop's `on_log`, with the verdict among the metrics; the reading that stops a run is recorded too."""
+        metrics = metrics | self._watch.judge(metrics)
+        self._recorder.log(metrics, state)
+        if not metrics.get("collapsed"):
+            return
+        found = f"the teacher has collapsed at step {metrics['step']:,} ({'; '.join(self._watch.reasons)})"
+        if self._plan.config.collapse == "stop":
+            kept = max(checkpoints(self._plan.run.location), default=None)
+            raise Collapsed(
+                f"{found}, and no training leads out of that. "
+                + ("No checkpoint was due before. " if kept is None else f"The checkpoint of step {kept:,} is kept. ")
+                + _REMEDIES
+            )
+        if not self._has_warned:
+            self._recorder.warn(f"{found}; the run goes on. {_REMEDIES}")
+            self._has_warned = True
+
+
+_REMEDIES = (
+    "In a new run try objective.setting geometric, a lower objective.teacher_temperature, "
+    "objective.center_momentum 0.9 or a lower optim.base_lr."
+)
+"""Of a collapse: matches that cannot collapse, sharpening, centring (Sec. 4.6)."""
 
 
 class _Recorder:
@@ -124,7 +180,8 @@ class _Recorder:
         self._rank = ray.train.get_context().get_world_rank()
         if self._rank == 0:
             # A fresh start also drops the line of step 0, which it writes again.
-            self._log = RunLog(plan.run, resume_step=start_step or -1)
+            external = external_loggers(plan.loggers, plan.run, plan.config)
+            self._log = RunLog(plan.run, resume_step=start_step or -1, external=external)
             self._reporter = Reporter(plan.monitor, plan.run.name)
 
     def watched(self, units: Iterator[Unit]) -> Iterator[Unit]:
@@ -138,6 +195,11 @@ class _Recorder:
         """Tell the driver what goes on."""
         if self._rank == 0:
             self._reporter.phase(phase)
+
+    def warn(self, text: str) -> None:
+        """Tell the driver what its user should see for good."""
+        if self._rank == 0:
+            self._reporter.note(text)
 
     def announced(self, phase: str, probe: Probe) -> Probe:
         """The probe, with the driver told that it runs."""
@@ -164,10 +226,10 @@ class _Recorder:
         if state is not None:
             ray.train.report(metrics)  # a barrier of all workers
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """Make the last lines durable."""
         if self._rank == 0:
-            self._log.close()
+            self._log.close(failed)
 
     def _save(self, state: TrainState, metrics: Metrics) -> None:
         run, config = self._plan.run, self._plan.config

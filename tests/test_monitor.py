@@ -50,6 +50,22 @@ def test_a_vanilla_run_shows_no_local_loss_and_one_without_labels_no_knn() -> No
     assert "k-NN" not in text
 
 
+def test_the_progress_line_says_whether_the_teacher_has_collapsed_once_that_is_judged() -> None:
+    assert progress_text(METRICS | {"collapsed": 1.0}, 200) == progress_text(METRICS, 200) + "  COLLAPSED"
+    assert progress_text(METRICS | {"collapsed": 0.0}, 200) == progress_text(METRICS, 200) + "  healthy"
+    assert progress_text(METRICS | {"collapsed": 1.0}).endswith("COLLAPSED")
+    assert len(progress_text(METRICS | {"collapsed": 1.0})) <= MAX_WIDTH
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_a_note_stays_to_be_read(stream: io.StringIO) -> None:
+    with ProgressLine(stream) as line:
+        line.update(METRICS)
+        line.note("the teacher has collapsed " + 300 * "x")
+        line.update(METRICS)
+    assert "the teacher has collapsed " + 300 * "x" + "\n" in stream.getvalue()
+
+
 def test_lines_of_a_run_are_aligned() -> None:
     early = METRICS | {"step": 10.0, "images_per_s": 9.0, "data_wait": 1.0, "epoch": 0.2}
     assert progress_text(early).index("left") == progress_text(METRICS).index("left")

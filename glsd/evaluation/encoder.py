@@ -5,6 +5,7 @@ backbone alone. `load_encoder` finds it in a run, a checkpoint or an exported fo
 """
 
 import copy
+import hashlib
 import json
 import math
 import re
@@ -117,6 +118,29 @@ def load_encoder(path: str | Path) -> Encoder:
     prefix = "backbone."
     backbone = {key.removeprefix(prefix): value for key, value in state["teacher"].items() if key.startswith(prefix)}
     return build_encoder(Config.model_validate(state["config"]), backbone)
+
+
+def model_digest(encoder: Encoder) -> str:
+    """Sixty-four hexadecimal digits that two encoders share if they give the same representations of the same images.
+
+    They stand for the names, types, shapes and bytes of the backbone's tensors, and for the settings of the model and
+    of its preprocessing (`model.backbone`, `augment.mean` and `std`, `evaluation.resize` and `crop`).
+    """
+    config = encoder.config
+    digest = hashlib.sha256(
+        json.dumps(
+            [
+                config.model.backbone,
+                *(config.augment.mean, config.augment.std),
+                *(config.evaluation.resize, config.evaluation.crop),
+            ]
+        ).encode()
+    )
+    for name, value in sorted(encoder.backbone.state_dict().items()):
+        value = value.cpu().contiguous()
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def with_downsampling_moved(weights: Mapping[str, Tensor], by: int) -> dict[str, Tensor]:

@@ -2,18 +2,20 @@
 
 `timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0)` reads both; the names are the first that timm
 looks for. The folder also holds our own settings, so `load_encoder` gives exactly the encoder that was exported, where
-timm's model of the same weights may differ: its Swin has another LayerNorm epsilon, which the report measures, and at
-sizes whose maps are not whole windows it pads after the cyclic shift and not before (`glsd.models.swin`).
+timm's model of the same weights may differ: its Swin has another LayerNorm epsilon, and at sizes whose maps are not
+whole windows it pads after the cyclic shift and not before (`glsd.models.swin`). The report measures both.
+
+How an export is written and compared is the same for other libraries, which `glsd.evaluation.targets` is about.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from safetensors.torch import save
 from timm.models.swin_transformer import SwinTransformer
@@ -23,63 +25,137 @@ from glsd.evaluation.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, with_dow
 from glsd.models import timm_architecture
 
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # what lets a timm model take other sizes
-_COMPARED_PX = 224
+_COMPARED_PX = (224, 96)  # the paper's global and local crops
+
+
+class Difference(NamedTuple):
+    """How near another library's features come to ours on two images of noise."""
+
+    largest: float
+    """Largest absolute difference of an entry of z̄ (of z too, where the library gives z)."""
+    largest_entry: float
+    """Largest absolute entry of ours, to judge the difference by."""
 
 
 class ExportReport(NamedTuple):
-    """Where the export lies, how near timm's model comes to ours, and how to load it."""
+    """Where an export lies, how to load it, and how near what is loaded comes to the encoder."""
 
     path: Path
-    largest_difference: float
-    """Largest absolute difference of an entry of z̄ between timm's model and ours, on two images of noise."""
-    largest_entry: float
-    """Largest absolute entry of our z̄ of these images, to judge the difference by."""
-    size: int
-    """Side of these images in pixels: 224, or `evaluation.crop` where the backbone cannot take that."""
     lines: str
-    """Three lines of Python that give z̄ with timm."""
+    """Lines of Python that give z̄ of normalised `images`; the comparison ran these very lines."""
+    differences: dict[int, Difference]
+    """By the side of the images in pixels: 224, 96 and `evaluation.crop`, as far as both models take them."""
+    not_taken: dict[int, str]
+    """Why the others of these sizes were not compared."""
+    note: str
+    """Why the library's features differ by more than rounding, if they do."""
+
+    def __str__(self) -> str:
+        return f"{self.path}\n{self.statement}\n\n{self.lines}"
+
+    @property
+    def largest_difference(self) -> float:
+        """Of all sizes that were compared."""
+        return max(difference.largest for difference in self.differences.values())
+
+    @property
+    def statement(self) -> str:
+        """The comparison in words, a line for each size."""
+        said = {
+            size: f"differs by up to {difference.largest:.1e}, of entries up to {difference.largest_entry:.2g}"
+            for size, difference in self.differences.items()
+        }
+        lines = [f"{size:>4} px: {words}" for size, words in sorted((said | self.not_taken).items(), reverse=True)]
+        return "\n".join(lines + [self.note] * bool(self.note))
 
 
 def export_backbone(encoder: Encoder, out: str | Path) -> ExportReport:
     """Write the backbone for timm; the folder is there whole or not at all, an earlier export is replaced.
 
     Raises:
-        ValueError: `out` is a file, or a folder that holds something else than an export.
+        ValueError: `out` is a file, or a folder that holds something else than an earlier export for timm.
+    """
+    weights = {key: value.cpu().contiguous() for key, value in encoder.backbone.model.state_dict().items()}
+    is_swin = isinstance(encoder.backbone.model, SwinTransformer)
+    if is_swin:
+        # timm up to 1.0.30 takes a Swin without classifier for one in the layout of Swin's authors, and later ones
+        # recognise that layout; so it is the one that every timm loads.
+        weights = with_downsampling_moved(weights, -1)
+    files = {
+        WEIGHTS_FILE: save(weights, metadata={"format": "pt"}),
+        CONFIG_FILE: json.dumps(_timm_config(encoder), indent=2).encode(),
+    }
+    note = (
+        "timm's Swin has a LayerNorm epsilon of 1e-5 where training had 1e-6, and pads maps that are not whole windows "
+        "after the shift and not before; glsd.load_encoder of the folder gives exactly the features of the training"
+    )
+    return write_export(encoder, out, files, _timm_lines(encoder), note=note if is_swin else "")
+
+
+def write_export(
+    encoder: Encoder,
+    out: str | Path,
+    files: Mapping[str, bytes],
+    lines: Callable[[Path], str],
+    refusal: Callable[[int], str] = lambda _: "",
+    note: str = "",
+) -> ExportReport:
+    """Write the files of a folder, compare what they give with the encoder, and put the folder in place.
+
+    Args:
+        encoder: what is exported.
+        out: the folder. It is there whole or not at all; an earlier export of the same files is replaced.
+        files: contents by name; one of them is JSON with a section "glsd", by which a later export knows it.
+        lines: Python that loads a folder and makes `z_bar`, and `z` if the library gives it, of `images`.
+        refusal: why the library's model cannot take images of a side in pixels; empty where it can.
+        note: for the report.
+
+    Raises:
+        ValueError: `out` is a file, or a folder that holds something else, or there is no size to compare.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 - Path.resolve would follow symlinks
-    _refuse_to_replace(out)
+    refuse_to_replace(out, files)
+    sizes = {*_COMPARED_PX, encoder.config.evaluation.crop}
+    reasons = {size: _own_refusal(encoder, size) or refusal(size) for size in sizes}
+    not_taken = {size: reason for size, reason in reasons.items() if reason}
+    if not sizes - not_taken.keys():
+        raise ValueError("; ".join(f"{size} px: {reason}" for size, reason in not_taken.items()))
     partial, replaced = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")
     out.parent.mkdir(parents=True, exist_ok=True)
     for leftover in (partial, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
-    weights = {key: value.cpu().contiguous() for key, value in encoder.backbone.model.state_dict().items()}
-    if isinstance(encoder.backbone.model, SwinTransformer):
-        # timm up to 1.0.30 takes a Swin without classifier for one in the layout of Swin's authors, and later ones
-        # recognise that layout; so it is the one that every timm loads.
-        weights = with_downsampling_moved(weights, -1)
-    for name, content in (
-        (WEIGHTS_FILE, save(weights, metadata={"format": "pt"})),
-        (CONFIG_FILE, json.dumps(_timm_config(encoder), indent=2).encode()),
-    ):
+    for name, content in files.items():
         with synced(partial / name) as stream:
             stream.write(content)
     sync_folder(partial)
 
-    report = _compared(encoder, partial, out)  # before it is in place: what timm cannot load is not an export
+    # Before it is in place: what a library cannot load is not an export.
+    differences = _compared(encoder, lines(partial), sizes - not_taken.keys())
     if out.exists():
         out.rename(replaced)
     partial.rename(out)
     sync_folder(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-    return report
+    return ExportReport(out, lines(out), differences, not_taken, note)
 
 
-def _refuse_to_replace(out: Path) -> None:
+def refuse_to_replace(out: Path, files: Iterable[str]) -> None:
+    """Stop before anything that is not an earlier export of the same files would be replaced.
+
+    Raises:
+        ValueError: `out` is a file, or a folder that holds something else.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not out.is_dir() or {entry.name for entry in out.iterdir()} != {CONFIG_FILE, WEIGHTS_FILE}:
+    if not out.is_dir() or not _is_export(out, set(files)):
         raise ValueError(f"{out} is no earlier export and will not be replaced; name an empty or a new folder")
+
+
+def _is_export(folder: Path, files: set[str]) -> bool:
+    if {entry.name for entry in folder.iterdir()} != files:
+        return False
+    return any('"glsd"' in (folder / name).read_text("utf-8") for name in files if name.endswith(".json"))
 
 
 def _timm_config(encoder: Encoder) -> dict[str, Any]:
@@ -111,30 +187,43 @@ def _timm_config(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _compared(encoder: Encoder, written: Path, out: Path) -> ExportReport:
-    device = next(encoder.parameters()).device
-    size = _compared_size(encoder)
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    with torch.random.fork_rng(devices=[]):
-        model: Any = timm.create_model(f"local-dir:{written}", pretrained=True, num_classes=0).eval().to(device)
-    with torch.no_grad():
-        ours, theirs = encoder(images)[0], model(images)
-        line = "z_bar = model.eval()(images)"
-        if theirs.shape != ours.shape:  # its head goes on after the pooling, as MobileNet's does
-            theirs = model.forward_features(images).mean((2, 3))
-            line = "z_bar = model.eval().forward_features(images).mean((2, 3))"
-    return ExportReport(
-        out,
-        (ours - theirs).abs().max().item(),
-        ours.abs().max().item(),
-        size,
-        f"import timm\nmodel = timm.create_model({f'local-dir:{out}'!r}, pretrained=True, num_classes=0)\n{line}",
+def _timm_lines(encoder: Encoder) -> Callable[[Path], str]:
+    crop = encoder.config.evaluation.crop
+    image = torch.zeros(1, 3, crop, crop, device=next(encoder.parameters()).device)
+    z_bar = "model.eval()(images)"
+    if encoder.backbone.model(image).shape[1] != encoder.backbone.dim:
+        # Its head goes on after the pooling, as MobileNet's does.
+        z_bar = "model.eval().forward_features(images).mean((2, 3))"
+    return lambda folder: (
+        f"import timm\nmodel = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True, num_classes=0)\n"
+        f"z_bar = {z_bar}"
     )
 
 
-def _compared_size(encoder: Encoder) -> int:
+def _compared(encoder: Encoder, lines: str, sizes: Iterable[int]) -> dict[int, Difference]:
+    """What the lines give, beside the encoder's, on the CPU."""
+    encoder = Encoder(encoder.backbone, encoder.config).cpu()
+    differences = {}
+    for size in sizes:
+        images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+        names: dict[str, Any] = {"images": images}
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            exec(lines, names)
+            pairs = [
+                (ours, torch.as_tensor(names[name]))
+                for name, ours in zip(("z_bar", "z"), encoder(images), strict=True)
+                if name in names
+            ]
+        differences[size] = Difference(
+            max((ours - theirs).abs().max().item() for ours, theirs in pairs),
+            max(ours.abs().max().item() for ours, _ in pairs),
+        )
+    return differences
+
+
+def _own_refusal(encoder: Encoder, size: int) -> str:
     try:
-        encoder.backbone.grid(_COMPARED_PX)
-    except ValueError:
-        return encoder.config.evaluation.crop
-    return _COMPARED_PX
+        encoder.backbone.grid(size)
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -11,6 +11,7 @@ equally similar anchors the one of lower index is nearer. Decoding, preprocessin
 are left to `encoder`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ _ENTRY = 2.0**24  # a normalised entry is a whole number of 1 / _ENTRY
 _INDEX_BITS = 14  # of a key, below the 2 * 24 + 1 bits of a similarity and its sign
 _TILE = 1 << _INDEX_BITS
 _QUERIES = 256  # rows of queries at once: a tile is 256 x 16384 similarities, 34 MB in float64
+_COMPARED = 1 << 22  # pairs of neighbours at once, in votes: 34 MB in float64
 
 
 class Neighbours(NamedTuple):
@@ -47,6 +49,54 @@ class KnnResult(NamedTuple):
     num_queries: int
 
 
+def knn_accuracies(
+    anchors: Float[Tensor, "anchors dim"],
+    anchor_labels: Int64[Tensor, " anchors"],
+    queries: Float[Tensor, "queries dim"],
+    labels: Int64[Tensor, " queries"],
+    ks: Sequence[int],
+    temperature: float,
+    num_classes: int,
+    anchors_at_once: int = _TILE,
+) -> list[KnnResult]:
+    """Share of the queries that their neighbours give the right class, for each number k of neighbours that vote.
+
+    Sec. 4.3 has k in {10, 20, 100, 200} and temperature 0.07. The neighbours are looked for once. A k larger than the
+    number of anchors is all anchors. Of two classes with equal votes the lower one wins; a class without a vote is
+    never predicted, so top 5 counts a query only if a neighbour has its class.
+
+    Raises:
+        ValueError: no k or one below 1, no anchor or no query, a label that is not in [0, num_classes), or a
+            representation that is not finite.
+    """
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks must be one number of neighbours or several, each 1 or more, not {list(ks)}")
+    for name, values in (("anchor_labels", anchor_labels), ("labels", labels)):
+        if values.numel() and (int(values.min()) < 0 or int(values.max()) >= num_classes):
+            raise ValueError(
+                f"{name} are in [{int(values.min())}, {int(values.max())}], "
+                f"but {num_classes} classes are numbered 0 to {num_classes - 1}"
+            )
+    similarity, index = nearest(anchors, queries, max(ks), anchors_at_once)
+    neighbour_labels = anchor_labels.to(index.device)[index]
+    labels = labels.to(index.device)
+    num_top = min(5, num_classes)
+    results = []
+    for k in ks:
+        ranks = class_rank(neighbour_labels[:, :k], similarity[:, :k], labels, temperature)
+        results.append(
+            KnnResult(
+                top1=(ranks < 1).double().mean().item(),
+                top5=(ranks < num_top).double().mean().item(),
+                num_top=num_top,
+                k=min(k, len(anchors)),
+                num_anchors=len(anchors),
+                num_queries=len(queries),
+            )
+        )
+    return results
+
+
 def knn_accuracy(
     anchors: Float[Tensor, "anchors dim"],
     anchor_labels: Int64[Tensor, " anchors"],
@@ -55,41 +105,9 @@ def knn_accuracy(
     k: int,
     temperature: float,
     num_classes: int,
-    anchors_at_once: int = _TILE,
 ) -> KnnResult:
-    """Share of the queries that their neighbours give the right class (Sec. 4.3: k = 20, temperature 0.07).
-
-    A k larger than the number of anchors is all anchors. Of two classes with equal votes the lower one wins; a class
-    without a vote is never predicted, so top 5 counts a query only if a neighbour has its class.
-
-    Raises:
-        ValueError: no anchor or no query, a label that is not in [0, num_classes), or a representation that is not
-            finite.
-    """
-    for name, values in (("anchor_labels", anchor_labels), ("labels", labels)):
-        if values.numel() and (int(values.min()) < 0 or int(values.max()) >= num_classes):
-            raise ValueError(
-                f"{name} are in [{int(values.min())}, {int(values.max())}], "
-                f"but {num_classes} classes are numbered 0 to {num_classes - 1}"
-            )
-    similarity, index = nearest(anchors, queries, k, anchors_at_once)
-    neighbour_labels = anchor_labels.to(index.device)[index]
-    labels = labels.to(index.device)
-    ranks = torch.cat(
-        [
-            class_rank(neighbour_labels[rows], similarity[rows], labels[rows], temperature)
-            for rows in _blocks(len(labels))
-        ]
-    )
-    num_top = min(5, num_classes)
-    return KnnResult(
-        top1=(ranks < 1).double().mean().item(),
-        top5=(ranks < num_top).double().mean().item(),
-        num_top=num_top,
-        k=index.shape[1],
-        num_anchors=len(anchors),
-        num_queries=len(queries),
-    )
+    """`knn_accuracies` of a single k."""
+    return knn_accuracies(anchors, anchor_labels, queries, labels, [k], temperature, num_classes)[0]
 
 
 def nearest(
@@ -135,6 +153,22 @@ def class_rank(
     A class without a vote has the rank 2^63 - 1, behind all. Votes are compared among the k neighbours, not in a table
     of all classes, so the number of classes costs nothing.
     """
+    at_once = max(1, _COMPARED // neighbour_labels.shape[1] ** 2)
+    blocks = zip(neighbour_labels.split(at_once), similarity.split(at_once), labels.split(at_once), strict=True)
+    return torch.cat([_class_rank(*block, temperature) for block in blocks])
+
+
+def majority_share(anchor_labels: Int64[Tensor, " anchors"], labels: Int64[Tensor, " queries"]) -> float:
+    """Accuracy of always answering the anchors' most frequent class (the lowest of several)."""
+    return (labels == anchor_labels.bincount().argmax()).double().mean().item()
+
+
+def _class_rank(
+    neighbour_labels: Int64[Tensor, "queries k"],
+    similarity: Float[Tensor, "queries k"],
+    labels: Int64[Tensor, " queries"],
+    temperature: float,
+) -> Int64[Tensor, " queries"]:
     weight = ((similarity - similarity[:, :1]) / temperature).exp()  # largest is 1: a common factor, and no overflow
     same = neighbour_labels[:, :, None] == neighbour_labels[:, None, :]  # (Q, K, K)
     votes = torch.where(same, weight[:, None, :], 0.0).sum(-1)  # (Q, K) votes of each neighbour's class
@@ -144,11 +178,6 @@ def class_rank(
     ahead = (votes > own_votes) | ((votes == own_votes) & (neighbour_labels < labels[:, None]))
     rank = (ahead & ~own & ~repeated).sum(-1)
     return torch.where(own.any(-1), rank, torch.iinfo(torch.int64).max)
-
-
-def majority_share(anchor_labels: Int64[Tensor, " anchors"], labels: Int64[Tensor, " queries"]) -> float:
-    """Accuracy of always answering the anchors' most frequent class (the lowest of several)."""
-    return (labels == anchor_labels.bincount().argmax()).double().mean().item()
 
 
 def _blocks(num_queries: int) -> list[slice]:

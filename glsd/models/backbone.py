@@ -24,6 +24,8 @@ from glsd.models.drop_path import dropping_paths, keep_scales, replace_drop_path
 from glsd.models.swin import follow_reference
 
 _SWIN_WINDOW = re.compile(r"(swin_[a-z]+_patch\d+_window)(\d+)(_\d+)")
+_STRIDE = re.compile(r"(\w+)_stride(8|16)")
+_VIT_PATCH = re.compile(r"(\w*vit\w*?)_patch(\d+)_(\d+)")
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # whichever of them a model knows
 _SIZE_ERRORS = (AssertionError, IndexError, RuntimeError, ValueError)  # what timm and torch raise for a wrong size
 _SEARCH_PX = 32
@@ -162,7 +164,9 @@ def build_backbone(name: str, drop_path: float = 0.0) -> Backbone:
     """A freshly initialised backbone by its timm name, from torch's ambient random numbers.
 
     `swin_SIZE_patch4_windowN_224` is timm's Swin with windows of N tokens for every N (Swin-T/14 of Table 3 is
-    `swin_tiny_patch4_window14_224`). `drop_path` is the rate of the deepest layer.
+    `swin_tiny_patch4_window14_224`), `NAME_patchP_S` its ViT with patches of P px for images of S px, and
+    `NAME_strideN` a convolutional network whose last map is N (8 or 16) times smaller than the image, dilated, as small
+    images need it. `drop_path` is the rate of the deepest layer.
 
     Raises:
         ValueError: no such model (the nearest spelling is named), no feature map, or no paths to drop.
@@ -183,6 +187,10 @@ def timm_architecture(name: str) -> tuple[str, dict[str, Any]]:
 
     >>> timm_architecture("swin_tiny_patch4_window14_224")
     ('swin_tiny_patch4_window7_224', {'window_size': 14})
+    >>> timm_architecture("vit_tiny_patch8_64")
+    ('vit_tiny_patch16_224', {'patch_size': 8, 'img_size': 64})
+    >>> timm_architecture("resnet18_stride8")
+    ('resnet18', {'output_stride': 8})
     """
     base, _, weights = name.partition(".")
     if timm.is_model(base) and not weights:
@@ -191,6 +199,12 @@ def timm_architecture(name: str) -> tuple[str, dict[str, Any]]:
         before, window, after = match.groups()
         for relative in timm.list_models(f"{before}*{after}"):
             return relative, {"window_size": int(window)}
+    if match := _VIT_PATCH.fullmatch(name):
+        model, patch, size = match.groups()
+        for relative in filter(timm.is_model, (model, f"{model}_patch16_224")):
+            return relative, {"patch_size": int(patch), "img_size": int(size)}
+    if (match := _STRIDE.fullmatch(name)) and timm.is_model(match[1]):
+        return match[1], {"output_stride": int(match[2])}
     nearest = difflib.get_close_matches(base, timm.list_models(), n=1)
     raise ValueError(
         f"model.backbone: timm has no model {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")

@@ -9,6 +9,7 @@ from glsd.training.checkpoint import manifest as manifest
 from glsd.training.checkpoint import newest_checkpoint as newest_checkpoint
 from glsd.training.checkpoint import prune_checkpoints as prune_checkpoints
 from glsd.training.checkpoint import save_checkpoint as save_checkpoint
+from glsd.training.loop import Diagnosis as Diagnosis
 from glsd.training.loop import Metrics as Metrics
 from glsd.training.loop import NonFiniteLoss as NonFiniteLoss
 from glsd.training.loop import Probe as Probe
@@ -26,9 +27,11 @@ from glsd.training.state import initial_state as initial_state
 from glsd.training.step import StepReport as StepReport
 from glsd.training.step import autocast as autocast
 from glsd.training.step import train_step as train_step
+from glsd.training.step import unit_losses as unit_losses
 
 __all__ = [
     "Batch",
+    "Diagnosis",
     "Metrics",
     "NonFiniteLoss",
     "Probe",
@@ -53,5 +56,6 @@ __all__ = [
     "to_device",
     "train",
     "train_step",
+    "unit_losses",
     "weight_decay",
 ]

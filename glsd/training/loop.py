@@ -7,7 +7,7 @@ from contextlib import suppress
 import numpy as np
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from glsd.config import Config
@@ -16,11 +16,12 @@ from glsd.training.batch import Batch, Unit, to_device
 from glsd.training.memory import out_of_memory_advice
 from glsd.training.schedules import learning_rate, teacher_momentum, teacher_temperature, weight_decay
 from glsd.training.state import TrainState
-from glsd.training.step import StepReport, train_step
+from glsd.training.step import StepReport, mean_over_workers, train_step
 
 Metrics = dict[str, float]
 OnLog = Callable[[Metrics, TrainState | None], None]
 Probe = Callable[[Network, int], Metrics]
+Diagnosis = Callable[[TrainState, Batch], Mapping[str, Tensor]]
 
 
 class NonFiniteLoss(RuntimeError):
@@ -35,6 +36,7 @@ def train(
     device: torch.device,
     on_log: OnLog,
     probes: Mapping[str, Probe] | None = None,
+    diagnose: Diagnosis | None = None,
 ) -> None:
     """Train from `state.step` to the end of the last epoch.
 
@@ -49,6 +51,9 @@ def train(
         on_log: called on every worker at every log interval with the interval's means, and with the state where a
             checkpoint is due; every loss up to then is known to be finite.
         probes: measures of the teacher, called on every worker every `evaluation.knn_every_epochs` and at the end.
+        diagnose: cheap measures of the state after a step on this worker's last unit of it, taken whenever metrics are
+            logged and averaged over the workers, so that all decide alike; it must not change the state. The unit is
+            made anew, so no second one is kept on the device between the readings.
 
     Raises:
         NonFiniteLoss: names the step, the parts of the loss and the images since the last reading.
@@ -83,6 +88,8 @@ def train(
             del losses["loss_local"], losses["matched"]  # there is neither
         metrics = {"step": state.step} | losses | _schedules(state.step - 1, config, steps_per_epoch)
         metrics |= interval.speed(state.step, total_steps, config.optim.batch_size, received.seconds_waited)
+        if diagnose is not None:
+            metrics |= _means(diagnose(state, received.last_batch()))
         readings.clear()
         received.restart()
         interval.restart(state.step)
@@ -124,6 +131,12 @@ def _read(readings: Sequence[StepReport], step: int, image_ids: Sequence[int]) -
 
 _LOSSES = ("loss", "loss_global", "loss_local", "matched")
 """The fields of `Losses` as metrics."""
+
+
+def _means(values: Mapping[str, Tensor]) -> Metrics:
+    """Means over the workers."""
+    stacked = mean_over_workers(torch.stack([value.float() for value in values.values()]))
+    return dict(zip(values, stacked.tolist(), strict=True))
 
 
 def _everyones(image_ids: Sequence[int]) -> list[int]:
@@ -169,7 +182,10 @@ class _Received:
             assert np.all(self.last["unit"] == expected), f"unit {self.last['unit']} came in place of {expected}"
             self._next += 1
             self.image_ids += self.last["image_id"].tolist()
-            yield to_device(self.last, self._config.augment, self._device)
+            yield self.last_batch()
+
+    def last_batch(self) -> Batch:
+        return to_device(self.last, self._config.augment, self._device)
 
 
 class _Interval:

@@ -1,5 +1,6 @@
 """All that changes during a run, and all that a resume needs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +42,15 @@ class TrainState:
         self.centers = Centers(global_.to(device), None if dense is None else dense.to(device))
 
 
-def initial_state(config: Config, device: torch.device) -> TrainState:
-    """theta_s = theta_t = theta_init (Algorithm 1, line 1), centres at zero."""
+def initial_state(config: Config, device: torch.device, init: Mapping[str, torch.Tensor] | None = None) -> TrainState:
+    """theta_s = theta_t = theta_init (Algorithm 1, line 1), centres at zero.
+
+    `init` is the `state_dict` of a backbone that both start from; the heads start as they would without it.
+    """
     student, teacher = build_student_teacher(config)
+    if init is not None:
+        student.backbone.load_state_dict(init)
+        teacher.backbone.load_state_dict(init)
     student.to(device)
     teacher.to(device)
     prototypes = config.model.num_prototypes

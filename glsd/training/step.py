@@ -69,7 +69,7 @@ def train_step(
             losses, bottlenecks = unit_losses(state, student, batch, config, temperature)
             (losses.total / num_units).backward()
         means.append(torch.cat([torch.stack(losses).detach().float(), bottlenecks]))
-    mean = _mean_over_workers(torch.stack(means).mean(0))
+    mean = mean_over_workers(torch.stack(means).mean(0))
     mean_losses, mean_bottlenecks = mean[: len(Losses._fields)], mean[len(Losses._fields) :]
 
     if step // steps_per_epoch < optim.freeze_last_layer_epochs:
@@ -129,7 +129,8 @@ def _mean_teacher_logits(teacher: Network, bottlenecks: Tensor) -> Centers:
     )
 
 
-def _mean_over_workers(values: Tensor) -> Tensor:
+def mean_over_workers(values: Tensor) -> Tensor:
+    """Mean over the workers of a process group, in place; without one the values themselves."""
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
         values /= torch.distributed.get_world_size()

@@ -1,16 +1,27 @@
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from glsd.config import Config, load_config
-from glsd.evaluation import Encoder, build_encoder, embed, load_encoder, untrained_encoder
-from glsd.models import build_student_teacher
+from glsd.evaluation import (
+    Encoder,
+    build_encoder,
+    embed,
+    export_backbone,
+    load_encoder,
+    load_model,
+    model_digest,
+    untrained_encoder,
+)
+from glsd.models import build_backbone, build_student_teacher
 from glsd.training.checkpoint import save_checkpoint
 
 CONFIG = load_config(
@@ -155,3 +166,110 @@ def test_weights_of_another_backbone_are_refused() -> None:
     state = build_student_teacher(CONFIG)[1].backbone.state_dict()
     with pytest.raises(ValueError, match=r"not those of model\.backbone resnet18"):
         build_encoder(CONFIG.with_overrides({"model.backbone": "resnet18"}), state)
+
+
+def test_a_models_digest_is_that_of_its_representations(tmp_path: Path) -> None:
+    encoder = untrained_encoder(CONFIG)
+    digest = model_digest(encoder)
+    assert len(digest) == 64
+    export_backbone(encoder, tmp_path / "backbone")
+    for same in (
+        load_encoder(tmp_path / "backbone"),
+        untrained_encoder(CONFIG.with_overrides({"optim.epochs": 7, "evaluation.k": 3, "model.hidden_dim": 9})),
+    ):
+        assert model_digest(same) == digest
+
+
+def test_whatever_changes_representations_changes_a_models_digest() -> None:
+    digests = {model_digest(untrained_encoder(CONFIG))}
+    for key, value in {
+        "augment.mean": (0.5, 0.5, 0.5),
+        "augment.std": (0.5, 0.5, 0.5),
+        "evaluation.resize": 73,
+        "evaluation.crop": 65,
+    }.items():
+        digests.add(model_digest(Encoder(BACKBONE, CONFIG.with_overrides({key: value}))))
+    last = untrained_encoder(CONFIG)
+    [*last.backbone.model.parameters()][-1][-1] += 2**-20
+    statistics = untrained_encoder(CONFIG)
+    statistics.backbone.model.bn1.running_mean[0] = 2**-20
+    half = untrained_encoder(CONFIG).half()
+    digests |= {model_digest(changed) for changed in (last, statistics, half)}
+    assert len(digests) == 8
+
+
+def weights_file(path: Path, layout: str) -> torch.Tensor:
+    """A file of a small ViT in a layout, and its z̄ of some images."""
+    torch.manual_seed(1)
+    backbone = build_backbone("test_vit").eval()
+    state = backbone.model.state_dict()
+    teacher = {"teacher": {f"backbone.{key}": value for key, value in state.items()}}
+    torch.save({"flat": state, "DINO": teacher}[layout], path)
+    with torch.no_grad():
+        z_bar: torch.Tensor = backbone(images())[0]
+    return z_bar
+
+
+@pytest.mark.parametrize(
+    ("layout", "mean"), [("flat", (0.5, 0.5, 0.5)), ("DINO", (0.485, 0.456, 0.406))], ids=["flat", "DINO"]
+)
+def test_a_timm_name_with_a_file_has_its_weights_and_their_normalisation(
+    tmp_path: Path, layout: str, mean: tuple[float, ...]
+) -> None:
+    expected = weights_file(tmp_path / "a=b.pth", layout)
+    encoder = load_model(f"timm:test_vit={tmp_path / 'a=b.pth'}")
+    assert torch.equal(encoder(images())[0], expected)
+    assert encoder.config.model.backbone == "test_vit"
+    assert encoder.config.augment.mean == mean
+    assert (encoder.config.evaluation.resize, encoder.config.evaluation.crop) == (256, 224)
+
+
+def test_a_model_that_is_no_timm_name_is_what_load_encoder_finds(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 1, CONFIG)
+    assert model_digest(load_model(str(tmp_path))) == model_digest(load_encoder(tmp_path))
+
+
+def test_a_timm_name_has_the_hubs_weights_and_their_normalisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = weights_file(tmp_path / "weights.pth", "flat")
+    state = torch.load(tmp_path / "weights.pth")
+    cached = tmp_path / "models--timm--test_vit.r160_in1k"  # as the hub's client keeps what it has fetched
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(
+        {**state, "head.weight": torch.ones(1000, 64), "head.bias": torch.ones(1000)},
+        cached / "snapshots" / ("0" * 40) / "model.safetensors",
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("timm:test_vit", "timm:test_vit.r160_in1k"):
+        encoder = load_model(name)
+        assert torch.equal(encoder(images())[0], expected)
+        assert encoder.config.augment.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("timm:test_vit", r"cannot be fetched .* no network, .*: timm:test_vit=FILE"),
+        ("timm:resnet5", "did you mean 'resnet50'"),
+        ("timm:resnet50.of_mine", "timm has no weights of that tag"),
+        ("timm:resnet50=missing.pth", r"missing\.pth is no file"),
+        ("missing", "missing is no run"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_named(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=said):
+        load_model(name)
+
+
+def test_an_untrained_encoder_stands_beside_any_loaded_model(tmp_path: Path) -> None:
+    weights_file(tmp_path / "weights.pth", "flat")
+    encoder = load_model(f"timm:test_vit={tmp_path / 'weights.pth'}")
+    assert untrained_encoder(encoder.config)(images())[0].shape == encoder(images())[0].shape

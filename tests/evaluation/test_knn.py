@@ -1,12 +1,16 @@
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glsd.evaluation import knn_accuracy, majority_share, nearest
+from glsd.evaluation import knn_accuracies, knn_accuracy, majority_share, nearest
+from glsd.evaluation.knn import class_rank
 
 
 def oracle_neighbours(anchors: Sequence[Sequence[float]], query: Sequence[float], k: int) -> list[tuple[float, int]]:
@@ -50,18 +54,55 @@ def test_a_near_neighbour_outvotes_two_farther_ones() -> None:
     assert (sharp.top1, flat.top1, flat.top5) == (1.0, 0.0, 1.0)
 
 
-@pytest.mark.parametrize(("k", "num_classes"), [(1, 3), (5, 2), (20, 40), (200, 7)])
-def test_votes_equal_those_of_the_plain_oracle(k: int, num_classes: int) -> None:
-    anchors, queries = random_features(90, 6, 0), random_features(40, 6, 1)
-    anchor_labels, labels = random_labels(90, num_classes, 2), random_labels(40, num_classes, 3)
-    rankings = [
-        oracle_ranking(oracle_neighbours(anchors.tolist(), query, k), anchor_labels.tolist(), 0.07)
-        for query in queries.tolist()
-    ]
-    top1 = sum(label in ranking[:1] for label, ranking in zip(labels.tolist(), rankings, strict=True)) / 40
-    top = sum(label in ranking[:5] for label, ranking in zip(labels.tolist(), rankings, strict=True)) / 40
-    result = knn_accuracy(anchors, anchor_labels, queries, labels, k, 0.07, num_classes)
-    assert result == (top1, top, min(5, num_classes), min(k, 90), 90, 40)
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 7, 40])
+@pytest.mark.parametrize("num_queries", [1, 40])
+def test_votes_equal_those_of_the_plain_oracle_for_every_k(num_classes: int, num_queries: int) -> None:
+    anchors, queries = random_features(90, 6, 0), random_features(num_queries, 6, 1)
+    anchor_labels, labels = random_labels(90, num_classes, 2), random_labels(num_queries, num_classes, 3)
+    ks = [20, 1, 5, 200]  # in no order, and more than there are anchors
+    expected = []
+    for k in ks:
+        right = [0, 0]
+        for query, label in zip(queries.tolist(), labels.tolist(), strict=True):
+            ranking = oracle_ranking(oracle_neighbours(anchors.tolist(), query, k), anchor_labels.tolist(), 0.07)
+            right[0] += label in ranking[:1]
+            right[1] += label in ranking[:5]
+        shares = [count / num_queries for count in right]
+        expected.append((*shares, min(5, num_classes), min(k, 90), 90, num_queries))
+    found = knn_accuracies(anchors, anchor_labels, queries, labels, ks, 0.07, num_classes)
+    assert found == expected
+    assert found == [knn_accuracy(anchors, anchor_labels, queries, labels, k, 0.07, num_classes) for k in ks]
+
+
+@settings(max_examples=15, deadline=None)
+@given(chunk=st.integers(1, 300), num_anchors=st.integers(1, 300), num_queries=st.integers(1, 300))
+def test_chunks_change_no_accuracy(chunk: int, num_anchors: int, num_queries: int) -> None:
+    anchors, queries = random_features(num_anchors, 4, 0).half(), random_features(num_queries, 4, 1)
+    labels = random_labels(num_anchors, 6, 2), random_labels(num_queries, 6, 3)
+    whole, chunked = (
+        knn_accuracies(anchors, labels[0], queries, labels[1], [10, 20, 100, 200], 0.07, 6, at_once)
+        for at_once in (16384, chunk)
+    )
+    assert whole == chunked
+
+
+def test_anchors_may_be_a_file(tmp_path: Path) -> None:
+    anchors, queries = random_features(200, 5, 0).half(), random_features(9, 5, 1)
+    np.save(tmp_path / "anchors.npy", anchors.numpy())
+    mapped = torch.from_numpy(np.load(tmp_path / "anchors.npy", mmap_mode="c"))
+    labels = random_labels(200, 3, 2), random_labels(9, 3, 3)
+    from_file, in_memory = (
+        knn_accuracies(given, labels[0], queries, labels[1], [10, 200], 0.07, 3, 64) for given in (mapped, anchors)
+    )
+    assert from_file == in_memory
+
+
+def test_votes_of_many_neighbours_are_counted_a_few_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    similarity = random_features(50, 30, 0).double().sort(descending=True).values
+    neighbour_labels, labels = random_labels(50 * 30, 5, 1).view(50, 30), random_labels(50, 5, 2)
+    together = class_rank(neighbour_labels, similarity, labels, 0.07)
+    monkeypatch.setattr("glsd.evaluation.knn._COMPARED", 2 * 30**2)
+    assert torch.equal(class_rank(neighbour_labels, similarity, labels, 0.07), together)
 
 
 def test_neighbours_equal_those_of_the_plain_oracle() -> None:
@@ -153,6 +194,13 @@ def test_a_representation_that_is_not_finite_is_named(bad: float) -> None:
     anchors[7, 1] = bad
     with pytest.raises(ValueError, match="representation of anchor 7 is not finite"):
         nearest(anchors, random_features(2, 3, 1), 3, anchors_at_once=2)
+
+
+@pytest.mark.parametrize("ks", [[], [20, 0]])
+def test_numbers_of_neighbours_that_are_none_are_named(ks: list[int]) -> None:
+    anchors, labels = random_features(3, 2, 0), torch.tensor([0, 1, 1])
+    with pytest.raises(ValueError, match=re.escape(f"each 1 or more, not {ks}")):
+        knn_accuracies(anchors, labels, anchors, labels, ks, 0.07, 2)
 
 
 def test_no_anchor_is_an_error() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from glsd.training import NonFiniteLoss, TrainState, Unit, initial_state, train
+from glsd.evaluation import collapse_metrics
+from glsd.training import Batch, NonFiniteLoss, TrainState, Unit, initial_state, train
 from tests.training.small import small_config, units
 
 CPU = torch.device("cpu")
@@ -70,6 +71,44 @@ def test_probes_see_the_teacher_at_their_epochs_and_change_nothing():
     train(probed, units(config), config, 3, CPU, lambda m, s: measured.append((m["step"], m.get("knn"))), probe)
     assert [pair for pair in measured if pair[1] is not None] == [(3, 30.0), (6, 60.0)]
     assert_equal_states(probed.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize("backbone", ["test_convnext", "test_resnet", "test_vit"])
+def test_training_with_a_look_for_collapse_ends_bit_for_bit_as_training_without(backbone):
+    config = small_config(backbone=backbone, **{"model.drop_path": 0.2 if backbone != "test_resnet" else 0.0})
+    plain, watched = initial_state(config, CPU), initial_state(config, CPU)
+    train(plain, units(config), config, 3, CPU, lambda metrics, state: None)
+
+    def diagnose(state: TrainState, batch: Batch) -> dict[str, torch.Tensor]:
+        return collapse_metrics(state.teacher, batch, state.centers, config, 0.04)
+
+    logged: list[dict[str, float]] = []
+    train(watched, units(config), config, 3, CPU, lambda m, s: logged.append(m), None, diagnose)
+    assert_equal_states(watched.state_dict(), plain.state_dict())
+    assert all(0 < metrics["feature_std"] < 2 for metrics in logged)
+
+
+def test_a_diagnosis_is_made_when_metrics_are_logged_of_the_last_unit_and_goes_into_them():
+    config = small_config(**{"log_every_steps": 2})
+    ids = {int(unit["unit"][0]): unit["image_id"].tolist() for unit in units(config)}
+    seen: list[tuple[int, list[int]]] = []
+
+    def diagnose(state: TrainState, batch: Batch) -> dict[str, torch.Tensor]:
+        seen.append((state.step, batch.image_ids.tolist()))
+        return {"seen": torch.tensor(10 * state.step)}
+
+    logged: list[tuple[float, float]] = []
+    train(
+        initial_state(config, CPU),
+        units(config),
+        config,
+        3,
+        CPU,
+        lambda metrics, state: logged.append((metrics["step"], metrics["seen"])),
+        diagnose=diagnose,
+    )
+    assert seen == [(step, ids[2 * step - 1]) for step in (2, 3, 4, 6)]  # two units a step
+    assert logged == [(2, 20.0), (3, 30.0), (4, 40.0), (6, 60.0)]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_parts_and_images():

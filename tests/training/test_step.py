@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing
 
 from glsd.config import Config
-from glsd.training import TrainState, initial_state, to_device, train, train_step
+from glsd.training import Metrics, TrainState, initial_state, to_device, train, train_step
 from tests.training.small import small_config, small_order, units
 
 CPU = torch.device("cpu")
@@ -97,7 +97,22 @@ def _worker(rank: int, folder: str, config: Config) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     state = initial_state(config, CPU)
     losses: list[float] = []
-    train(state, units(config, 0, rank, 2), config, 3, CPU, lambda metrics, _: losses.append(metrics["loss"]))
+    ranks: list[float] = []
+
+    def log(metrics: Metrics, _: TrainState | None) -> None:
+        losses.append(metrics["loss"])
+        ranks.append(metrics["rank"])
+
+    train(
+        state,
+        units(config, 0, rank, 2),
+        config,
+        3,
+        CPU,
+        log,
+        diagnose=lambda state, batch: {"rank": torch.tensor(rank)},
+    )
+    assert ranks == [0.5] * len(losses)  # the mean over both workers, on both
     torch.save({"tensors": tensors(state), "losses": losses}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

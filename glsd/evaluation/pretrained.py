@@ -1,0 +1,62 @@
+"""What the name of a model stands for, wherever one is asked for: something of our own, or weights for a timm model."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from glsd.evaluation.conversion import FLAT, encoder_of, foreign_encoder
+from glsd.evaluation.encoder import Encoder, load_encoder
+from glsd.models import timm_architecture
+
+_PREFIX = "timm:"
+
+
+def load_model(name: str) -> Encoder:
+    """The encoder that a name stands for.
+
+    - a run (its newest checkpoint), a checkpoint, or a folder that `export_backbone` wrote;
+    - `timm:NAME`, or `timm:NAME.TAG`: weights that timm fetches from its hub, or has in its cache;
+    - `timm:NAME=FILE`, or `timm:NAME.TAG=FILE`: a file in a layout that `convert` reads.
+
+    Images of timm's weights, and of a file with a backbone alone, are normalised by the mean and deviation that timm
+    has for the name, those of another layout by ImageNet's. All are resized to 256 px and cropped to 224.
+
+    Raises:
+        ValueError: there is nothing of that name, timm's weights cannot be fetched, or the file does not fit.
+    """
+    if not name.startswith(_PREFIX):
+        return load_encoder(name)
+    model, equals, file = name.removeprefix(_PREFIX).partition("=")
+    backbone, _, tag = model.partition(".")
+    architecture, _ = timm_architecture(backbone)
+    try:
+        facts: Any = timm.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
+    except RuntimeError as error:
+        raise ValueError(f"{name}: timm has no weights of that tag: {error}") from error
+    if equals:
+        encoder, report = foreign_encoder(file, backbone)
+        if report.layout != FLAT:
+            return encoder
+    else:
+        encoder, _ = encoder_of(_fetched(model), backbone, name)
+    encoder.config = encoder.config.with_overrides({"augment.mean": facts.mean, "augment.std": facts.std})
+    return encoder
+
+
+def _fetched(model: str) -> dict[str, Tensor]:
+    """Weights of timm's hub.
+
+    Raises:
+        ValueError: there are none, or no network and none in the cache.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            weights: dict[str, Tensor] = timm.create_model(model, pretrained=True, num_classes=0).state_dict()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"timm's weights of {model} cannot be fetched ({error}); where there is no network, name a file of "
+            f"weights: timm:{model}=FILE"
+        ) from error
+    return weights

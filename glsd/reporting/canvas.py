@@ -1,0 +1,119 @@
+"""What all figures share: their colours and measures, panels placed in inches, and the file they become.
+
+Colours are Okabe and Ito's, which the colour-blind tell apart, and none is needed to read a figure: it is said by line
+style, mark or word as well. Nothing touches pyplot's global state, so figures may be drawn in any process.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from jaxtyping import UInt8
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import AbstractPathEffect, withStroke
+
+from glsd.data.filesystems import replacing
+
+Image = UInt8[np.ndarray, "_ _ 3"]  # (height, width, RGB), of any size each
+LineStyle = Literal["-"] | tuple[float, tuple[float, ...]]
+
+BLUE, ORANGE, INK, GREY = "#0072B2", "#E69F00", "#222222", "#BBBBBB"
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+DASHED: LineStyle = (0.0, (3.0, 2.0))
+WIDTH, MARGIN, GAP, TITLE = 8.0, 0.08, 0.07, 0.2
+"""Inches: the width of every figure, its border, the space between two pictures, and the height of a line of text."""
+FONT_SIZE = 7.5
+_DPI = 200
+
+
+def blank_figure(height: float) -> Figure:
+    """A white figure of the common width and this many inches of height."""
+    return Figure(figsize=(WIDTH, height), facecolor="white")
+
+
+def panel(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place in inches from the figure's upper left corner."""
+    total = figure.get_figheight()
+    return figure.add_axes((left / WIDTH, 1 - (top + height) / total, width / WIDTH, height / total))
+
+
+def picture_panel(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """A panel for images: it has no axis to be seen."""
+    axes = panel(figure, left, top, width, height)
+    axes.set_axis_off()
+    return axes
+
+
+def show(axes: Axes, image: Image, extent: tuple[float, float, float, float] | None = None) -> None:
+    """Draw an image; a small one is enlarged smoothly, where the default would show its pixels as squares."""
+    axes.imshow(image, interpolation="bicubic" if image.shape[0] < 200 else "antialiased", extent=extent)
+
+
+def heading(
+    axes: Axes,
+    text: str,
+    weight: Literal["normal", "bold"] = "normal",
+    loc: Literal["center", "left", "right"] = "center",
+) -> None:
+    """A line above a panel, as it is: a class may be called $a$."""
+    axes.set_title(text, loc=loc, fontsize=FONT_SIZE, fontweight=weight, color=INK, pad=3.5, parse_math=False)
+
+
+def legend(owner: Axes | Figure, artists: Sequence[Artist], names: Sequence[str], width: float, **place: Any) -> None:
+    """What the artists stand for, each name as it is in at most this many inches; `place` as matplotlib takes it."""
+    drawn = owner.legend(
+        artists, [shortened(name, width) for name in names], fontsize=FONT_SIZE, frameon=False, borderpad=0.2, **place
+    )
+    for text in drawn.get_texts():
+        text.set_parse_math(False)
+
+
+def frame(axes: Axes, color: str, linestyle: LineStyle, linewidth: float = 2.0) -> None:
+    """A line around what the axes show."""
+    left, right = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    axes.add_patch(
+        Rectangle(
+            (left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=linewidth,
+            linestyle=linestyle, joinstyle="miter", clip_on=False,
+        )
+    )  # fmt: skip
+
+
+def halo(linewidth: float, color: str) -> list[AbstractPathEffect]:
+    """A wider line beneath a line or a letter, which keeps it legible on any image."""
+    return [withStroke(linewidth=linewidth, foreground=color)]
+
+
+def shortened(label: str, width: float) -> str:
+    """A label that fits into this many inches."""
+    length = int(width / 0.068)
+    return label if len(label) <= length else label[: length - 1] + "…"
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a PNG of 200 dpi or an SVG, as the path's suffix says; an older file is replaced once this one is whole.
+
+    The same figure gives the same bytes. An SVG keeps text as text, so that it can be searched and edited.
+
+    Raises:
+        ValueError: the path ends neither in .png nor in .svg.
+    """
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise ValueError(f"{path}: a figure is written as .png or .svg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "glsd", "svg.fonttype": "none"}), replacing(path) as stream:
+        figure.savefig(stream, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
+    return path
+
+
+def save_png_and_svg(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
+    """Write a figure twice: `stem`.png for the screen, `stem`.svg for print."""
+    return save_figure(figure, f"{stem}.png"), save_figure(figure, f"{stem}.svg")

@@ -1,0 +1,139 @@
+"""Correspondences of two augmentations for several models side by side (Fig. 5), and of two images (Fig. 12).
+
+`correspondence_links` is the data behind the lines. Whether a match is right is for `glsd.evaluation` to say.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from glsd.evaluation.correspondences import Correspondence
+from glsd.reporting.canvas import (
+    BLUE,
+    DASHED,
+    MARGIN,
+    ORANGE,
+    PALETTE,
+    TITLE,
+    WIDTH,
+    Image,
+    LineStyle,
+    blank_figure,
+    heading,
+    legend,
+    shortened,
+)
+from glsd.reporting.pairs import cell_centers, draw_link, draw_pair, pair_height
+
+_DARK, _LIGHT = "#00000070", "#FFFFFFC0"
+_Look = tuple[str, LineStyle, str, str]
+"""Colour, line, mark and outline."""
+_RIGHT: _Look = (BLUE, "-", "o", _LIGHT)
+_WRONG: _Look = (ORANGE, DASHED, "X", _DARK)
+
+
+class Correspondences(NamedTuple):
+    """Some locations of a view, and the location of another view that a model finds most similar to each."""
+
+    view_1: Image
+    view_2: Image
+    grid_1: tuple[int, int]
+    """(H, W) of the first view's feature map."""
+    grid_2: tuple[int, int]
+    """(H, W) of the second view's feature map."""
+    source_index: Int64[np.ndarray, " links"]
+    """Location of the first view, flattened over (H, W)."""
+    matched_index: Int64[np.ndarray, " links"]
+    """Location of the second view that it is matched to."""
+    correct: Bool[np.ndarray, " links"] | None
+    """Whether the match is the true one; None where nobody knows, as between different images."""
+    similarity: Float[np.ndarray, " links"]
+    """Cosine of the two."""
+    title: str
+    """The model, and what is said of it."""
+
+
+def top_correspondences(
+    view_1: Image,
+    view_2: Image,
+    found: Correspondence,
+    index: int,
+    grid_2: tuple[int, int],
+    title: str,
+    num_top: int = 10,
+) -> Correspondences:
+    """The most similar matches of pair `index` of a measured batch: those that its `accuracy_top` of as many rests on.
+
+    Locations without a true one are left out, unless none has one, as between different images (Fig. 12: 15 matches).
+    """
+    similarity, correct = found.similarity[index].flatten().cpu(), found.correct[index].flatten().cpu()
+    known = correct.isfinite()
+    shown = known if known.any() else ~known
+    ranked = similarity.where(shown, -torch.inf).sort(descending=True, stable=True).indices
+    order = ranked[: min(num_top, int(shown.sum()))]
+    cells = torch.tensor(grid_2[::-1]) / torch.tensor(view_2.shape[1::-1])  # per pixel, along x and y
+    column, row = ((found.matched_xy[index].flatten(0, 1)[order].cpu() + 0.5) * cells).long().unbind(-1)
+    return Correspondences(
+        view_1,
+        view_2,
+        (found.similarity.shape[1], found.similarity.shape[2]),
+        grid_2,
+        order.numpy(),
+        (row * grid_2[1] + column).numpy(),
+        correct[order].bool().numpy() if known.any() else None,
+        similarity[order].numpy(),
+        title,
+    )
+
+
+def correspondence_links(record: Correspondences) -> Float[np.ndarray, "links 2 2"]:
+    """Both ends of every line: [first view (x, y), second view (x, y)], in pixels of each view."""
+    source = cell_centers(record.view_1, record.grid_1)[record.source_index]
+    matched = cell_centers(record.view_2, record.grid_2)[record.matched_index]
+    return np.stack([source, matched], axis=1)
+
+
+def draw_correspondences(rows: Sequence[Sequence[Correspondences]]) -> Figure:
+    """Images in rows, models in columns (Fig. 5, 12); more than three models fold, and so do the images of one alone.
+
+    A right match is a full blue line, a wrong one dashed and orange with crosses at its ends. Where no truth is known,
+    colours only tell matches apart.
+    """
+    num_models = len(rows[0])
+    columns = min(2, len(rows)) if num_models == 1 else math.ceil(num_models / math.ceil(num_models / 3))
+    records = [record for row in rows for record in row]
+    lines = [records] if num_models == 1 else rows
+    bands = [line[first : first + columns] for line in lines for first in range(0, len(line), columns)]
+    width = WIDTH / columns
+    height = pair_height(width)
+    has_truth = any(record.correct is not None for record in records)
+    figure = blank_figure(height * len(bands) + has_truth * TITLE)
+    for band, shown in enumerate(bands):
+        for column, record in enumerate(shown):
+            _draw(figure, column * width, band * height, width, record)
+    if has_truth:
+        keys = [
+            Line2D([], [], color=color, linestyle=style, marker=mark, markersize=4, linewidth=1.2)
+            for color, style, mark, _ in (_RIGHT, _WRONG)
+        ]
+        legend(figure, keys, ("right", "wrong"), WIDTH / 2, loc="lower center", ncols=2, handlelength=4)
+    return figure
+
+
+def _draw(figure: Figure, left: float, top: float, width: float, record: Correspondences) -> None:
+    pair = draw_pair(figure, left, top, width, (record.view_1, record.view_2), (record.grid_1, record.grid_2))
+    count = "" if record.correct is None else f"{record.correct.sum()} of {len(record.correct)} right"
+    room = width - 2 * MARGIN - 0.07 * len(count)
+    heading(pair.axes, shortened(record.title, room), weight="bold", loc="left")
+    heading(pair.axes, count, loc="right")
+    for index, ends in enumerate(pair.in_axes(correspondence_links(record))):
+        look: _Look = (PALETTE[index % len(PALETTE)], "-", "o", _DARK)
+        if record.correct is not None:
+            look = _RIGHT if record.correct[index] else _WRONG
+        draw_link(pair, ends, int(record.source_index[index]), record.grid_1, *look)

@@ -1,0 +1,132 @@
+"""Crop boxes (Fig. 6): where the views of an image lie in it, and the views themselves."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from glsd.augment import Views
+from glsd.reporting.canvas import (
+    BLUE,
+    DASHED,
+    GAP,
+    MARGIN,
+    ORANGE,
+    TITLE,
+    WIDTH,
+    Image,
+    blank_figure,
+    frame,
+    halo,
+    heading,
+    picture_panel,
+    show,
+)
+
+_IMAGE_ASPECT = 4 / 3  # width over height of the space for the original image
+
+
+def view_crops(views: Views) -> list[Image]:
+    """The crops of all views in order: g1, g2, locals."""
+    return [*views.global_crops, *(crop for group in views.local_crops for crop in group)]
+
+
+def view_names(num_views: int) -> list[str]:
+    """Names of the views in order.
+
+    >>> view_names(4)
+    ['global 1', 'global 2', 'local 1', 'local 2']
+    """
+    return ["global 1", "global 2", *(f"local {number}" for number in range(1, num_views - 1))]
+
+
+def draw_crops(
+    images: Sequence[Image],
+    geos: Sequence[Float[np.ndarray, "views 7"]],
+    crops: Sequence[Sequence[Image]] | None = None,
+) -> Figure:
+    """Images with the boxes of their views, globals thick and full, locals thin and dashed (Fig. 6).
+
+    With `crops` (the views of each image, in order) each image has a row, its crops beside it; without, images stand
+    in a grid.
+    """
+    if crops is not None:
+        heights = [crops_row_height(len(views)) for views in crops]
+        figure = blank_figure(sum(heights))
+        for row, (image, geo, views) in enumerate(zip(images, geos, crops, strict=True)):
+            draw_crops_row(figure, sum(heights[:row], start=0.0), image, geo, views)
+        return figure
+    columns = min(len(images), 3 if len(images) % 3 == 0 else 4)
+    width = (WIDTH - 2 * MARGIN + GAP) / columns - GAP
+    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
+    heights = [width * max(image.shape[0] / image.shape[1] for image in row) + GAP for row in rows]
+    figure = blank_figure(2 * MARGIN - GAP + sum(heights))
+    for index, (image, geo) in enumerate(zip(images, geos, strict=True)):
+        row, column = divmod(index, columns)
+        left, top = MARGIN + column * (width + GAP), MARGIN + sum(heights[:row])
+        _draw_boxes(picture_panel(figure, left, top, width, heights[row] - GAP), image, geo)
+    return figure
+
+
+def crops_row_height(num_views: int) -> float:
+    """Inches that `draw_crops_row` takes."""
+    return TITLE + _side(num_views) + MARGIN
+
+
+def draw_crops_row(
+    figure: Figure, top: float, image: Image, geo: Float[np.ndarray, "views 7"], crops: Sequence[Image]
+) -> None:
+    """The image with its boxes, both global crops, and the local crops, numbered as their boxes are."""
+    side, top = _side(len(crops)), top + TITLE
+    axes = picture_panel(figure, MARGIN, top, _IMAGE_ASPECT * side, side)
+    _draw_boxes(axes, image, geo, numbered=True)
+    left = MARGIN + _IMAGE_ASPECT * side + GAP
+    for view in (0, 1):
+        axes = picture_panel(figure, left, top, side, side)
+        show(axes, crops[view])
+        frame(axes, (BLUE, ORANGE)[view], "-", 2.2)
+        heading(axes, view_names(2)[view])
+        left += side + GAP
+    small = (side - GAP) / 2
+    columns = -(-(len(crops) - 2) // 2)
+    for index, crop in enumerate(crops[2:]):
+        row, column = divmod(index, columns)
+        axes = picture_panel(figure, left + column * (small + GAP), top + row * (small + GAP), small, small)
+        show(axes, crop)
+        _number(axes, (-0.5, -0.5), index + 1)
+        if index == 0:
+            heading(axes, "local crops", loc="left")
+
+
+def _side(num_views: int) -> float:
+    """Inches of a global crop's side, so that the row fills the figure's width; local crops stand in two rows."""
+    columns = -(-(num_views - 2) // 2)
+    gaps = 2 + columns / 2 if columns else 2
+    return (WIDTH - 2 * MARGIN - gaps * GAP) / (_IMAGE_ASPECT + 2 + columns / 2)
+
+
+def _draw_boxes(axes: Axes, image: Image, geo: Float[np.ndarray, "views 7"], numbered: bool = False) -> None:
+    show(axes, image)
+    for view in reversed(range(len(geo))):
+        left, top, right, bottom = (geo[view, :4] - 0.5).tolist()  # a box's edges lie between pixels
+        is_global = view < 2
+        width = 2.2 if is_global else 0.9
+        axes.add_patch(
+            Rectangle(
+                (left, top), right - left, bottom - top, fill=False, linewidth=width, joinstyle="miter",
+                edgecolor=(BLUE, ORANGE)[view] if is_global else "white", linestyle="-" if is_global else DASHED,
+                path_effects=halo(width + 0.8, "#00000080"), clip_on=False,
+            )
+        )  # fmt: skip
+        if numbered and not is_global:
+            _number(axes, (left, top), view - 1)
+
+
+def _number(axes: Axes, corner: tuple[float, float], number: int) -> None:
+    axes.annotate(
+        str(number), corner, xytext=(2.5, -2), textcoords="offset points", ha="left", va="top", fontsize=6,
+        color="white", path_effects=halo(1.4, "#000000B0"),
+    )  # fmt: skip

@@ -1,0 +1,37 @@
+"""One image's crops and geometric matchings from the settings alone, without a model: what training would see."""
+
+from matplotlib.figure import Figure
+
+from glsd.augment import multicrop
+from glsd.config import Config
+from glsd.reporting.canvas import WIDTH, Image, blank_figure
+from glsd.reporting.crops import crops_row_height, draw_crops_row, view_crops
+from glsd.reporting.matchings import draw_matching, geometric_pair
+from glsd.reporting.pairs import pair_height
+
+
+def preview(
+    image: Image,
+    config: Config,
+    seed: int = 0,
+    epoch: int = 0,
+    image_id: int = 0,
+    stride: int = 32,
+) -> Figure:
+    """Crops of one image and the geometric matchings of (g1, g2) and of (g1, a local crop), as training draws them.
+
+    Feature maps are taken to be `stride` times smaller than their crops, as those of Swin and ResNet are, so no model
+    is built. The local crop shown is the one with the largest share of matches that count.
+    """
+    views = multicrop(image, config.augment, seed, epoch, image_id)
+    crops = view_crops(views)
+    grids = [(-(-crop.shape[0] // stride), -(-crop.shape[1] // stride)) for crop in crops]
+    scale = config.objective.threshold_scale
+    pairs = [geometric_pair(views, 0, view, grids[0], grids[view], scale) for view in range(1, len(crops))]
+    shown = [pairs[0], *sorted(pairs[1:], key=lambda pair: -pair.keep.mean())[:1]]
+    top, width = crops_row_height(len(crops)), WIDTH / len(shown)
+    figure = blank_figure(top + pair_height(width))
+    draw_crops_row(figure, 0.0, image, views.geo, crops)
+    for column, pair in enumerate(shown):
+        draw_matching(figure, column * width, top, width, pair)
+    return figure

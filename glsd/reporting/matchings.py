@@ -1,0 +1,128 @@
+"""Training matchings, by geometry and by similarity (Fig. 3, 8-11); `links` is the data behind their lines."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from glsd.augment import Views
+from glsd.geometry import matching_threshold, positions
+from glsd.matching import Matches, match_by_geometry, match_by_similarity
+from glsd.reporting.canvas import PALETTE, WIDTH, Image, blank_figure, halo
+from glsd.reporting.crops import view_crops, view_names
+from glsd.reporting.pairs import cell_centers, draw_link, draw_pair, name_views, pair_height
+
+
+class MatchedPair(NamedTuple):
+    """A teacher view, a student view, and which teacher location each student location is matched to."""
+
+    teacher: Image
+    student: Image
+    teacher_grid: tuple[int, int]
+    """(H, W) of the teacher's feature map."""
+    student_grid: tuple[int, int]
+    """(H, W) of the student's feature map."""
+    k_star: Int64[np.ndarray, " locations"]
+    """Teacher location of each student location, both flattened over (H, W)."""
+    keep: Bool[np.ndarray, " locations"]
+    """Matches that count: 1{d < s} in Eq. 10."""
+    teacher_name: str = "teacher"
+    student_name: str = "student"
+    rule: str = ""
+    """What the locations are matched by."""
+
+
+def links(pair: MatchedPair) -> Float[np.ndarray, "locations 2 2"]:
+    """Both ends of the line of every student location: [teacher (x, y), student (x, y)], in pixels of each view."""
+    teacher = cell_centers(pair.teacher, pair.teacher_grid)
+    student = cell_centers(pair.student, pair.student_grid)
+    return np.stack([teacher[pair.k_star], student], axis=1)
+
+
+def geometric_pair(
+    views: Views,
+    teacher: int,
+    student: int,
+    teacher_grid: tuple[int, int],
+    student_grid: tuple[int, int],
+    threshold_scale: float | None = 1.0,
+) -> MatchedPair:
+    """The geometric matching (Eq. 6) of two views of one image, which training would use; None keeps every match."""
+    geo_t, geo_s = torch.from_numpy(views.geo[[teacher, student]])
+    matches = match_by_geometry(
+        positions(geo_s, student_grid),
+        positions(geo_t, teacher_grid),
+        (torch.inf if threshold_scale is None else threshold_scale)
+        * matching_threshold(geo_s, student_grid, geo_t, teacher_grid),
+    )
+    return _pair(views, teacher, student, teacher_grid, student_grid, matches, "by geometry")
+
+
+def similarity_pair(
+    views: Views,
+    teacher: int,
+    student: int,
+    z_t: Float[Tensor, "height_t width_t dim"],
+    z_s: Float[Tensor, "height_s width_s dim"],
+) -> MatchedPair:
+    """The similarity matching (Eq. 4) of two views of one image, from their dense representations."""
+    matches = match_by_similarity(z_s.flatten(0, 1), z_t.flatten(0, 1))
+    grid_t, grid_s = (z_t.shape[0], z_t.shape[1]), (z_s.shape[0], z_s.shape[1])
+    return _pair(views, teacher, student, grid_t, grid_s, matches, "by similarity")
+
+
+def draw_matchings(pairs: Sequence[MatchedPair]) -> Figure:
+    """Pairs of views, each location of the student's grid (right) linked to its teacher location (Fig. 3, 8-11).
+
+    A location whose match does not count has a hollow mark and no line. Colours only tell matchings apart.
+    """
+    columns = min(len(pairs), 2)
+    width = WIDTH / columns
+    height = pair_height(width)
+    figure = blank_figure(height * -(-len(pairs) // columns))
+    for index, pair in enumerate(pairs):
+        row, column = divmod(index, columns)
+        draw_matching(figure, column * width, row * height, width, pair)
+    return figure
+
+
+def draw_matching(figure: Figure, left: float, top: float, width: float, pair: MatchedPair) -> None:
+    """One matching at a place in inches; it takes `pair_height(width)`."""
+    drawn = draw_pair(figure, left, top, width, (pair.teacher, pair.student), (pair.teacher_grid, pair.student_grid))
+    name_views(drawn, (pair.teacher_name, pair.student_name), pair.rule)
+    for location, ends in enumerate(drawn.in_axes(links(pair))):
+        if not pair.keep[location]:
+            drawn.axes.plot(
+                *ends[1], "o", markersize=2.8, mfc="none", mec="white", mew=0.7, zorder=3,
+                path_effects=halo(1.5, "#000000B0"),
+            )  # fmt: skip
+            continue
+        row, column = divmod(location, pair.student_grid[1])
+        draw_link(drawn, ends, location, pair.student_grid, PALETTE[(column + 3 * row) % len(PALETTE)])
+
+
+def _pair(
+    views: Views,
+    teacher: int,
+    student: int,
+    teacher_grid: tuple[int, int],
+    student_grid: tuple[int, int],
+    matches: Matches,
+    rule: str,
+) -> MatchedPair:
+    crops, names = view_crops(views), view_names(len(views.geo))
+    return MatchedPair(
+        crops[teacher],
+        crops[student],
+        teacher_grid,
+        student_grid,
+        matches.k_star.cpu().numpy(),
+        matches.keep.cpu().numpy(),
+        f"teacher: {names[teacher]}",
+        f"student: {names[student]}",
+        rule,
+    )

@@ -1,0 +1,138 @@
+"""`glsd embed`: the representations of a data set as a Parquet file, a row for each image that can be decoded.
+
+Columns are image_id (int64), uri (string), label (the name of the class, null where there are none), z_bar (d float32)
+and, where dense, z (H W d float32, row by row of the map). Rows are in the order of image_id. The schema's metadata
+`glsd` is JSON: `model` and `data` (digests), `backbone`, `resize`, `crop`, `shape` (H, W, d of z, or null) and
+`num_skipped`.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from glsd.data import Index
+from glsd.data.filesystems import absolute, is_remote, replacing
+from glsd.evaluation import Encoder, load_model, model_digest
+from ray_jobs.features import AllImages, Features, extract
+from ray_jobs.labelled import Sources, indexed
+from ray_jobs.monitor import ProgressLine
+from ray_jobs.settings import JobSettings
+
+
+class EmbedReport(NamedTuple):
+    """What `embed` has written."""
+
+    path: Path
+    num_images: int
+    """Rows."""
+    num_skipped: int
+    """Images that could not be decoded; they have no row."""
+    dim: int
+    """d, the length of z_bar."""
+
+    def __str__(self) -> str:
+        skipped = f", {self.num_skipped:,} could not be decoded" if self.num_skipped else ""
+        return f"{self.num_images:,} images of {self.dim} numbers{skipped}: {self.path}"
+
+
+def embed(model: str, data: Sources, out: str | Path, *, dense: bool = False, **job: Any) -> EmbedReport:
+    """Write the representations of all images; the same call goes on after a kill, and does nothing when it is done.
+
+    Args:
+        model: what `load_model` takes.
+        data: folders, lists, tars or Parquet files, local or `s3://`, `gs://`.
+        out: a new local file. It appears whole, when all is computed.
+        dense: z besides z̄.
+        job: fields of `JobSettings`.
+
+    Raises:
+        ValueError: there is no such model, the data do not fit, or `out` is something else, which is left as it is.
+    """
+    settings, path = JobSettings(**job), Path(absolute(out))
+    if is_remote(str(out)):
+        raise ValueError(f"--out {out} must be a local file; copy it to where you need it afterwards")
+    with ProgressLine() as line:
+        encoder = load_model(model)
+        index = indexed(data, encoder.config, line)
+        facts = _facts(encoder, index, dense)
+        if path.exists():
+            report = _report(path, facts)
+            line.phase(f"{out} is complete: nothing is left to do")
+            return report
+        features = extract(encoder, AllImages(index), settings=settings, line=line, name="embedding", dense=dense)
+        _write(path, features, index, facts, line)
+    return _report(path, facts)
+
+
+def _facts(encoder: Encoder, index: Index, dense: bool) -> dict[str, Any]:
+    """What the file's rows depend on."""
+    config = encoder.config
+    size = config.evaluation.crop
+    return {
+        "model": model_digest(encoder),
+        "data": index.digest,
+        "backbone": config.model.backbone,
+        "resize": config.evaluation.resize,
+        "crop": size,
+        "max_pixels": config.data.max_pixels,
+        "value_range": config.data.value_range and list(config.data.value_range),
+        "shape": [*encoder.backbone.grid(size), encoder.backbone.dim] if dense else None,
+    }
+
+
+def _write(path: Path, features: Features, index: Index, facts: dict[str, Any], line: ProgressLine) -> None:
+    dim = features.stored.shape[-1]
+    columns = {"image_id": pa.int64(), "uri": pa.string(), "label": pa.string(), "z_bar": pa.list_(pa.float32(), dim)}
+    if facts["shape"] is not None:
+        columns["z"] = pa.list_(pa.float32(), math.prod(facts["shape"]))
+    metadata = {"glsd": json.dumps({**facts, "num_skipped": len(features.skipped)})}
+    schema = pa.schema(columns.items(), metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        replacing(path) as stream,
+        pq.ParquetWriter(stream, schema, use_dictionary=["label"]) as writer,
+    ):
+        num_written = 0
+        for image_ids, rows in features.parts():
+            writer.write_batch(_batch(image_ids, rows, index, schema))
+            num_written += len(rows)
+            line.phase(f"writing {num_written:,} of {len(features.image_ids):,} rows")
+
+
+def _batch(image_ids: NDArray[np.int64], rows: NDArray[np.float32], index: Index, schema: pa.Schema) -> pa.RecordBatch:
+    labels = [None] * len(rows)
+    if index.labels is not None:
+        assert index.classes is not None
+        labels = [index.classes[label] for label in index.labels[image_ids]]
+    tokens = rows.reshape(len(rows), -1, rows.shape[-1])  # (m, 1 or 1 + H W, d)
+    vectors = [tokens[:, 0], tokens[:, 1:]][: len(schema) - 3]
+    arrays = [pa.array(image_ids), pa.array([index.uri(image_id) for image_id in image_ids.tolist()]), labels]
+    lists = [
+        pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), math.prod(values.shape[1:])) for values in vectors
+    ]
+    return pa.record_batch([*arrays, *lists], schema=schema)
+
+
+def _report(path: Path, facts: dict[str, Any]) -> EmbedReport:
+    """What a complete file holds.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, num_images = file.schema_arrow, file.metadata.num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is no Parquet file, and is not overwritten; name another --out") from error
+    saved = json.loads((schema.metadata or {}).get(b"glsd", b"null"))
+    if saved is None:
+        raise ValueError(f"{path} is no file of glsd embed, and is not overwritten; name another --out")
+    if others := [key for key, fact in facts.items() if saved[key] != fact]:
+        raise ValueError(f"{path} is of another {', '.join(others)}, and is not overwritten; name another --out")
+    return EmbedReport(path, num_images, saved["num_skipped"], schema.field("z_bar").type.list_size)

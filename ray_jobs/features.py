@@ -1,0 +1,381 @@
+"""Representations of a data set by Ray Data: CPU tasks decode, actors embed, every image once, kept on disk.
+
+What is computed is kept in the cache folder, in one store for each encoder (its weights and its preprocessing), data
+set and kind of representation, with a row for every image of the data: other subsets of them and later calls find it
+there, and a call that is killed is gone on with. The driver writes rows as they arrive, in any order, by image_id.
+Equal images have equal rows up to the rounding of floats, whatever the number of workers.
+"""
+
+import copy
+import hashlib
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+import cv2
+import numpy as np
+import ray
+import ray.data
+import torch
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy, ExecutionResources
+from torch import Tensor
+
+from glsd.data import Index, UndecodableImage, cache_folder, decode
+from glsd.data.filesystems import replacing
+from glsd.data.shards import alone
+from glsd.evaluation import Encoder, block_representations, model_digest
+from ray_jobs.cluster import check_resources, cluster
+from ray_jobs.monitor import ProgressLine
+from ray_jobs.settings import JobSettings
+from ray_jobs.stream import Files, place_files, share_files
+
+_CHUNK_IMAGES = 64
+_CHUNK_BYTES = 32 * 2**20
+"""Most bytes of a chunk's crops, and of its representations: fewer images are a chunk where they are large."""
+_SAVE_INTERVAL_S = 2.0
+_VALUES, _JOURNAL = "values.npy", "journal.jsonl"
+_FORMAT = 1
+_PENDING, _DONE, _SKIPPED = range(3)
+
+
+class Images(Protocol):
+    """Some images of an index, such as `LabelledImages`."""
+
+    @property
+    def index(self) -> Index:
+        """Where they are."""
+
+    @property
+    def image_ids(self) -> NDArray[np.int64]:
+        """Rows of the index, each at most once."""
+
+
+@dataclass(frozen=True)
+class AllImages:
+    """The images of a whole index."""
+
+    index: Index
+
+    @property
+    def image_ids(self) -> NDArray[np.int64]:
+        """All rows of the index."""
+        return np.arange(len(self.index))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Representations of the images that could be decoded, n of those asked for, in the order in which they were."""
+
+    image_ids: NDArray[np.int64]
+    """(n,) rows of the index."""
+    positions: NDArray[np.int64]
+    """(n,) places among the images asked for: `labels[positions]` are the labels."""
+    skipped: list[tuple[int, str]]
+    """(image_id, reason) of each image asked for that could not be decoded."""
+    stored: "np.memmap[Any, np.dtype[np.float32]]"
+    """(N, D), the row of each image of the index; (N, 1 + H W, d) where dense, z̄ before z. Only `image_ids` count."""
+    grid: tuple[int, int] | None
+    """(H, W) of dense representations."""
+
+    @cached_property
+    def values(self) -> NDArray[np.float32]:
+        """(n, D), or z (n, H, W, d) where dense, memory-mapped: `torch.from_numpy` takes it.
+
+        What is written to it stays in memory. Rows that do not lie side by side in the store are copied into a file
+        without a name, which goes with the array.
+        """
+        shape = (len(self.image_ids), *self.stored.shape[1:])
+        first = int(self.image_ids[0])
+        if np.array_equal(self.image_ids, np.arange(first, first + len(self.image_ids))):
+            assert self.stored.filename is not None
+            offset = self.stored.offset + first * self.stored[0].nbytes
+            rows = np.memmap(self.stored.filename, np.float32, "c", offset, shape)
+        else:
+            with tempfile.TemporaryFile(dir=cache_folder()) as file:
+                for _, part in self.parts():
+                    file.write(part.data)
+                file.flush()
+                rows = np.memmap(file, np.float32, "c", shape=shape)
+        return rows if self.grid is None else rows[:, 1:].reshape(len(rows), *self.grid, rows.shape[-1])
+
+    def parts(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Consecutive `image_ids` and their rows as `stored` has them, some MiB at a time."""
+        at_once = max(1, _CHUNK_BYTES // self.stored[0].nbytes)
+        for start in range(0, len(self.image_ids), at_once):
+            image_ids = self.image_ids[start : start + at_once]
+            yield image_ids, self.stored[image_ids]
+
+
+def extract(
+    encoder: Encoder,
+    images: Images,
+    *,
+    settings: JobSettings,
+    line: ProgressLine,
+    name: str,
+    dense: bool = False,
+    num_blocks: int = 1,
+) -> Features:
+    """Representations of images, computed now as far as the cache lacks them; Ray is started only for that.
+
+    Args:
+        encoder: the model.
+        images: which images of which index.
+        settings: `workers` actors, each on a GPU where the cluster has any. One that dies is started again however
+            often: Ray Data knows no `max_failures`.
+        line: shows how far it is.
+        name: what is shown before that, such as "embedding"; a new first word begins a new line.
+        dense: z in place of z̄.
+        num_blocks: 1 is z̄, n what `block_representations` makes of the last n blocks.
+
+    Raises:
+        ValueError: the backbone has no such representation, no image can be decoded, files are gone or have changed
+            since the index was made, or the cluster lacks what the job needs.
+        OSError: images cannot be read, or the disk is full.
+    """
+    assert num_blocks == 1 or not dense
+    embedding = _Embedding(encoder, dense, num_blocks)
+    index, image_ids = images.index, images.image_ids
+    folder = cache_folder() / f"features-{_digest(embedding, index)}"
+    folder.mkdir(exist_ok=True)
+    with alone(folder / "lock"), Store(folder, (len(index), *embedding.row_shape)) as store:
+        pending = image_ids[store.state[image_ids] == _PENDING]
+        num_done = len(image_ids) - len(pending)
+        line.phase(f"{name} {num_done:,} of {len(image_ids):,} images")
+        if len(pending):
+            with cluster(settings):
+                for rows in _computed(embedding, index, pending, settings):
+                    store.add(rows)
+                    num_done += len(rows.image_ids)
+                    line.phase(f"{name} {num_done:,} of {len(image_ids):,} images")
+        assert num_done == len(image_ids), f"{num_done} images were embedded, not {len(image_ids)}"
+        state = store.state[image_ids]
+        skipped = [(image_id, store.reasons[image_id]) for image_id in image_ids[state == _SKIPPED].tolist()]
+    if len(skipped) == len(image_ids):
+        reasons = "; ".join(f"{index.uri(image_id)}: {reason}" for image_id, reason in skipped[:3])
+        raise ValueError(f"none of the {len(skipped):,} images could be decoded, such as {reasons}")
+    done = state == _DONE
+    stored = np.load(folder / _VALUES, mmap_mode="r")
+    return Features(image_ids[done], np.flatnonzero(done), skipped, stored, embedding.grid)
+
+
+@dataclass(frozen=True)
+class _Embedding:
+    """Crops to rows of the store."""
+
+    encoder: Encoder
+    dense: bool
+    num_blocks: int
+
+    @torch.no_grad()
+    def __call__(self, crops: Tensor) -> Tensor:
+        """(m, *row_shape) float32 of (m, crop, crop, 3) uint8, on the encoder's device."""
+        images = self.encoder.normalize(crops.to(next(self.encoder.parameters()).device))
+        if self.num_blocks > 1:
+            return block_representations(self.encoder, images, self.num_blocks)
+        z_bar, z = self.encoder(images)
+        return torch.cat([z_bar[:, None], z.flatten(1, 2)], 1) if self.dense else z_bar
+
+    @property
+    def crop(self) -> int:
+        """Side of a crop in pixels."""
+        return self.encoder.config.evaluation.crop
+
+    @cached_property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of a row, from a black image.
+
+        Raises:
+            ValueError: the backbone takes no such crops, or has no such representation.
+        """
+        self.encoder.backbone.check_crop_sizes([self.crop])
+        return tuple(self(torch.zeros(1, self.crop, self.crop, 3, dtype=torch.uint8)).shape[1:])
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(H, W) where dense."""
+        return self.encoder.backbone.grid(self.crop) if self.dense else None
+
+
+def _digest(embedding: _Embedding, index: Index) -> str:
+    limits = embedding.encoder.config.data
+    facts = [_FORMAT, model_digest(embedding.encoder), embedding.dense, embedding.num_blocks]
+    facts += [index.digest, limits.max_pixels, limits.value_range]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+class Rows(NamedTuple):
+    """What an actor made of a chunk of m images."""
+
+    image_ids: NDArray[np.int64]
+    values: NDArray[np.float32]
+    reasons: list[str]
+    """Why an image could not be decoded; its values mean nothing then. Empty where it could."""
+
+
+class Store:
+    """Rows on disk: `values.npy`, a sparse file with a row for each image, and `journal.jsonl`, which rows are there.
+
+    A line of the journal is written when the rows that it names are durable, so a kill loses only the rows since the
+    last line. Rows are written by `write` and not through a mapping, for which a full disk would be a fatal signal and
+    whose pages would count as this process's memory.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
+        if not (folder / _VALUES).exists():
+            with replacing(folder / _VALUES) as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                file.truncate(file.tell() + 4 * math.prod(shape))
+        self.state = np.full(shape[0], _PENDING, np.uint8)
+        self.reasons: dict[int, str] = {}
+        self._row_bytes = 4 * math.prod(shape[1:])
+        self._unsaved: list[tuple[int, str]] = []
+        self._saved_at = time.monotonic()
+        self._values, self._journal = (folder / _VALUES).open("r+b"), (folder / _JOURNAL).open("a+b")
+        self._first = (folder / _VALUES).stat().st_size - shape[0] * self._row_bytes
+        self._read_journal()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._values, self._journal:
+            self._save()
+
+    def add(self, rows: Rows) -> None:
+        """Write rows that are not there."""
+        assert not self.state[rows.image_ids].any(), "an image was embedded twice"
+        for image_id, row, reason in zip(rows.image_ids.tolist(), rows.values, rows.reasons, strict=True):
+            if not reason:
+                self._values.seek(self._first + image_id * self._row_bytes)
+                self._values.write(row.data)
+            self._mark(image_id, reason)
+            self._unsaved.append((image_id, reason))
+        if time.monotonic() - self._saved_at > _SAVE_INTERVAL_S:
+            self._save()
+
+    def _mark(self, image_id: int, reason: str) -> None:
+        self.state[image_id] = _SKIPPED if reason else _DONE
+        if reason:
+            self.reasons[image_id] = reason
+
+    def _save(self) -> None:
+        if not self._unsaved:
+            return
+        self._values.flush()
+        os.fsync(self._values.fileno())
+        self._journal.write(json.dumps(self._unsaved).encode() + b"\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+        self._unsaved, self._saved_at = [], time.monotonic()
+
+    def _read_journal(self) -> None:
+        self._journal.seek(0)
+        whole = 0
+        for line in self._journal:
+            if line.endswith(b"\n"):
+                whole += len(line)
+                for image_id, reason in json.loads(line):
+                    self._mark(image_id, reason)
+        self._journal.truncate(whole)  # a kill within a write leaves a part of a line
+
+
+def _computed(
+    embedding: _Embedding, index: Index, image_ids: NDArray[np.int64], settings: JobSettings
+) -> Iterator[Rows]:
+    """Rows of the images, each once, a chunk at a time in any order."""
+    resources = check_resources(settings, index.packed)
+    image_bytes = max(3 * embedding.crop**2, 4 * math.prod(embedding.row_shape))
+    size = min(max(_CHUNK_BYTES // image_bytes, 1), _CHUNK_IMAGES)
+    num_chunks = math.ceil(len(image_ids) / size)
+    read = partial(
+        _read_chunk,
+        encoder=copy.deepcopy(embedding.encoder).to("meta"),  # it prepares images without weights too
+        index=index,
+        files=share_files([index]),
+        image_ids=ray.put(image_ids),
+        size=size,
+    )
+    on_cpu = replace(embedding, encoder=copy.deepcopy(embedding.encoder).cpu())
+    # About a thousand chunks a read task of `range`, as the stream of the training has them.
+    chunks = ray.data.range(num_chunks, override_num_blocks=max(1, num_chunks // 1000))
+    rows = (
+        chunks.repartition(target_num_rows_per_block=1)
+        .map_batches(read, batch_size=None, batch_format="numpy", num_cpus=1)
+        .map_batches(
+            _Embedder,
+            fn_constructor_args=(ray.put(on_cpu), resources.torch_threads),
+            batch_size=None,
+            batch_format="numpy",
+            compute=ActorPoolStrategy(size=settings.workers),
+            num_cpus=resources.per_worker["CPU"],
+            num_gpus=resources.per_worker.get("GPU"),
+        )
+    )
+    # Two chunks for each task and actor at once: without a limit, what is decoded ahead would fill the object store.
+    num_at_once = ray.cluster_resources()["CPU"] + settings.workers
+    rows.context.execution_options.resource_limits = ExecutionResources(
+        object_store_memory=2 * _CHUNK_BYTES * num_at_once
+    )
+    for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
+        if failure := str(batch["failure"][0]):
+            raise ValueError(failure)
+        yield Rows(np.asarray(batch["image_id"]), np.asarray(batch["values"]), batch["reason"].tolist())
+
+
+def _read_chunk(
+    row: Mapping[str, NDArray[Any]],
+    encoder: Encoder,
+    index: Index,
+    files: Files,
+    image_ids: "ray.ObjectRef[NDArray[np.int64]]",
+    size: int,
+) -> dict[str, NDArray[Any]]:
+    """A task: a chunk of images as the encoder takes them, those that cannot be decoded black and with the reason.
+
+    Of an exception Ray Data brings home a traceback and no message, so what a user can mend travels as a row.
+    """
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    first = int(row["id"][0]) * size
+    ids: NDArray[np.int64] = ray.get(image_ids)[first : first + size]
+    limits, side = encoder.config.data, encoder.config.evaluation.crop
+    crops, reasons, failure = np.zeros((len(ids), side, side, 3), np.uint8), [""] * len(ids), ""
+    try:
+        place_files(files)
+        with ThreadPoolExecutor(8) as readers:
+            for place, data in enumerate(readers.map(index.read, ids.tolist())):
+                try:
+                    crops[place] = encoder.preprocess(decode(data, limits.max_pixels, limits.value_range))
+                except UndecodableImage as error:
+                    reasons[place] = str(error)
+    except (ValueError, OSError) as error:
+        failure = str(error)
+    return {"image_id": ids, "crops": crops, "reason": np.array(reasons), "failure": np.full(len(ids), failure)}
+
+
+class _Embedder:
+    """An actor: an encoder on its device."""
+
+    def __init__(self, embedding: "ray.ObjectRef[_Embedding]", torch_threads: int | None) -> None:
+        if torch_threads is not None:
+            torch.set_num_threads(torch_threads)
+        torch.backends.cudnn.allow_tf32 = False  # convolutions have float32's precision then, as on a CPU
+        self._embedding: _Embedding = ray.get(embedding)
+        if ray.get_gpu_ids():
+            self._embedding.encoder.cuda()
+
+    def __call__(self, chunk: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The chunk with representations in place of crops."""
+        crops = torch.tensor(chunk.pop("crops"))  # a copy: what Ray gives may not be written to, and torch warns
+        return {**chunk, "values": self._embedding(crops).cpu().numpy()}

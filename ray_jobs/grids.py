@@ -1,0 +1,230 @@
+"""What a sweep varies: named grids of the paper's study, and one's own.
+
+A grid is a mapping from an axis to its values. An axis is a setting's dotted key with a list of values, or any name
+with a list of mappings, each of which sets several keys together. A trial is one value of every axis; its name is made
+of them, so that the same grid always names the same trials.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import yaml
+from ray import tune
+from ray.tune.search.sample import Domain
+
+from glsd.config import Config, Setting
+
+SETTINGS = list(get_args(Setting))
+_SWIN = {
+    "swin_tiny_patch4_window7_224": 0.1,
+    "swin_tiny_patch4_window14_224": 0.1,
+    "swin_small_patch4_window7_224": 0.2,
+}
+
+Grid = dict[str, list[Any]]
+
+GRIDS: dict[str, Grid] = {
+    # Fig. 4
+    "matching_by_regime": {"objective.setting": SETTINGS, "data.images_per_class": [10, 20, 50, 100, 200, None]},
+    # Table 3, with one data set a name in --data
+    "matching_by_dataset": {
+        "backbone": [{"model.backbone": name, "model.drop_path": rate} for name, rate in _SWIN.items()],
+        "objective.setting": SETTINGS,
+    },
+    "temperatures": {
+        "objective.setting": ["similarity", "geometric"],
+        "objective.teacher_temperature": [0.04, 0.055, 0.07],
+        "objective.student_temperature": [0.1, 0.2],
+    },
+    # Eq. 6: the hinge off, on, and scaled
+    "threshold": {"objective.setting": ["geometric"], "objective.threshold_scale": [None, 0.5, 1.0, 2.0]},
+    "learning_rate": {"optim.base_lr": [1e-4, 2.5e-4, 5e-4, 1e-3, 2e-3]},
+}
+
+_DISTRIBUTIONS: dict[str, Callable[..., Domain]] = {
+    "uniform": tune.uniform,
+    "loguniform": tune.loguniform,
+    "randint": tune.randint,
+    "choice": tune.choice,
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One cell of a grid."""
+
+    name: str
+    """Made of the axes' values: a folder's name."""
+    data: str
+    """Name of its data set."""
+    overrides: dict[str, Any]
+    """Dotted keys of the configuration."""
+
+    def config(self, base: Config) -> Config:
+        """The trial's configuration.
+
+        Raises:
+            ValueError: a key does not exist or a value is impossible.
+        """
+        return base.with_overrides(self.overrides)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Everything a sweep may try: lists are tried in all combinations, distributions are drawn from."""
+
+    axes: dict[str, list[Any]]
+    distributions: dict[str, Domain]
+    fixed: dict[str, Any]
+    """Settings that all trials share; they are in no name."""
+
+
+def load_space(grid: str, changes: Sequence[str] = (), seeds: Sequence[int] = ()) -> Space:
+    """A named grid, or a YAML file of dotted keys with lists or distributions.
+
+    Args:
+        grid: a name of `GRIDS` or a path, such as of a file with `optim.base_lr: {loguniform: [1e-5, 1e-3]}`.
+        changes: axes such as `optim.base_lr=1e-4,5e-4`, in place of the grid's or beside them; a single value beside
+            them is a setting that all trials share.
+        seeds: the axis `seed`.
+
+    Raises:
+        ValueError: there is no such grid or file, or an axis is neither a list nor a distribution.
+    """
+    if grid in GRIDS:
+        tree: Mapping[str, Any] = GRIDS[grid]
+    elif Path(grid).suffix in {".yaml", ".yml"} and Path(grid).is_file():
+        try:
+            tree = yaml.safe_load(Path(grid).read_text("utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{grid} is not valid YAML: {error}") from error
+        if not isinstance(tree, dict):
+            raise ValueError(f"{grid} must map dotted keys to lists or distributions")
+    else:
+        raise ValueError(f"there is no grid {grid!r}; choose from {', '.join(GRIDS)}, or give the path of a YAML file")
+    axes: dict[str, list[Any]] = {}
+    distributions: dict[str, Domain] = {}
+    changed = dict(map(_change, changes))
+    fixed = {key: values[0] for key, values in changed.items() if len(values) == 1 and key not in tree}
+    varied = {key: values for key, values in changed.items() if key not in fixed}
+    for key, values in {**tree, **varied, **({"seed": list(seeds)} if seeds else {})}.items():
+        if isinstance(values, list) and values:
+            axes[key] = values
+        elif isinstance(values, Mapping) and len(values) == 1 and next(iter(values)) in _DISTRIBUTIONS:
+            ((kind, arguments),) = values.items()
+            distributions[key] = _distribution(key, kind, arguments)
+        else:
+            raise ValueError(
+                f"axis {key} must be a list of values or one of {', '.join(_DISTRIBUTIONS)} with its arguments, "
+                f"not {values!r}"
+            )
+    return Space(axes, distributions, fixed)
+
+
+def trials(space: Space, data: Sequence[str], samples: int = 1, seed: int = 0) -> list[Trial]:
+    """All combinations of the lists, on every data set, each with `samples` draws where there are distributions.
+
+    Draws are keyed by `seed`, so the same sweep tries the same values whenever it is started.
+    """
+    axes = [[_setting(key, value) for value in values] for key, values in space.axes.items()]
+    draws: list[dict[str, Any]] = [{}]
+    if space.distributions:
+        random = np.random.RandomState(seed)
+        draws = [
+            {key: _plain(domain.sample(random_state=random)) for key, domain in space.distributions.items()}
+            for _ in range(samples)
+        ]
+    found = []
+    for name, *cell in itertools.product(data, *axes):
+        for draw in draws:
+            named = [*(part for part, _ in cell), *(_part(key, value) for key, value in draw.items())]
+            varied = {key: value for _, settings in cell for key, value in settings.items()}
+            overrides = space.fixed | varied | draw
+            found.append(Trial(trial_name([*([name] if len(data) > 1 else []), *named]), name, overrides))
+    return found
+
+
+def drawn_trial(space: Space, data: str, draw: Mapping[str, Any]) -> Trial:
+    """The trial of a search's draw."""
+    return Trial(trial_name([_part(key, value) for key, value in draw.items()]), data, space.fixed | dict(draw))
+
+
+def named_sources(given: Sequence[str]) -> dict[str, list[str]]:
+    """Sources by the name of their data set, which stands before `=`; one without a name is `data`.
+
+    >>> named_sources(["food=/data/food", "nct=s3://bucket/nct"])
+    {'food': ['/data/food'], 'nct': ['s3://bucket/nct']}
+    """
+    found: dict[str, list[str]] = {}
+    for text in given:
+        match = _NAMED_SOURCE.fullmatch(text)
+        found.setdefault(match[1] if match else "data", []).append(match[2] if match else text)
+    return found
+
+
+def trial_name(parts: Sequence[str]) -> str:
+    """A folder's name from what makes a trial; a long one is cut and ends in a digest.
+
+    >>> trial_name(["setting_geometric", "images_per_class_10", "seed_0"])
+    'setting_geometric-images_per_class_10-seed_0'
+    """
+    name = re.sub(r"[^\w.+-]+", "_", "-".join(parts)) or "base"
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+_LONGEST_NAME = 120
+_NAMED_SOURCE = re.compile(r"([\w-]+)=(.+)")
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """`optim.base_lr=1e-4,5e-4` as an axis."""
+    key, equals, values = text.partition("=")
+    if not equals or not key or not values:
+        raise ValueError(f"--grid {text!r} must be KEY=VALUE,VALUE, such as optim.base_lr=1e-4,5e-4")
+    return key, [_value(value) for value in values.split(",")]
+
+
+def _value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):  # YAML takes 1e-4 for a word
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _distribution(key: str, kind: str, arguments: Any) -> Domain:
+    if kind == "choice":
+        arguments = [arguments]
+    try:
+        return _DISTRIBUTIONS[kind](*(_value(a) if isinstance(a, str) else a for a in arguments))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"axis {key}: {kind} cannot take {arguments!r}: {error}") from error
+
+
+def _setting(key: str, value: Any) -> tuple[str, dict[str, Any]]:
+    """(part of the name, dotted keys) of one value of an axis."""
+    if isinstance(value, Mapping):
+        return _part(key, next(iter(value.values()))), dict(value)
+    return _part(key, value), {key: value}
+
+
+def _part(key: str, value: Any) -> str:
+    leaf = key.rpartition(".")[2]
+    if value is None:
+        return f"{leaf}_none"
+    return f"{leaf}_{value:.4g}" if isinstance(value, float) else f"{leaf}_{json.dumps(value).strip(chr(34))}"
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,120 @@
+"""A run's metrics at Weights & Biases or MLflow as well, where a job asks for it: the extras `wandb` and `mlflow`.
+
+Both take what `metrics.jsonl` has, by step, and the configuration by dotted keys. Where they write to is said as they
+have it, by `WANDB_PROJECT`, `WANDB_MODE`, `WANDB_API_KEY`, `MLFLOW_TRACKING_URI` and `MLFLOW_EXPERIMENT_NAME` in the
+environment of the first training worker. A run that goes on after a kill goes on there too, by an id in its directory.
+"""
+
+import importlib.util
+import json
+import os
+import time
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glsd.config import Config
+from ray_jobs.run_directory import ExternalLog, RunDirectory
+from ray_jobs.settings import Logger
+
+LOGGERS = "loggers.json"
+"""What the run is called outside: `{"id": ...}`."""
+_PROJECT = "glsd"
+
+
+def check_loggers(names: Sequence[Logger]) -> None:
+    """Refuse a logger whose package is not installed.
+
+    Raises:
+        ValueError: it says what to install.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"--loggers {name} needs a package that is not installed: pip install 'glsd[{name}]'")
+
+
+def external_loggers(names: Sequence[Logger], run: RunDirectory, config: Config) -> list[ExternalLog]:
+    """The loggers of a run, which continue where an earlier start of it was logged.
+
+    Args:
+        names: which ones; none makes no file.
+        run: the run directory, which gives the name that is shown and keeps the id.
+        config: what is recorded beside the metrics.
+    """
+    if not names:
+        return []
+    check_loggers(names)
+    content = run.read(LOGGERS)
+    if content is None:
+        # Not the digest alone: a run that is deleted and made anew is another run of the same configuration.
+        content = json.dumps({"id": f"{config.digest}-{uuid.uuid4().hex[:8]}"}).encode()
+        run.write(LOGGERS, content)
+    run_id, settings = json.loads(content)["id"], config.flat()
+    kinds: dict[Logger, type[_Wandb] | type[_Mlflow]] = {"wandb": _Wandb, "mlflow": _Mlflow}
+    return [kinds[name](run, run_id, settings) for name in dict.fromkeys(names)]
+
+
+class _Wandb:
+    """Weights & Biases; it sends in the background, and drops steps that it has already."""
+
+    def __init__(self, run: RunDirectory, run_id: str, settings: Mapping[str, Any]) -> None:
+        import wandb
+
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", _PROJECT),
+                name=run.name,
+                id=run_id,
+                resume="allow",
+                config=dict(settings),
+                dir=run.path if run.is_local else None,
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except wandb.Error as error:
+            raise ValueError(f"--loggers wandb cannot log: {error}") from error
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+class _Mlflow:
+    """MLflow; a server that does not answer costs its records and a warning, not the run."""
+
+    def __init__(self, run: RunDirectory, run_id: str, settings: Mapping[str, Any]) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        try:
+            self._client = mlflow.MlflowClient()
+            self._run_id = self._begun(run.name, run_id, settings)
+        except mlflow.MlflowException as error:
+            raise ValueError(f"--loggers mlflow cannot log: {error}") from error
+
+    def _begun(self, name: str, run_id: str, settings: Mapping[str, Any]) -> str:
+        """MLflow's own id of the run, which is found by ours or made."""
+        experiment = self._mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)).experiment_id
+        if found := self._client.search_runs([experiment], f"tags.glsd_id = '{run_id}'"):
+            self._client.update_run(found[0].info.run_id, status="RUNNING")
+            return str(found[0].info.run_id)
+        made = str(self._client.create_run(experiment, run_name=name, tags={"glsd_id": run_id}).info.run_id)
+        parameters = [self._mlflow.entities.Param(key, json.dumps(value)) for key, value in settings.items()]
+        self._client.log_batch(made, params=parameters)
+        return made
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        now = round(1000 * time.time())
+        entries = [self._mlflow.entities.Metric(key, value, now, step) for key, value in metrics.items()]
+        try:
+            self._client.log_batch(self._run_id, metrics=entries)
+        except self._mlflow.MlflowException as error:
+            warnings.warn(f"MLflow did not take the metrics of step {step}: {error}", stacklevel=2)
+
+    def close(self, failed: bool) -> None:
+        try:
+            self._client.set_terminated(self._run_id, status="FAILED" if failed else "FINISHED")
+        except self._mlflow.MlflowException as error:
+            warnings.warn(f"MLflow did not take the end of the run: {error}", stacklevel=2)

@@ -1,0 +1,176 @@
+"""The figures of a run and of an evaluation: which images, models and metrics go into each.
+
+Each function writes its figures as PNG and SVG into a folder under the names that the report knows.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from glsd.augment import multicrop
+from glsd.config import DataConfig
+from glsd.data import Index, UndecodableImage, decode
+from glsd.evaluation import (
+    Encoder,
+    correspondence,
+    embed,
+    flip_truth,
+    image_pair_correspondence,
+    nearest,
+    transformed_view,
+)
+from glsd.reporting import (
+    draw_collapse,
+    draw_correspondences,
+    draw_crops,
+    draw_curves,
+    draw_feature_map,
+    draw_matchings,
+    draw_neighbours,
+    geometric_pair,
+    save_png_and_svg,
+    similarity_pair,
+    top_correspondences,
+    umap_available,
+    view_crops,
+)
+from ray_jobs.labelled import LabelledImages, LabelledSplit
+from ray_jobs.online_knn import preprocessed
+
+FIGURES = "figures"
+_NUM_QUERIES, _NUM_NEIGHBOURS, _MAX_ANCHORS = 6, 5, 1000
+_DIFFERENT_TOP = 15  # Fig. 12
+
+
+def decodable(
+    index: Index, image_ids: np.ndarray, limits: DataConfig, seed: int, count: int
+) -> list[tuple[int, np.ndarray]]:
+    """(image_id, image) of some images, the same for the same seed."""
+    found: list[tuple[int, np.ndarray]] = []
+    for image_id in np.random.default_rng(seed).permutation(image_ids).tolist():
+        try:
+            found.append((image_id, decode(index.read(image_id), limits.max_pixels, limits.value_range)))
+        except UndecodableImage:
+            continue
+        if len(found) == count:
+            break
+    return found
+
+
+def picture_method(encoder: Encoder, images: Sequence[tuple[int, np.ndarray]], folder: Path) -> None:
+    """Crops (Fig. 6) and the matchings of training pairs by geometry and by similarity (Fig. 3, 8-11)."""
+    config = encoder.config
+    views = [multicrop(image, config.augment, config.seed, 0, image_id) for image_id, image in images]
+    save_png_and_svg(draw_crops([image for _, image in images], [view.geo for view in views]), folder / "crops")
+    grids = [encoder.backbone.grid(size) for size, num_views in config.augment.groups for _ in range(num_views)]
+    students = (1, 2) if config.augment.num_views > 2 else (1,)
+    geometric = [
+        geometric_pair(view, 0, student, grids[0], grids[student], config.objective.threshold_scale)
+        for view in views
+        for student in students
+    ]
+    save_png_and_svg(draw_matchings(geometric), folder / "matchings")
+    similar = []
+    for view in views:
+        z = [_dense(encoder, crop[None])[0] for crop in view_crops(view)[: students[-1] + 1]]
+        similar += [similarity_pair(view, 0, student, z[0], z[student]) for student in students]
+    save_png_and_svg(draw_matchings(similar), folder / "matchings_similarity")
+
+
+def picture_learning(metrics: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Curves, and the signs of collapse over training (Fig. 7), of a run's metrics."""
+    save_png_and_svg(draw_curves(metrics), folder / "curves")
+    if any("feature_std" in line for line in metrics):
+        series = {key: _series(metrics, key) for key in sorted({key for line in metrics for key in line} - {"step"})}
+        save_png_and_svg(draw_collapse({"this run": series}), folder / "collapse")
+
+
+def picture_correspondences(
+    encoders: Mapping[str, Encoder], images: Sequence[tuple[int, np.ndarray]], folder: Path
+) -> None:
+    """Each image against its mirrored and recoloured view (Fig. 5), by several models side by side."""
+    rows = []
+    for image_id, image in images:
+        row = []
+        for name, encoder in encoders.items():
+            crop = encoder.preprocess(image)
+            view = transformed_view(crop, encoder.config.augment, 0, image_id)
+            z_a, z_b = _dense(encoder, np.stack([crop, view])).split(1)
+            grid, size = (z_a.shape[1], z_a.shape[2]), crop.shape[0]
+            found = correspondence(z_a, z_b, flip_truth(grid, size), size)
+            title = f"{name}: {100 * found.accuracy_top.item():.0f} % of {int(found.num_top)}"
+            row.append(top_correspondences(crop, view, found, 0, grid, title))
+        rows.append(row)
+    save_png_and_svg(draw_correspondences(rows), folder / "correspondences")
+
+
+def picture_different_images(
+    encoders: Mapping[str, Encoder], pairs: Sequence[tuple[np.ndarray, np.ndarray]], folder: Path
+) -> None:
+    """The most similar locations of two different images (Fig. 12), by several models side by side."""
+    rows = []
+    for image_a, image_b in pairs:
+        row = []
+        for name, encoder in encoders.items():
+            found = image_pair_correspondence(encoder, image_a, image_b)
+            grid = encoder.backbone.grid(encoder.config.evaluation.crop)
+            row.append(
+                top_correspondences(found.view_a, found.view_b, found.correspondence, 0, grid, name, _DIFFERENT_TOP)
+            )
+        rows.append(row)
+    save_png_and_svg(draw_correspondences(rows), folder / "different_images")
+
+
+def picture_neighbours(encoder: Encoder, split: LabelledSplit, folder: Path) -> None:
+    """Tested images of as many classes as there are, each beside the nearest of the images that vote."""
+    anchors = preprocessed(encoder, _thinned(split.anchors, _MAX_ANCHORS))
+    queries = preprocessed(encoder, one_each(split.queries, _NUM_QUERIES))
+    features = [embed(encoder, torch.from_numpy(side.crops).split(64)) for side in (anchors, queries)]
+    found = nearest(features[0], features[1], _NUM_NEIGHBOURS)
+    names = split.classes
+    figure = draw_neighbours(
+        list(queries.crops),
+        [names[label] for label in queries.labels.tolist()],
+        [[anchors.crops[i] for i in row] for row in found.anchor_index.tolist()],
+        [[names[anchors.labels[i]] for i in row] for row in found.anchor_index.tolist()],
+        found.similarity.float().cpu().numpy(),
+    )
+    save_png_and_svg(figure, folder / "neighbours")
+
+
+def picture_features(features: np.ndarray, labels: np.ndarray | None, classes: list[str] | None, folder: Path) -> None:
+    """The representations in the plane, by PCA, and by UMAP where it is installed."""
+    save_png_and_svg(draw_feature_map(features, labels, classes), folder / "feature_map")
+    if umap_available():
+        save_png_and_svg(draw_feature_map(features, labels, classes, "umap"), folder / "feature_map_umap")
+
+
+def one_each(images: LabelledImages, count: int) -> LabelledImages:
+    """The first image of each class in turn, then the second, and so on."""
+    turn = np.zeros(len(images.labels), np.int64)
+    for label in np.unique(images.labels):
+        of_class = images.labels == label
+        turn[of_class] = np.arange(of_class.sum())
+    chosen = np.argsort(turn, kind="stable")[:count]
+    return LabelledImages(images.index, images.image_ids[chosen], images.labels[chosen])
+
+
+def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float | None]]:
+    """(steps, values) of a metric."""
+    lines = [line for line in metrics if key in line]
+    return [line["step"] for line in lines], [line[key] for line in lines]
+
+
+def _thinned(images: LabelledImages, at_most: int) -> LabelledImages:
+    step = -(-len(images.image_ids) // at_most)
+    return LabelledImages(images.index, images.image_ids[::step], images.labels[::step])
+
+
+@torch.no_grad()
+def _dense(encoder: Encoder, crops: np.ndarray) -> torch.Tensor:
+    device = next(encoder.parameters()).device
+    z: torch.Tensor = encoder(encoder.normalize(torch.from_numpy(crops).to(device)))[1]
+    return z

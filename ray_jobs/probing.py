@@ -1,0 +1,293 @@
+"""Linear evaluation (Sec. 4.3) on Ray Train: a layer is trained on the frozen representations of random crops.
+
+The crops of a step are a function of the step, made by CPU workers as in training, so a probe that was killed goes on
+from the checkpoint of its last whole epoch and ends as if nothing had happened.
+"""
+
+import copy
+import hashlib
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from glsd.config import DataConfig, LinearConfig
+from glsd.data import Index, Order
+from glsd.evaluation import (
+    Encoder,
+    block_representations,
+    initial_probe,
+    linear_accuracy,
+    linear_crop,
+    linear_step,
+    model_digest,
+)
+from glsd.training import checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
+from ray_jobs.cluster import check_resources
+from ray_jobs.labelled import LabelledImages, LabelledSplit
+from ray_jobs.monitor import Handle, ProgressLine, Reporter, progress_text, start_monitor
+from ray_jobs.run_directory import RunDirectory
+from ray_jobs.settings import JobSettings
+from ray_jobs.stream import MAX_UNIT_BYTES, Files, UnitReader, received, share_files, stream
+from ray_jobs.trainer import fit
+
+MAX_UNIT_SIZE = 32
+"""Most images that go through the encoder at once."""
+LOG_EVERY_STEPS = 10
+
+
+@dataclass(frozen=True)
+class LinearSource:
+    """The units of a probe: m random crops of training images with their labels."""
+
+    config: LinearConfig
+    limits: DataConfig
+    """How images are decoded."""
+    crop: int
+    unit_size: int
+    index: Index
+    files: Files
+    image_ids: "ray.ObjectRef[np.ndarray]"
+    """The training images in the object store, and their labels in the same order."""
+    labels: "ray.ObjectRef[np.ndarray]"
+    num_images: int
+
+    @cached_property
+    def order(self) -> Order:
+        """Which images make up which unit."""
+        return Order(self.config.seed, self.num_images, self.config.batch_size, self.unit_size)
+
+    @property
+    def num_units(self) -> int:
+        """Units of all epochs."""
+        return self.config.epochs * self.order.units_per_epoch
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all epochs."""
+        return self.config.epochs * self.order.steps_per_epoch
+
+    def unit(self, k: int) -> dict[str, np.ndarray]:
+        """`unit` (m,), `crops` (m, S, S, 3) uint8 and `label` (m,) of unit k; an image that stands in for an
+        undecodable one brings its own label.
+        """
+        decoded = UnitReader(self.order, self.index, self.image_ids, self.limits).read(k)
+        crops = [
+            linear_crop(image, self.crop, self.config, decoded.epoch, image_id)
+            for image, image_id in zip(decoded.images, decoded.image_ids.tolist(), strict=True)
+        ]
+        labels: np.ndarray = ray.get(self.labels)
+        return {"unit": np.full(len(crops), k), "crops": np.stack(crops), "label": labels[decoded.members]}
+
+    def blank(self, k: int) -> dict[str, np.ndarray]:
+        """Arrays of the shapes of unit k."""
+        crops = np.zeros((self.unit_size, self.crop, self.crop, 3), np.uint8)
+        return {"unit": np.full(self.unit_size, k), "crops": crops, "label": np.zeros(self.unit_size, np.int64)}
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """What a worker of a probe needs."""
+
+    config: LinearConfig
+    encoder: "ray.ObjectRef[Encoder]"
+    dim: int
+    num_classes: int
+    source: LinearSource
+    folder: str
+    """Where the checkpoints are."""
+    monitor: Handle
+    torch_threads: int | None
+
+
+def linear_probe(
+    encoder: Encoder,
+    split: LabelledSplit,
+    config: LinearConfig,
+    test_features: Tensor,
+    test_labels: Tensor,
+    settings: JobSettings,
+    folder: Path,
+    line: ProgressLine,
+) -> dict[str, Any]:
+    """Train a linear layer on the anchors of the split and test it after the last epoch, which need not be the best.
+
+    It belongs within `with cluster(settings)`. What it learns is kept in a folder below `folder / "linear"` that is
+    named after model, images and settings: the same call goes on where it was, and one that is finished only tests.
+
+    Args:
+        encoder: frozen.
+        split: its anchors train the layer.
+        config: the protocol.
+        test_features: (n, D) float32, representations of centre crops, of `config.num_blocks` blocks.
+        test_labels: (n,) their classes.
+        settings: workers and devices.
+        folder: the evaluation's folder; on several nodes all of them reach it.
+        line: shows epochs and losses.
+
+    Returns:
+        Accuracies `top1` and `top5` as shares, `num_top` (min(5, classes)), `epochs` and `settings`.
+
+    Raises:
+        ValueError: a setting does not fit the images or the workers, no images can be read, or the loss is not finite.
+    """
+    anchors, num_classes = split.anchors, len(split.classes)
+    _check_batch(config, len(anchors.image_ids), settings.workers)
+    location = str(folder.absolute() / "linear" / _digest(encoder, anchors, num_classes, config))
+    num_steps = config.epochs * (len(anchors.image_ids) // config.batch_size)
+    if num_steps not in checkpoints(location):
+        resources = check_resources(settings, anchors.index.packed)
+        side = encoder.config.evaluation.crop
+        source = LinearSource(
+            config,
+            encoder.config.data,
+            side,
+            unit_size(config.batch_size // settings.workers, side),
+            anchors.index,
+            share_files([anchors.index]),
+            ray.put(anchors.image_ids),
+            ray.put(anchors.labels),
+            len(anchors.image_ids),
+        )
+        monitor, shared = start_monitor(), ray.put(copy.deepcopy(encoder).cpu())
+        dim = test_features.shape[1]
+        plan = LinearPlan(config, shared, dim, num_classes, source, location, monitor, resources.torch_threads)
+        units = partial(_remaining_stream, plan)
+        fit(linear_worker, plan, units, RunDirectory(location), settings, resources, monitor, line)
+    layer = load_checkpoint(checkpoints(location)[num_steps])["layer"]
+    logits = functional.linear(test_features.cpu(), layer["weight"], layer["bias"])
+    accuracy = linear_accuracy(logits, test_labels.cpu(), num_classes)
+    return accuracy._asdict() | {"epochs": config.epochs, "settings": config.model_dump(mode="json")}
+
+
+def linear_worker(loop_config: dict[str, Any]) -> None:
+    """One worker of a probe, from the newest checkpoint to the end; `loop_config` is `{"plan": LinearPlan}`."""
+    plan: LinearPlan = loop_config["plan"]
+    config, order, num_steps = plan.config, plan.source.order, plan.source.num_steps
+    if plan.torch_threads is not None:
+        torch.set_num_threads(plan.torch_threads)
+    device = ray.train.torch.get_device()
+    context = ray.train.get_context()
+    shard = ray.train.get_dataset_shard("train")
+    arriving = received(shard.iter_batches(batch_size=order.unit_size, batch_format="numpy", prefetch_batches=2))
+    first = next(arriving, None)
+    if first is None:
+        return  # the last checkpoint is that of the last step
+    units = itertools.chain([first], arriving)
+    num_units = order.units_per_step // context.get_world_size()
+    encoder = ray.get(plan.encoder).to(device)
+    probe = initial_probe(plan.dim, plan.num_classes, config, device)
+    # The stream decides where this start continues, so data and weights are of one checkpoint.
+    if step := int(first["unit"][0]) // order.units_per_step:
+        probe.load_state_dict(load_checkpoint(checkpoints(plan.folder)[step]))
+    layer = _distributed(probe.layer, device)
+    report = _Report(plan, probe.step)
+
+    while probe.step < num_steps:
+        z_bar, labels = _representations(encoder, itertools.islice(units, num_units), config.num_blocks, device)
+        loss = linear_step(probe, layer, z_bar, labels, config.batch_size, num_steps, config)
+        epoch_ends = probe.step % order.steps_per_epoch == 0
+        if epoch_ends or probe.step % LOG_EVERY_STEPS == 0:
+            report(probe.step, loss)
+        if epoch_ends and context.get_world_rank() == 0:
+            save_checkpoint(plan.folder, probe.step, probe.state_dict(), {"settings": config.model_dump(mode="json")})
+            prune_checkpoints(plan.folder, {probe.step})
+
+
+def unit_size(num_images: int, crop: int) -> int:
+    """Images of a unit, of which a worker has a whole number for its `num_images` of a step: as many as memory takes.
+
+    >>> unit_size(256, 224), unit_size(100, 224), unit_size(8, 224), unit_size(64, 1500)
+    (32, 25, 8, 8)
+    """
+    most = min(num_images, MAX_UNIT_SIZE, max(1, MAX_UNIT_BYTES // (3 * crop * crop)))
+    return max(size for size in range(1, most + 1) if num_images % size == 0)
+
+
+class _Report:
+    """Shows the loss to the driver, and stops all workers alike where it is not finite."""
+
+    def __init__(self, plan: LinearPlan, first_step: int) -> None:
+        self._plan, self._first_step, self._start = plan, first_step, time.perf_counter()
+        self._reporter = Reporter(plan.monitor, "linear") if ray.train.get_context().get_world_rank() == 0 else None
+
+    def __call__(self, step: int, loss: Tensor) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(loss)
+        mean = loss.item()
+        if not math.isfinite(mean):
+            raise ValueError(f"the loss of the linear probe is {mean} at step {step}; use a lower linear.base_lr")
+        if self._reporter is not None:
+            source = self._plan.source
+            seconds_per_step = (time.perf_counter() - self._start) / (step - self._first_step)
+            metrics = {
+                "epoch": step / source.order.steps_per_epoch,
+                "epochs": self._plan.config.epochs,
+                "loss": mean,
+                "seconds_left": (source.num_steps - step) * seconds_per_step,
+            }
+            self._reporter.phase(f"linear {progress_text(metrics)}")
+
+
+def _remaining_stream(plan: LinearPlan) -> ray.data.Dataset:
+    """The units after the newest checkpoint; Ray Train asks anew whenever it starts the workers."""
+    return stream(plan.source, max(checkpoints(plan.folder), default=0) * plan.source.order.units_per_step)
+
+
+@torch.no_grad()
+def _representations(
+    encoder: Encoder, units: Iterable[Mapping[str, np.ndarray]], num_blocks: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """z̄ or several blocks' representations (images, D) of a worker's units of a step, and their labels (images,)."""
+    features, labels = [], []
+    for unit in units:
+        images = encoder.normalize(torch.tensor(unit["crops"], device=device))
+        features.append(block_representations(encoder, images, num_blocks).float())
+        labels.append(torch.tensor(unit["label"], device=device))
+    return torch.cat(features), torch.cat(labels)
+
+
+def _distributed(layer: nn.Linear, device: torch.device) -> nn.Module:
+    if ray.train.get_context().get_world_size() == 1:
+        return layer
+    return DistributedDataParallel(layer, device_ids=[device] if device.type == "cuda" else None)
+
+
+def _check_batch(config: LinearConfig, num_images: int, workers: int) -> None:
+    if config.batch_size % workers:
+        raise ValueError(
+            f"{workers} workers cannot share a batch of {config.batch_size} images; use linear.batch_size "
+            f"{math.ceil(config.batch_size / workers) * workers}"
+        )
+    if num_images < config.batch_size:
+        fitting = num_images - num_images % workers
+        advice = f"use linear.batch_size {fitting}" if fitting else "use more images or fewer --workers"
+        raise ValueError(f"{num_images} training images do not fill a batch of {config.batch_size}; {advice}")
+
+
+def _digest(encoder: Encoder, anchors: LabelledImages, num_classes: int, config: LinearConfig) -> str:
+    """Twenty hexadecimal digits for all that the trained layer depends on."""
+    facts = [
+        model_digest(encoder),
+        encoder.config.data.value_range,
+        anchors.index.digest,
+        hashlib.sha256(anchors.image_ids.tobytes() + anchors.labels.tobytes()).hexdigest(),
+        num_classes,
+        config.model_dump(mode="json"),
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]

@@ -1,0 +1,141 @@
+"""One trial of a sweep: a pretrain run in a folder of its own, then its evaluation; what came of it is `outcome.json`.
+
+A trial runs within Ray Tune, reports to it whenever the teacher was tested by k-NN, and may be stopped there at any
+moment; its run continues from its own checkpoint when the sweep is started again.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from tensorboardX import SummaryWriter
+
+from glsd.config import Config
+from glsd.data.filesystems import joined
+from glsd.evaluation import Collapsed
+from glsd.training import NonFiniteLoss, newest_checkpoint
+from ray_jobs.evaluating import Probe, evaluate
+from ray_jobs.folder import Folder
+from ray_jobs.monitor import ProgressLine
+from ray_jobs.pretraining import pretrain
+from ray_jobs.run_directory import TENSORBOARD, read_metrics
+from ray_jobs.settings import JobSettings
+from ray_jobs.trial_states import EVALUATED, OUTCOME, Status, evaluation
+
+PROBES: tuple[Probe, ...] = ("knn", "correspondence", "collapse")
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What a trial needs; it travels to its actor."""
+
+    name: str
+    config: Config
+    data: tuple[str, ...]
+    test: tuple[str, ...]
+    out: str
+    """Run directory."""
+    job: dict[str, Any]
+    """Fields of `JobSettings`."""
+    pairs: int
+    """Images of the correspondence."""
+
+
+def run_trial(cell: Mapping[str, str], plans: Mapping[str, TrialPlan]) -> None:
+    """The function that Tune runs: `cell["trial"]` names the plan.
+
+    A trial that has ended already only tells Tune its history, so that a scheduler knows what it would have known.
+    """
+    plan = plans[cell["trial"]]
+    folder = Folder(plan.out)
+    if outcome(folder) is not None:
+        for line in read_metrics(plan.out):
+            _report(line, plan.config)
+        return
+    if OUTCOME in folder.sizes():
+        folder.remove(OUTCOME)  # it failed, and is tried again
+    status: Status = "finished"
+    message = ""
+    try:
+        pretrain(plan.config, plan.data, plan.out, knn_data=plan.test or None, line=_TuneLine(plan), **plan.job)
+    except Collapsed as error:
+        status, message = "collapsed", str(error)
+    except NonFiniteLoss as error:
+        status, message = "not finite", str(error)
+    if newest_checkpoint(folder.location) is not None:
+        evaluate(
+            plan.out,
+            plan.data,
+            test=plan.test or None,
+            probes=PROBES,
+            out=joined(plan.out, EVALUATED),
+            ks=(plan.config.evaluation.k,),
+            pairs=plan.pairs,
+            figures=False,
+            line=ProgressLine(),
+            **plan.job,
+        )
+    _write_hyperparameters(plan, folder)
+    write_outcome(folder, status, message, trial_gpus(plan))
+
+
+def outcome(folder: Folder) -> dict[str, Any] | None:
+    """How a trial ended: `status`, `message`, `gpus`; None while it has not, or ended by an error."""
+    found = json.loads(folder.read(OUTCOME) or b"null")
+    return None if found is None or found["status"] == "failed" else dict(found)
+
+
+def write_outcome(folder: Folder, status: Status, message: str, gpus: float) -> None:
+    """Mark a trial as ended."""
+    folder.write(OUTCOME, (json.dumps({"status": status, "message": message, "gpus": gpus}) + "\n").encode())
+
+
+class _TuneLine(ProgressLine):
+    """A run's progress as Tune's results."""
+
+    def __init__(self, plan: TrialPlan) -> None:
+        super().__init__()
+        self._plan = plan
+
+    def update(self, metrics: Mapping[str, float]) -> None:
+        _report(metrics, self._plan.config)
+        super().update(metrics)
+
+
+def _write_hyperparameters(plan: TrialPlan, folder: Folder) -> None:
+    """What the trial varies and what it reached, for TensorBoard's HPARAMS over `SWEEP/trials`."""
+    found = evaluation(folder)
+    if found is None:
+        return
+    settings = {key: value for key, value in plan.config.flat().items() if isinstance(value, int | float | str)}
+    reached = {
+        "hparam/knn": found["knn"]["results"][0]["top1"],
+        "hparam/correspondence": found["correspondence"]["accuracy"],
+    }
+    with tempfile.TemporaryDirectory(prefix="glsd-") as written:
+        with SummaryWriter(logdir=written) as writer:
+            writer.add_hparams(settings, reached, name="hparams")
+        for path in sorted(Path(written).rglob("events.*")):
+            folder.write(f"{TENSORBOARD}/{path.relative_to(written).as_posix()}", path.read_bytes())
+
+
+def trial_gpus(plan: TrialPlan) -> float:
+    """GPUs of the trial's workers; 0 where it trains on CPUs."""
+    settings = JobSettings(**plan.job)
+    has_any = ray.cluster_resources().get("GPU", 0) >= 1 if settings.gpu is None else settings.gpu
+    return settings.workers * settings.gpus_per_worker if has_any else 0.0
+
+
+def _report(metrics: Mapping[str, Any], config: Config) -> None:
+    """Tell Tune about a k-NN; `progress` is the per cent of the epochs that are done, for trials of any length."""
+    if metrics.get("knn") is not None and metrics["step"]:
+        progress = round(100 * metrics["epoch"] / config.optim.epochs)
+        tune.report({"progress": progress, **{key: metrics[key] for key in _REPORTED if metrics.get(key) is not None}})
+
+
+_REPORTED = ("step", "epoch", "loss", "knn", "images_per_s", "collapsed")

@@ -1,0 +1,125 @@
+"""How the trials of a sweep stand, read from its folder alone: for the live table and for the report."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from glsd.data.filesystems import joined
+from ray_jobs.folder import Folder
+from ray_jobs.run_directory import CONFIG, EVALUATION, read_metrics
+
+SWEEP, TRIALS, OUTCOME = "sweep.json", "trials", "outcome.json"
+EVALUATED = "evaluation"
+"""Folder of a trial's evaluation, in its run directory."""
+
+Status = Literal["finished", "stopped", "collapsed", "not finite", "failed"]
+"""How a trial ended: at its last epoch, by the scheduler, by its collapse, by a loss that is not finite (the table's
+NA), or by an error, after which it is tried again when the sweep is started again."""
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """One trial of a sweep."""
+
+    name: str
+    data: str
+    overrides: dict[str, Any]
+    """Dotted keys that make this trial."""
+    num_images: int
+    steps: int
+    """Of the whole run."""
+    status: Status | Literal["waiting", "started"]
+    """How it stands."""
+    message: str
+    gpus: float
+    """GPUs that it used; 0 is CPUs."""
+    config: dict[str, Any] | None
+    """The run's settings; None until it has started."""
+    metrics: list[dict[str, Any]]
+    """What the run has logged."""
+    evaluation: dict[str, Any] | None
+    """Its `evaluation.json`."""
+
+    def last(self, key: str) -> float | None:
+        """The newest value of a metric."""
+        return next((line[key] for line in reversed(self.metrics) if line.get(key) is not None), None)
+
+    @property
+    def train_seconds(self) -> float:
+        """Time spent in training steps, over all sittings."""
+        if self.config is None:
+            return 0.0
+        batch_size, seconds, before = self.config["optim"]["batch_size"], 0.0, 0
+        for line in self.metrics:
+            if line.get("images_per_s"):
+                seconds += (line["step"] - before) * batch_size / line["images_per_s"]
+                before = line["step"]
+        return seconds
+
+    @property
+    def verdict(self) -> str:
+        """`healthy` or `collapsed`, by the evaluation or, before that, by the last reading; empty where unknown."""
+        if self.evaluation is not None and "collapse" in self.evaluation:
+            return str(self.evaluation["collapse"]["verdict"])
+        collapsed = self.last("collapsed")
+        return "" if collapsed is None else "collapsed" if collapsed else "healthy"
+
+
+def trial_states(out: str) -> list[TrialState]:
+    """All trials of a sweep, in the order in which they were asked for.
+
+    Raises:
+        ValueError: the folder is no sweep.
+    """
+    content = Folder(out).read(SWEEP)
+    if content is None:
+        raise ValueError(f"{out} is no sweep: it has no {SWEEP}")
+    return [_state(out, name, facts) for name, facts in json.loads(content)["trials"].items()]
+
+
+def _state(out: str, name: str, facts: dict[str, Any]) -> TrialState:
+    place = joined(out, f"{TRIALS}/{name}")
+    folder = Folder(place)
+    config, ended = folder.read(CONFIG), json.loads(folder.read(OUTCOME) or b"null")
+    return TrialState(
+        name=name,
+        **facts,
+        status=ended["status"] if ended else "waiting" if config is None else "started",
+        message=ended["message"] if ended else "",
+        gpus=ended["gpus"] if ended else 0.0,
+        config=None if config is None else yaml.safe_load(config),
+        metrics=[] if config is None else read_metrics(place),
+        evaluation=evaluation(folder),
+    )
+
+
+def evaluation(folder: Folder) -> dict[str, Any] | None:
+    """The `evaluation.json` of a trial."""
+    content = folder.read(f"{EVALUATED}/{EVALUATION}")
+    return None if content is None else dict(json.loads(content))
+
+
+def states_table(states: Sequence[TrialState]) -> str:
+    """The trials for a terminal: trial, images, epoch, loss, k-NN, images/s, verdict, status."""
+    width = max([5, *(len(state.name) for state in states)])
+    lines = [
+        f"{'trial':<{width}}  {'images':>9}  {'epoch':>9}  {'loss':>7}  {'k-NN':>6}  {'images/s':>8}  "
+        f"{'verdict':<9}  status"
+    ]
+    for state in states:
+        epoch = state.last("epoch")
+        epochs = state.config["optim"]["epochs"] if state.config else None
+        lines.append(
+            f"{state.name:<{width}}  {state.num_images:>9,}  "
+            f"{'' if epoch is None else f'{epoch:.0f}/{epochs}':>9}  {_number(state.last('loss'), '.3f'):>7}  "
+            f"{_number(state.last('knn'), '.1%'):>6}  {_number(state.last('images_per_s'), '.0f'):>8}  "
+            f"{state.verdict:<9}  {state.status}"
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,427 @@
+import argparse
+import os
+import pickle
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from glsd.evaluation import ConversionReport, Encoder, convert, load_encoder, read_foreign
+from glsd.evaluation.conversion import foreign_encoder
+from glsd.models import build_backbone
+
+State = dict[str, Tensor]
+
+
+def trained(name: str, seed: int = 1) -> tuple[Any, State]:
+    """A backbone with weights that no initialisation gives, and these in timm's names."""
+    torch.manual_seed(seed)
+    backbone = build_backbone(name).eval()
+    for value in backbone.model.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand_like(value) / 10 + 0.01)
+    return backbone, {key: value.clone() for key, value in backbone.model.state_dict().items()}
+
+
+def student(state: State) -> State:
+    """The other network of a checkpoint, which must not be taken for the teacher."""
+    return {key: value * 2 + 1 for key, value in state.items()}
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+HEAD = {"mlp.0.weight": torch.ones(3, 2), "last_layer.weight_g": torch.ones(3, 1), "last_layer.weight_v": torch.ones(3)}
+
+
+def dino(state: State) -> dict[str, Any]:
+    return {
+        "student": prefixed(student(state), "module.backbone.") | prefixed(HEAD, "module.head."),
+        "teacher": prefixed(state, "backbone.") | prefixed(HEAD, "head."),
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
+        "epoch": 100,
+        "args": argparse.Namespace(arch="some_other_network", lr=np.float64(0.1), output_dir=Path("there")),
+        "dino_loss": {"center": torch.zeros(1, 3)},
+    }
+
+
+def dino_with_batch_norm(state: State) -> dict[str, Any]:
+    """DINO wraps the teacher too where it synchronises batch norm."""
+    content = dino(state)
+    return content | {"teacher": prefixed(content["teacher"], "module.")}
+
+
+def ibot(state: State) -> dict[str, Any]:
+    content = dino(state)
+    del content["dino_loss"]
+    content["student"]["module.backbone.masked_embed"] = torch.ones(1, 64)
+    content["teacher"]["backbone.masked_embed"] = torch.ones(1, 64)
+    return content | {"ibot_loss": {"center": torch.zeros(1, 3), "center2": torch.zeros(1, 1, 3)}}
+
+
+def dinov2(state: State) -> dict[str, Any]:
+    """In two chunks, the second of which counts its blocks from 3 on."""
+    blocks = {f"blocks.{i}.": f"blocks.{i // 3}.{i}." for i in range(6)}
+    chunked = {
+        next((key.replace(old, new, 1) for old, new in blocks.items() if key.startswith(old)), key): value
+        for key, value in state.items()
+    }
+    chunked["mask_token"] = torch.ones(1, 64)
+    return {"teacher": prefixed(chunked, "backbone.") | prefixed(HEAD, "dino_head.") | prefixed(HEAD, "ibot_head.")}
+
+
+def lightly(state: State) -> dict[str, Any]:
+    module = prefixed(state, "backbone.") | prefixed(student(state), "student_backbone.")
+    return {"state_dict": module | prefixed(HEAD, "student_projection_head."), "hyper_parameters": {"num_classes": 10}}
+
+
+def lightly_vit(state: State) -> dict[str, Any]:
+    """lightly wraps timm's ViT, whose classifier stays."""
+    wrapped = prefixed(state, "vit.") | {"vit.head.weight": torch.ones(10, 64), "mask_token": torch.ones(1, 1, 64)}
+    return lightly(wrapped)
+
+
+def lightly_with_a_named_teacher(state: State) -> dict[str, Any]:
+    """As lightly's iBOT and DINOv2 have it."""
+    return {"state_dict": prefixed(state, "teacher_backbone.") | prefixed(student(state), "student_backbone.")}
+
+
+def solo_learn(state: State) -> dict[str, Any]:
+    module = prefixed(student(state), "backbone.") | prefixed(state, "momentum_backbone.")
+    return {"state_dict": module | {"classifier.weight": torch.ones(10, 96)}, "epoch": 3}
+
+
+def in_state_dict(state: State) -> dict[str, Any]:
+    return {"state_dict": prefixed(state, "module."), "arch": "resnet"}
+
+
+def in_model(state: State) -> dict[str, Any]:
+    return {"model": state | {"fc.weight": torch.ones(10, 96), "fc.bias": torch.ones(10)}}
+
+
+def bare(state: State) -> dict[str, Any]:
+    return dict(state)
+
+
+LAYOUTS: list[tuple[str, str, Callable[[State], dict[str, Any]]]] = [
+    ("test_vit", "DINO", dino),
+    ("test_resnet", "DINO", dino_with_batch_norm),
+    ("test_vit", "iBOT", ibot),
+    ("test_vit", "DINOv2", dinov2),
+    ("test_resnet", "lightly", lightly),
+    ("test_vit", "lightly", lightly_vit),
+    ("test_resnet", "lightly", lightly_with_a_named_teacher),
+    ("test_resnet", "solo-learn", solo_learn),
+    ("test_resnet", "flat", in_state_dict),
+    ("test_resnet", "flat", in_model),
+    ("test_convnext", "flat", bare),
+]
+
+
+def images(size: int) -> Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def same_features(encoder: Encoder, backbone: Any, sizes: tuple[int, ...] = (224, 96)) -> bool:
+    with torch.no_grad():
+        return all(
+            torch.equal(ours, theirs)
+            for size in sizes
+            for ours, theirs in zip(encoder(images(size)), backbone(images(size)), strict=True)
+        )
+
+
+@pytest.mark.parametrize(("name", "layout", "layout_of"), LAYOUTS, ids=[f.__name__ for _, _, f in LAYOUTS])
+def test_a_foreign_file_gives_the_features_of_its_teacher(
+    tmp_path: Path, name: str, layout: str, layout_of: Callable[[State], dict[str, Any]]
+) -> None:
+    backbone, state = trained(name)
+    torch.save(layout_of(state), tmp_path / "checkpoint.pth")
+    report = convert(tmp_path / "checkpoint.pth", tmp_path / "out", name)
+    assert (report.path, report.layout, report.backbone) == (tmp_path / "out", layout, name)
+    assert set(report.matched) == {key for key in state if not key.endswith("num_batches_tracked")}
+    assert report.missing == report.unexpected == report.mismatched == report.resampled == ()
+    encoder = load_encoder(tmp_path / "out")
+    assert same_features(encoder, backbone)
+    assert encoder.config.augment.mean == (0.485, 0.456, 0.406)
+    assert (encoder.config.evaluation.resize, encoder.config.evaluation.crop) == (256, 224)
+
+
+def test_other_parts_of_a_checkpoint_are_counted_and_not_called_unexpected(tmp_path: Path) -> None:
+    torch.save(dino(trained("test_vit")[1]), tmp_path / "checkpoint.pth")
+    report = foreign_encoder(tmp_path / "checkpoint.pth", "test_vit")[1]
+    assert report.ignored == {"student": 78 + 3, "head": 3, "optimizer": 1, "dino_loss": 1}
+    assert str(report).splitlines()[0] == "DINO layout, backbone test_vit: 78 of 78 tensors matched"
+
+
+def test_a_file_of_safetensors_needs_no_wrapper(tmp_path: Path) -> None:
+    backbone, state = trained("test_vit")
+    save_file(state, tmp_path / "weights.safetensors")
+    convert(tmp_path / "weights.safetensors", tmp_path / "out", "test_vit")
+    assert same_features(load_encoder(tmp_path / "out"), backbone)
+
+
+@pytest.fixture(scope="module")
+def swin() -> tuple[Any, State]:
+    return trained("swin_tiny_patch4_window7_224")
+
+
+def swin_of_the_authors(state: State) -> State:
+    """Swin's authors end a stage with the merging of patches that timm begins the next one with; derived buffers."""
+    renamed = {
+        key.replace("layers.1.downsample", "layers.0.downsample")
+        .replace("layers.2.downsample", "layers.1.downsample")
+        .replace("layers.3.downsample", "layers.2.downsample"): value
+        for key, value in state.items()
+    }
+    assert "layers.3.downsample.norm.weight" not in renamed
+    renamed["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
+    renamed["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.long)
+    return renamed
+
+
+@pytest.mark.parametrize("args", [None, {"cfg": "experiments/swin/swin_tiny_patch4_window7_224.yaml", "arch": "swin"}])
+def test_a_swin_of_the_papers_code_is_recognised_and_gives_its_features(
+    tmp_path: Path, swin: tuple[Any, State], args: dict[str, str] | None
+) -> None:
+    backbone, state = swin
+    theirs = swin_of_the_authors(state)
+    heads = prefixed(HEAD, "head.") | prefixed(HEAD, "head_dense.")
+    content: dict[str, Any] = {
+        "student": prefixed(heads, "module."),
+        "teacher": theirs | heads,
+        "dino_loss": {"center": torch.zeros(1, 3), "center_grid": torch.zeros(1, 3)},
+    }
+    if args is not None:
+        content["args"] = argparse.Namespace(**args)
+    torch.save(content, tmp_path / "checkpoint.pth")
+    encoder, report = foreign_encoder(tmp_path / "checkpoint.pth")
+    assert report.backbone == "swin_tiny_patch4_window7_224"
+    assert report.layout == "EsViT"
+    assert len(report.matched) == len(state)
+    assert report.unexpected == report.resampled == ()
+    assert report.ignored == {"student": 6, "head": 3, "head_dense": 3, "dino_loss": 2}
+    assert same_features(encoder, backbone)
+
+
+def test_a_swin_in_timms_names_is_told_from_one_in_its_authors(tmp_path: Path, swin: tuple[Any, State]) -> None:
+    backbone, state = swin
+    torch.save(state, tmp_path / "timm.pth")
+    assert same_features(foreign_encoder(tmp_path / "timm.pth", backbone.name)[0], backbone, (96,))
+
+
+def test_dinov2s_register_tokens_take_their_place_beside_the_class_token(tmp_path: Path) -> None:
+    backbone, state = trained("vit_small_patch14_reg4_dinov2")
+    theirs = {key: value for key, value in state.items() if key not in ("cls_token", "reg_token", "pos_embed")}
+    theirs["register_tokens"] = state["reg_token"]
+    theirs["mask_token"] = torch.ones(1, 384)
+    theirs["cls_token"], position = torch.full((1, 1, 384), 0.25), torch.full((1, 1, 384), 0.5)
+    theirs["pos_embed"] = torch.cat([position, state["pos_embed"]], 1)
+    torch.save(theirs, tmp_path / "weights.pth")
+    encoder, report = foreign_encoder(tmp_path / "weights.pth")
+    assert report.backbone == backbone.name
+    assert report.resampled == ()
+    backbone.model.cls_token.data.fill_(0.75)
+    assert same_features(encoder, backbone, (224,))
+
+
+def test_positions_of_another_image_size_are_resampled_and_reported(tmp_path: Path) -> None:
+    _, state = trained("test_vit")
+    grid = state["pos_embed"][:, 1:].reshape(1, 10, 10, 64).permute(0, 3, 1, 2)
+    smaller = torch.nn.functional.interpolate(grid, size=(6, 6), mode="bicubic").flatten(2).mT
+    theirs = state | {"pos_embed": torch.cat([state["pos_embed"][:, :1], smaller], 1)}
+    torch.save(theirs, tmp_path / "weights.pth")
+    encoder, report = foreign_encoder(tmp_path / "weights.pth", "test_vit")
+    assert report.resampled == ("pos_embed",)
+    back = smaller.mT.reshape(1, 64, 6, 6)
+    back = torch.nn.functional.interpolate(back, size=(10, 10), mode="bicubic", antialias=True).flatten(2).mT
+    torch.testing.assert_close(encoder.backbone.model.pos_embed[:, 1:], back)
+    assert torch.equal(encoder.backbone.model.pos_embed[:, :1], state["pos_embed"][:, :1])
+
+
+def test_a_backbone_is_recognised_by_names_and_shapes(tmp_path: Path) -> None:
+    backbone, state = trained("resnet18")
+    torch.save(solo_learn(state), tmp_path / "weights.ckpt")
+    encoder, report = foreign_encoder(tmp_path / "weights.ckpt")
+    assert report.backbone == "resnet18"
+    assert same_features(encoder, backbone, (64,))
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("test_vit", {"arch": "test_vit"}), ("vit_tiny_patch16_224", {"arch": "deit_tiny", "patch_size": 16})],
+)
+def test_a_backbone_that_is_not_common_may_be_named_by_the_files_arguments(
+    tmp_path: Path, name: str, args: dict[str, Any]
+) -> None:
+    torch.save(dino(trained(name)[1]) | {"args": argparse.Namespace(**args)}, tmp_path / "checkpoint.pth")
+    assert foreign_encoder(tmp_path / "checkpoint.pth")[1].backbone == name
+
+
+def test_an_average_of_the_weights_goes_before_the_weights(tmp_path: Path) -> None:
+    backbone, state = trained("test_vit")
+    torch.save({"state_dict": student(state), "state_dict_ema": state}, tmp_path / "timm.pth")
+    assert same_features(foreign_encoder(tmp_path / "timm.pth", "test_vit")[0], backbone, (96,))
+
+
+def test_a_backbone_that_is_not_recognised_is_asked_for_with_the_nearest(tmp_path: Path) -> None:
+    _, state = trained("resnet18")
+    torch.save(state | {"conv1.weight": torch.ones(64, 3, 3, 3)}, tmp_path / "cifar.pth")
+    with pytest.raises(
+        ValueError, match=r"the nearest of the common ones is resnet18, .* 99% .* name it by --backbone"
+    ):
+        foreign_encoder(tmp_path / "cifar.pth")
+
+
+def test_a_backbone_of_no_common_family_is_asked_for(tmp_path: Path) -> None:
+    torch.save({"encoder.weight": torch.ones(3)}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"none of the common ones, vit_small_patch16_224, .*; name it by --backbone"):
+        foreign_encoder(tmp_path / "weights.pth")
+
+
+def without(state: State, count: int) -> State:
+    return {key: state[key] for key in list(state)[: len(state) - count]}
+
+
+def test_five_percent_of_the_tensors_may_be_missing_and_are_named(tmp_path: Path) -> None:
+    _, state = trained("test_vit")  # 78 tensors
+    torch.save(without(state, 3) | {"blocks.0.ls1.gamma": torch.ones(64)}, tmp_path / "weights.pth")
+    with pytest.warns(UserWarning, match="does not fit its backbone completely") as warned:
+        report = convert(tmp_path / "weights.pth", tmp_path / "out", "test_vit")
+    assert report.missing == ("blocks.5.mlp.fc2.bias", "norm.weight", "norm.bias")
+    assert report.unexpected == ("blocks.0.ls1.gamma",)
+    assert len(report.matched) == 75
+    assert "3 missing: blocks.5.mlp.fc2.bias, norm.weight, norm.bias" in str(warned[0].message)
+
+
+def test_more_than_five_percent_missing_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    _, state = trained("test_vit")
+    torch.save(without(state, 3) | {"pos_embed": torch.ones(1, 101, 32)}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"94\.9% of its tensors are matched, and 95% must be") as refused:
+        convert(tmp_path / "weights.pth", tmp_path / "out", "test_vit")
+    assert "74 of 78 tensors matched" in str(refused.value)
+    assert r"1 mismatched: pos_embed (1, 101, 32) for (1, 101, 64)" in str(refused.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["weights.pth"]
+
+
+def test_what_a_file_lacks_is_the_same_in_every_conversion(tmp_path: Path) -> None:
+    torch.save(without(trained("test_vit")[1], 2), tmp_path / "weights.pth")
+    random_numbers = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="2 missing"):
+        first, second = (foreign_encoder(tmp_path / "weights.pth", "test_vit")[0] for _ in range(2))
+    assert same_features(first, second.backbone, (96,))
+    assert torch.equal(torch.get_rng_state(), random_numbers)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    torch.save(trained("test_vit")[1], tmp_path / "weights.pth")
+    for name in ("test_resnet", "test_convnext"):
+        with pytest.raises(ValueError, match=f"does not fit backbone {name}"):
+            convert(tmp_path / "weights.pth", tmp_path / "out", name)
+
+
+def test_arguments_and_numpy_values_are_read(tmp_path: Path) -> None:
+    content = {
+        "args": argparse.Namespace(lr=0.1, output_dir=Path("there")),
+        "knn": np.float64(0.5),
+        "curve": np.arange(3, dtype=np.int16),
+    }
+    torch.save(content, tmp_path / "new.pth")
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    for name in ("new.pth", "old.pth"):
+        found = read_foreign(tmp_path / name)
+        assert found["args"].lr == 0.1
+        assert str(found["args"].output_dir) == "there"
+        assert found["knn"] == 0.5
+        np.testing.assert_array_equal(found["curve"], np.arange(3, dtype=np.int16))
+
+
+def test_a_configuration_of_a_package_that_is_not_installed_does_not_hide_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("omegaconf.dictconfig")
+    module.DictConfig = type("DictConfig", (), {"__module__": "omegaconf.dictconfig"})  # type: ignore[attr-defined]
+    with monkeypatch.context() as installed:
+        installed.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
+        installed.setitem(sys.modules, "omegaconf.dictconfig", module)
+        hyper_parameters = module.DictConfig()
+        hyper_parameters._content = {"lr": 0.1, "kind": dict}
+        torch.save({"state_dict": {"a": torch.ones(2)}, "hyper_parameters": hyper_parameters}, tmp_path / "a.ckpt")
+    found = read_foreign(tmp_path / "a.ckpt")
+    assert torch.equal(found["state_dict"]["a"], torch.ones(2))
+    assert found["hyper_parameters"]._content["lr"] == 0.1
+
+
+class Harm:
+    """An object whose unpickling runs a command, as that of any class may."""
+
+    def __init__(self, function: Any, argument: str) -> None:
+        self.function, self.argument = function, argument
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return self.function, (self.argument,)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("function", [os.system, eval], ids=["system", "eval"])
+def test_a_file_that_would_run_something_is_refused_and_nothing_runs(
+    tmp_path: Path, function: Any, new_format: bool
+) -> None:
+    harmed = tmp_path / "harmed"
+    argument = f"touch {harmed}" if function is os.system else f"__import__('pathlib').Path({str(harmed)!r}).touch()"
+    content = {"teacher": {"a": torch.ones(2)}, "args": Harm(function, argument)}
+    torch.save(content, tmp_path / "weights.pth", _use_new_zipfile_serialization=new_format)
+    with pytest.raises(ValueError, match=r"wants (posix\.system|eval), which is not on the list"):
+        convert(tmp_path / "weights.pth", tmp_path / "out", "test_vit")
+    assert not harmed.exists()
+    torch.load(tmp_path / "weights.pth", weights_only=False)  # the file would do what it is refused for
+    assert harmed.exists()
+
+
+def test_a_pickle_that_torch_did_not_write_is_not_unpickled(tmp_path: Path) -> None:
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps(Harm(os.system, f"touch {tmp_path / 'harmed'}"), protocol=2))
+    with pytest.raises(ValueError, match=r"weights\.pkl was not written by torch\.save"):
+        read_foreign(tmp_path / "weights.pkl")
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_file_without_weights_or_damaged_is_named(tmp_path: Path) -> None:
+    def file(name: str, content: bytes) -> Path:
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    torch.save({"teacher": {"a": torch.ones(1000)}}, tmp_path / "whole.pth")
+    save_file({"a": torch.ones(1000)}, tmp_path / "whole.safetensors")
+    torch.save({"epoch": 3, "model_name": "vit"}, tmp_path / "empty.pth")
+    torch.save([torch.ones(2)], tmp_path / "list.pth")
+    for path, said in (
+        (tmp_path / "nothing.pth", "is no file"),
+        (tmp_path, "is no file"),
+        (file("notes.txt", b"hello world"), r"was not written by torch\.save"),
+        (file("none.pth", b""), r"was not written by torch\.save"),
+        (file("cut.pth", (tmp_path / "whole.pth").read_bytes()[:500]), "is damaged"),
+        (file("cut.safetensors", (tmp_path / "whole.safetensors").read_bytes()[:500]), "or a damaged one"),
+        (tmp_path / "empty.pth", "holds no weights of a backbone; it has epoch, model_name"),
+        (tmp_path / "list.pth", "holds a list, and not tensors by name"),
+    ):
+        with pytest.raises(ValueError, match=said) as refused:
+            foreign_encoder(path, "test_vit")
+        assert path.name in str(refused.value)
+
+
+def test_a_report_names_the_first_of_many() -> None:
+    names = tuple("abcdefg")
+    report = ConversionReport(Path("x"), "DINO", "test_vit", ("h",), names, (), (), (), {"head": 3, "student": 80})
+    assert str(report).splitlines() == [
+        "DINO layout, backbone test_vit: 1 of 8 tensors matched",
+        "  7 missing: a, b, c, d, e and 2 more",
+        "  ignored: head (3), student (80)",
+    ]

@@ -1,0 +1,127 @@
+"""One command says whether a backbone is good, whether it collapsed, and what it matches."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glsd.config import LinearConfig
+from glsd.data import build_index, decode
+from glsd.evaluation import Encoder, embed, knn_accuracy, load_encoder
+from ray_jobs.evaluating import evaluate, score_table
+from ray_jobs.labelled import LabelledImages, labelled_split
+from ray_jobs.pretraining import Run
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def evaluated(uninterrupted: Run, forty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evaluated") / "evaluation"
+    probes = ("knn", "linear_quick", "correspondence", "collapse")
+    evaluate(uninterrupted.out, str(forty), probes=probes, out=str(out), ks=(5, 100), resize=64, crop=64)
+    return out
+
+
+def representations(encoder: Encoder, images: LabelledImages) -> tuple[torch.Tensor, torch.Tensor]:
+    """(z̄, labels) of the decodable ones, one image at a time."""
+    found, labels = [], []
+    for image_id, label in zip(images.image_ids.tolist(), images.labels.tolist(), strict=True):
+        try:
+            crop = encoder.preprocess(decode(images.index.read(image_id), encoder.config.data.max_pixels, None))
+        except ValueError:
+            continue
+        found.append(embed(encoder, [torch.from_numpy(crop[None])]))
+        labels.append(label)
+    return torch.cat(found), torch.tensor(labels)
+
+
+def test_knn_is_that_of_the_representations_made_one_by_one(evaluated: Path, uninterrupted: Run, forty: Path) -> None:
+    trained = load_encoder(uninterrupted.checkpoint)
+    encoder = Encoder(trained.backbone, trained.config.with_overrides({"evaluation.resize": 64, "evaluation.crop": 64}))
+    index = build_index(str(forty), encoder.config.data)
+    split = labelled_split(index, None, encoder.config.evaluation)
+    (anchors, anchor_labels), (queries, labels) = (
+        representations(encoder, images) for images in (split.anchors, split.queries)
+    )
+    expected = knn_accuracy(anchors, anchor_labels, queries, labels, 5, encoder.config.evaluation.temperature, 4)
+    found = json.loads((evaluated / "evaluation.json").read_text())
+    assert found["knn"]["results"][0] == {"k": 5, "top1": expected.top1, "top5": expected.top5, "num_top": 4}
+    assert found["knn"]["num_anchors"] == expected.num_anchors
+    assert found["knn"]["num_queries"] == expected.num_queries
+    assert found["knn"]["num_anchors"] + found["knn"]["num_queries"] == 39  # one of forty is corrupt
+    assert found["knn"]["results"][1]["k"] == expected.num_anchors  # a hundred neighbours are all there are
+
+
+def test_the_corrupt_image_is_named(evaluated: Path) -> None:
+    (skipped,) = json.loads((evaluated / "evaluation.json").read_text())["skipped"]
+    assert skipped["uri"].endswith("000.png")
+    assert skipped["reason"]
+
+
+def test_every_probe_says_what_it_rests_on(evaluated: Path) -> None:
+    found = json.loads((evaluated / "evaluation.json").read_text())
+    assert found["collapse"]["verdict"] == "healthy"
+    assert 0 < found["collapse"]["metrics"]["feature_std"] <= 1.5
+    assert found["collapse"]["metrics"]["input_gradient_norm"] > 0
+    assert found["correspondence"]["size"] == 64
+    assert 0 <= found["correspondence"]["accuracy"] <= 1
+    assert found["linear_quick"]["num_train"] == found["knn"]["num_anchors"]
+    table = score_table(found)
+    for word in ("k = 5", "linear, L-BFGS", "correspondence of", "collapse: healthy", "most frequent class"):
+        assert word in table
+
+
+def test_figures_are_drawn_for_the_screen_and_for_print(evaluated: Path) -> None:
+    stems = {path.stem for path in (evaluated / "figures").iterdir()}
+    assert stems >= {"correspondences", "different_images", "neighbours", "feature_map", "crops", "matchings"}
+    for stem in stems:
+        assert {path.suffix for path in (evaluated / "figures").glob(f"{stem}.*")} == {".png", ".svg"}
+
+
+def test_a_later_probe_is_added_to_the_evaluation(evaluated: Path, uninterrupted: Run, forty: Path) -> None:
+    before = json.loads((evaluated / "evaluation.json").read_text())
+    evaluate(
+        uninterrupted.out,
+        str(forty),
+        probes=("linear",),
+        out=str(evaluated),
+        linear=LinearConfig(epochs=2, batch_size=8),
+        resize=64,
+        crop=64,
+        figures=False,
+    )
+    after = json.loads((evaluated / "evaluation.json").read_text())
+    assert after["knn"] == before["knn"]
+    assert after["linear"]["epochs"] == 2
+    assert 0 <= after["linear"]["top1"] <= 1
+
+
+def test_an_evaluation_of_something_else_is_refused(evaluated: Path, uninterrupted: Run, forty: Path) -> None:
+    with pytest.raises(ValueError, match=r"differs in model_digest; choose another --out"):
+        evaluate(uninterrupted.out, str(forty), out=str(evaluated), resize=64, crop=32)
+
+
+def test_images_without_labels_can_be_probed_for_collapse_and_not_by_knn(
+    cluster: None, uninterrupted: Run, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        Image.fromarray(rng.integers(0, 256, (80, 80, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    found = evaluate(uninterrupted.out, str(tmp_path), probes=("collapse", "correspondence"), resize=64, crop=64)
+    assert found["correspondence"]["num_images"] == 6
+    with pytest.raises(ValueError, match="needs labels"):
+        evaluate(uninterrupted.out, str(tmp_path), probes=("knn",), resize=64, crop=64)
+
+
+def test_a_probe_that_does_not_exist_is_named(uninterrupted: Run, forty: Path) -> None:
+    with pytest.raises(ValueError, match="there is no probe 'nn'; choose from knn"):
+        evaluate(uninterrupted.out, str(forty), probes=("nn",))  # type: ignore[arg-type]
+
+
+def test_a_run_on_all_images_has_no_smaller_regime(uninterrupted: Run, forty: Path) -> None:
+    with pytest.raises(ValueError, match="--anchors regime"):
+        evaluate(uninterrupted.out, str(forty), anchors="regime")

@@ -1,0 +1,147 @@
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glsd.config import Config
+from glsd.data import Index, build_index, decode
+from glsd.evaluation import Encoder, block_representations, untrained_encoder
+from ray_jobs.features import AllImages, Features, extract
+from ray_jobs.labelled import LabelledImages
+from ray_jobs.monitor import ProgressLine
+from ray_jobs.settings import JobSettings
+from tests.ray.images import labelled_folder
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+NUM_IMAGES = 150  # more than two chunks
+CORRUPT = 0
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of four classes, the first of them corrupt."""
+    return labelled_folder(tmp_path_factory.mktemp("features") / "photos", NUM_IMAGES, num_corrupt=1)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("GLSD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def encoder_of(backbone: str) -> Encoder:
+    return untrained_encoder(
+        Config().with_overrides(
+            {
+                "model.backbone": backbone,
+                "model.drop_path": 0.0,
+                "augment.global_size": 64,
+                "augment.local_sizes": (32,),
+                "augment.num_local_crops": (2,),
+                "evaluation.resize": 72,
+                "evaluation.crop": 64,
+            }
+        )
+    )
+
+
+def images_of(encoder: Encoder, index: Index, image_ids: np.ndarray) -> torch.Tensor:
+    """Normalised images, one after the other."""
+    limits = encoder.config.data
+    crops = [
+        encoder.preprocess(decode(index.read(k), limits.max_pixels, limits.value_range)) for k in image_ids.tolist()
+    ]
+    return encoder.normalize(torch.from_numpy(np.stack(crops)))
+
+
+def extracted(encoder: Encoder, images: AllImages | LabelledImages, **options: int) -> Features:
+    workers = options.pop("workers", 1)
+    with ProgressLine() as line:
+        return extract(encoder, images, settings=JobSettings(workers=workers), line=line, name="embedding", **options)
+
+
+def embedded_ids(cache: Path) -> Counter[int]:
+    """How often each image was embedded or found undecodable, of all stores of a cache."""
+    lines = [line for path in cache.glob("features-*/journal.jsonl") for line in path.read_text().splitlines()]
+    return Counter(image_id for line in lines for image_id, _ in json.loads(line))
+
+
+def close(found: np.ndarray, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_image_is_embedded_once_whatever_the_number_of_workers(photos: Path, cache: Path, workers: int) -> None:
+    encoder = encoder_of("test_resnet")
+    index = build_index(photos, encoder.config.data)
+    found = extracted(encoder, AllImages(index), workers=workers)
+    assert embedded_ids(cache) == dict.fromkeys(range(NUM_IMAGES), 1)
+    assert [image_id for image_id, _ in found.skipped] == [CORRUPT]
+    assert "truncated" in found.skipped[0][1]
+    decodable = np.delete(np.arange(NUM_IMAGES), CORRUPT)
+    assert found.image_ids.tolist() == decodable.tolist()
+    with torch.no_grad():
+        close(found.values, encoder(images_of(encoder, index, decodable))[0])
+
+
+def test_what_is_there_is_not_computed_again_for_another_subset_and_nothing_is_read(
+    photos: Path, cache: Path, tmp_path: Path
+) -> None:
+    encoder = encoder_of("test_resnet")
+    own = shutil.copytree(photos, tmp_path / "photos")
+    index = build_index(own, encoder.config.data)
+    assert index.labels is not None
+    some, more = np.array([5, 90, CORRUPT, 7]), np.array([7, 100, 5, 101, CORRUPT])
+    first = extracted(encoder, LabelledImages(index, some, index.labels[some]))
+    assert embedded_ids(cache) == dict.fromkeys(some.tolist(), 1)
+    second = extracted(encoder, LabelledImages(index, more, index.labels[more]))
+    assert embedded_ids(cache) == dict.fromkeys({*some.tolist(), *more.tolist()}, 1)
+    shutil.rmtree(own)
+    third = extracted(encoder, LabelledImages(index, more[::-1], index.labels[more[::-1]]))
+    assert first.image_ids.tolist() == [5, 90, 7]
+    assert first.positions.tolist() == [0, 1, 3]
+    np.testing.assert_array_equal(second.values[[2, 0]], first.values[[0, 2]])
+    np.testing.assert_array_equal(third.values, second.values[::-1])
+    assert third.skipped == second.skipped == first.skipped
+
+
+def test_dense_and_deeper_representations_are_kept_apart(photos: Path, cache: Path) -> None:
+    encoder = encoder_of("test_vit")
+    index = build_index(photos, encoder.config.data)
+    assert index.labels is not None
+    image_ids = np.array([3, 4, 9])
+    images = LabelledImages(index, image_ids, index.labels[image_ids])
+    with torch.no_grad():
+        pixels = images_of(encoder, index, image_ids)
+        z_bar, z = encoder(pixels)
+    close(extracted(encoder, images).values, z_bar)
+    close(extracted(encoder, images, dense=True).values, z)
+    close(extracted(encoder, images, num_blocks=2).values, block_representations(encoder, pixels, 2))
+
+
+def test_a_file_that_is_gone_ends_the_extraction_in_words_and_what_was_computed_stays(
+    photos: Path, cache: Path, tmp_path: Path
+) -> None:
+    encoder = encoder_of("test_resnet")
+    own = shutil.copytree(photos, tmp_path / "photos")
+    index = build_index(own, encoder.config.data)
+    missing = Path(index.uri(NUM_IMAGES - 1))
+    missing.rename(missing.with_suffix(".away"))
+    with pytest.raises(ValueError, match=r"^\S+\.(png|jpg) is gone since the index was made"):
+        extracted(encoder, AllImages(index))
+    missing.with_suffix(".away").rename(missing)
+    assert len(extracted(encoder, AllImages(index)).image_ids) == NUM_IMAGES - 1
+    assert embedded_ids(cache) == dict.fromkeys(range(NUM_IMAGES), 1)
+
+
+def test_images_none_of_which_can_be_decoded_are_refused(cache: Path, tmp_path: Path) -> None:
+    encoder = encoder_of("test_resnet")
+    index = build_index(labelled_folder(tmp_path / "photos", 4, num_corrupt=4), encoder.config.data)
+    with pytest.raises(ValueError, match=r"none of the 4 images could be decoded, such as \S+000\.png: .*truncated"):
+        extracted(encoder, AllImages(index))

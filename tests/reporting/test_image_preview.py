@@ -1,0 +1,27 @@
+from pathlib import Path
+
+from glsd.reporting import geometric_pair, preview, save_figure
+from tests.reporting.drawn import CONFIG, lines, photo, views
+
+
+def test_a_preview_is_a_function_of_seed_epoch_and_image(tmp_path: Path) -> None:
+    def content(**key: int) -> bytes:
+        return save_figure(preview(photo(), CONFIG, **key), tmp_path / "preview.png").read_bytes()
+
+    first = content(seed=0, epoch=0, image_id=0)
+    assert content(seed=0, epoch=0, image_id=0) == first
+    assert first not in (content(seed=1), content(epoch=1), content(image_id=1))
+
+
+def test_a_preview_shows_the_matchings_that_training_makes() -> None:
+    *_, global_global, global_local = preview(photo(), CONFIG, seed=3).axes
+    w = views(3)
+    pairs = [geometric_pair(w, 0, view, (3, 3), grid) for view, grid in enumerate([(3, 3)] + 4 * [(2, 2)], start=1)]
+    assert len(lines(global_global)) == pairs[0].keep.sum()
+    assert len(lines(global_local)) == max(pair.keep.sum() for pair in pairs[1:])
+
+
+def test_a_preview_without_local_crops_shows_the_global_pair() -> None:
+    config = CONFIG.with_overrides({"augment.local_sizes": (), "augment.num_local_crops": ()})
+    figure = preview(photo(), config)
+    assert [len(axes.images) for axes in figure.axes] == [1, 1, 1, 2]
