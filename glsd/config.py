@@ -292,7 +292,8 @@ class Config(Record):
     def _consistent(self) -> "Config":
         if unknown := [key for key in self.auto if key not in SCALED]:
             raise ValueError(f"auto cannot hold {unknown[0]!r}; it can hold {', '.join(SCALED)}")
-        if "optim.warmup_epochs" not in self.auto and self.optim.warmup_epochs > self.optim.epochs:
+        derived = {"optim.warmup_epochs", "optim.epochs"} & set(self.auto)
+        if not derived and self.optim.warmup_epochs > self.optim.epochs:
             raise ValueError(
                 f"optim.warmup_epochs {self.optim.warmup_epochs} is more than optim.epochs {self.optim.epochs}; "
                 f"use {self.optim.epochs // 10} or another number up to {self.optim.epochs}"

@@ -1,7 +1,8 @@
 """Settings that follow from the number of images, for sets smaller than ImageNet: the preset `small_data`.
 
-The paper's settings are for 1.28 million images. `scaled` moves those that a small set cannot bear, and reaches the
-paper's values as the set grows; every rule stands beside its reason. They are rules of thumb, to begin with.
+The paper's settings are for 1.28 million images. `scaled` moves those that a small set cannot bear; as the set grows it
+reaches the paper's values, but for the epochs, of which a large set gets a hundred. Every rule stands beside its
+reason. They are rules of thumb, to begin with.
 """
 
 import math

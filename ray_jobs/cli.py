@@ -195,8 +195,8 @@ class Sweep:
     """Labelled images that are tested; without them a share of the labelled data is."""
     grid: tuple[str, ...] = ()
     """Axes in place of the grid's or beside them, such as optim.base_lr=1e-4,5e-4; a single value is for all trials."""
-    seeds: tuple[int, ...] = (0,)
-    """Values of seed."""
+    seeds: tuple[int, ...] = ()
+    """Values of seed; by default that of the base alone."""
     samples: int = 1
     """Draws where the grid has distributions."""
     scheduler: Literal["fifo", "asha", "median"] = "fifo"
@@ -243,8 +243,10 @@ class Sweep:
         if self.dry_run:
             print(plan_table(planned))
             return
-        print(states_table(trial_states(self.out)))
-        print(f"\n{report(self.out)}")
+        states = trial_states(self.out)
+        print(f"{states_table(states)}\n\n{report(self.out)}")
+        if failed := [state.name for state in states if state.status == "failed"]:
+            raise RuntimeError(f"{len(failed)} trials failed, such as {failed[0]}; the same command tries them again")
 
 
 @dataclass(frozen=True)

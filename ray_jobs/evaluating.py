@@ -21,7 +21,7 @@ from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from glsd.config import LinearConfig
-from glsd.data import Index, UndecodableImage, cache_folder, decode, subset
+from glsd.data import Index, cache_folder, subset
 from glsd.evaluation import (
     Correspondence,
     Encoder,
@@ -38,7 +38,7 @@ from glsd.evaluation import (
     transformed_view,
     untrained_encoder,
 )
-from glsd.training import load_checkpoint, newest_checkpoint
+from glsd.training import load_checkpoint, manifest, newest_checkpoint
 from ray_jobs.cluster import check_resources, cluster
 from ray_jobs.features import AllImages, Features, Images, extract
 from ray_jobs.folder import Folder
@@ -47,12 +47,14 @@ from ray_jobs.monitor import ProgressLine
 from ray_jobs.online_knn import standard_error
 from ray_jobs.picturing import (
     FIGURES,
+    NUM_PICTURED,
     decodable,
     picture_correspondences,
     picture_different_images,
     picture_features,
     picture_method,
     picture_neighbours,
+    some_decodable,
 )
 from ray_jobs.probing import linear_probe
 from ray_jobs.run_directory import EVALUATION, environment
@@ -65,7 +67,6 @@ NEEDING_LABELS = {"knn", "linear", "linear_quick"}
 
 _TASK_IMAGES = 32
 _COLLAPSE_IMAGES = 64
-_NUM_PICTURED = 3
 
 
 def evaluate(
@@ -122,7 +123,7 @@ def evaluate(
         images = _probed_images(encoder, index, tested, bool(NEEDING_LABELS & set(probes)), anchors)
         folder = None if out is None else Folder(out)
         found = _begun(folder, model, encoder, index, tested, anchors)
-        probing = _Probing(model, encoder, images, settings, line)
+        probing = _Probing(model, encoder, images, settings, line, found["skipped"])
         measures: dict[Probe, Callable[[], dict[str, Any]]] = {
             "knn": partial(probing.knn, ks),
             "linear": partial(probing.linear, linear or LinearConfig(), folder),
@@ -200,6 +201,8 @@ def _probed_images(
 ) -> _Probed:
     evaluation = encoder.config.evaluation
     everything = evaluation.model_copy(update={"max_images": len(index) + (len(tested) if tested else 0)})
+    if anchors == "regime" and index.labels is None:
+        raise ValueError("--anchors regime needs labelled --data")
     if not labelled and (index.labels is None or (tested is not None and tested.labels is None)):
         return _Probed(None, AllImages(tested or index), AllImages(index))
     split = labelled_split(index, tested, everything)
@@ -218,11 +221,21 @@ def _probed_images(
 class _Probing:
     """The probes of one model on one set of images; representations are extracted once."""
 
-    def __init__(self, model: str, encoder: Encoder, images: _Probed, settings: JobSettings, line: ProgressLine):
+    def __init__(
+        self,
+        model: str,
+        encoder: Encoder,
+        images: _Probed,
+        settings: JobSettings,
+        line: ProgressLine,
+        skipped: Sequence[Mapping[str, Any]],
+    ):
         self._model, self._encoder, self._images = model, encoder, images
         self._settings, self._line = settings, line
         self._features: dict[tuple[str, int], tuple[Features, Features]] = {}
-        self._skipped: dict[tuple[str, int], str] = {}
+        self._skipped: dict[tuple[str, int], str] = {
+            (entry["uri"], entry["image_id"]): entry["reason"] for entry in skipped
+        }
 
     def knn(self, ks: Sequence[int]) -> dict[str, Any]:
         """The vote for every k, of the model and of its random initialisation."""
@@ -267,7 +280,10 @@ class _Probing:
         chosen = np.sort(np.random.default_rng([0, len(images.image_ids)]).permutation(images.image_ids)[:pairs])
         batches = [chosen[start : start + _TASK_IMAGES] for start in range(0, len(chosen), _TASK_IMAGES)]
         results = self._on_cluster(_matched, images.index, batches, "matching")
-        means = mean_correspondence([result for result in results if result is not None])
+        matched = [result for result in results if result is not None]
+        if not matched:
+            raise ValueError(f"none of {len(chosen)} images could be matched with its view; --pairs must be 1 or more")
+        means = mean_correspondence(matched)
         return means._asdict() | {"size": self._encoder.config.evaluation.crop}
 
     def collapse(self) -> dict[str, Any]:
@@ -290,12 +306,13 @@ class _Probing:
         tested, limits = self._images.tested, encoder.config.data
         models = {Path(self._model).name: encoder, **others, "untrained": self._untrained[0]}
         models = {name: model.to(next(encoder.parameters()).device) for name, model in models.items()}
+        images = some_decodable(tested.index, tested.image_ids, limits, 0, NUM_PICTURED)
         if "collapse" in probes:
-            picture_method(encoder, decodable(tested.index, tested.image_ids, limits, 0, _NUM_PICTURED), folder)
+            picture_method(encoder, images, folder)
         if "correspondence" in probes:
-            images = decodable(tested.index, tested.image_ids, limits, 0, _NUM_PICTURED)
             picture_correspondences(models, images, folder)
-            picture_different_images(models, self._alike(_NUM_PICTURED), folder)
+            if pairs := self._alike(NUM_PICTURED):
+                picture_different_images(models, pairs, folder)
         if NEEDING_LABELS & set(probes):
             picture_neighbours(encoder, self._split, folder)
             _, found = self._extracted(self._encoder, "embedding")
@@ -318,7 +335,7 @@ class _Probing:
             groups = [images.image_ids[labels == label] for label in shuffled]
         pairs: list[tuple[np.ndarray, np.ndarray]] = []
         for group in groups * count:
-            found = decodable(images.index, group, limits, len(pairs), 2)
+            found = some_decodable(images.index, group, limits, len(pairs), 2)
             if len(found) == 2:
                 pairs.append((found[0][1], found[1][1]))
             if len(pairs) == count:
@@ -395,7 +412,7 @@ def _matched(encoder: Encoder, index: Index, image_ids: np.ndarray) -> Correspon
     """Each decodable image's central crop against its mirrored and recoloured view (Sec. 4.7)."""
     size, config = encoder.config.evaluation.crop, encoder.config.augment
     views = []
-    for image_id, image in _decoded(encoder, index, image_ids):
+    for image_id, image in decodable(index, image_ids, encoder.config.data):
         crop = encoder.preprocess(image)
         views.append((crop, transformed_view(crop, config, 0, image_id)))
     if not views:
@@ -408,7 +425,7 @@ def _matched(encoder: Encoder, index: Index, image_ids: np.ndarray) -> Correspon
 
 
 def _collapse(encoder: Encoder, index: Index, image_ids: np.ndarray, checkpoint: str | None) -> Any:
-    decoded = _decoded(encoder, index, image_ids)
+    decoded = list(decodable(index, image_ids, encoder.config.data))
     if not decoded:
         raise ValueError(f"none of {len(image_ids)} images could be decoded, such as {index.uri(int(image_ids[0]))}")
     ids, images = [image_id for image_id, _ in decoded], [image for _, image in decoded]
@@ -423,16 +440,6 @@ def _collapse(encoder: Encoder, index: Index, image_ids: np.ndarray, checkpoint:
     return encoder_collapse(encoder, z_bar, images)
 
 
-def _decoded(encoder: Encoder, index: Index, image_ids: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    limits, found = encoder.config.data, []
-    for image_id in image_ids.tolist():
-        try:
-            found.append((image_id, decode(index.read(image_id), limits.max_pixels, limits.value_range)))
-        except UndecodableImage:
-            continue
-    return found
-
-
 def _knn_entry(result: KnnResult) -> dict[str, Any]:
     return {name: getattr(result, name) for name in ("k", "top1", "top5", "num_top")}
 
@@ -443,7 +450,7 @@ def _checkpoint_of(model: str) -> str | None:
         return None
     checkpoint = newest_checkpoint(model) or model
     try:
-        load_checkpoint(checkpoint)
+        manifest(checkpoint)
     except FileNotFoundError:
         return None
     return checkpoint
@@ -498,4 +505,4 @@ def _begun(
             f"{folder.out} holds the evaluation of {there.get('model')} on {there.get('data')}, which differs in "
             f"{', '.join(different)}; choose another --out"
         )
-    return there | found | {probe: there[probe] for probe in PROBES if probe in there}
+    return there | found | {key: there[key] for key in (*PROBES, "skipped") if key in there}

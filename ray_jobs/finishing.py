@@ -19,11 +19,17 @@ from glsd.training import manifest, newest_checkpoint
 from ray_jobs.labelled import LabelledSplit
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.online_knn import standard_error
-from ray_jobs.picturing import FIGURES, decodable, picture_learning, picture_method, picture_neighbours
+from ray_jobs.picturing import (
+    FIGURES,
+    NUM_PICTURED,
+    picture_learning,
+    picture_method,
+    picture_neighbours,
+    some_decodable,
+)
 from ray_jobs.run_directory import CONFIG, DATA, METRICS, TENSORBOARD, RunDirectory, read_metrics
 
 BACKBONE = "backbone"
-_NUM_PICTURED = 3
 
 
 def finish(
@@ -43,7 +49,7 @@ def finish(
         export = export_backbone(encoder, Path(folder) / BACKBONE)
         line.phase("drawing the figures")
         figures = Path(folder) / FIGURES
-        picture_method(encoder, decodable(index, image_ids, config.data, config.seed, _NUM_PICTURED), figures)
+        picture_method(encoder, some_decodable(index, image_ids, config.data, config.seed, NUM_PICTURED), figures)
         picture_learning(read_metrics(run), figures)
         if split is not None:
             picture_neighbours(encoder, split, figures)

@@ -48,6 +48,9 @@ GRIDS: dict[str, Grid] = {
     "learning_rate": {"optim.base_lr": [1e-4, 2.5e-4, 5e-4, 1e-3, 2e-3]},
 }
 
+UNNAMED = "data"
+"""Name of a data set that has none; it is in no trial's name."""
+
 _DISTRIBUTIONS: dict[str, Callable[..., Domain]] = {
     "uniform": tune.uniform,
     "loguniform": tune.loguniform,
@@ -86,14 +89,15 @@ class Space:
     """Settings that all trials share; they are in no name."""
 
 
-def load_space(grid: str, changes: Sequence[str] = (), seeds: Sequence[int] = ()) -> Space:
+def load_space(grid: str, changes: Sequence[str] = (), seeds: Sequence[int] = (), base_seed: int = 0) -> Space:
     """A named grid, or a YAML file of dotted keys with lists or distributions.
 
     Args:
         grid: a name of `GRIDS` or a path, such as of a file with `optim.base_lr: {loguniform: [1e-5, 1e-3]}`.
         changes: axes such as `optim.base_lr=1e-4,5e-4`, in place of the grid's or beside them; a single value beside
             them is a setting that all trials share.
-        seeds: the axis `seed`.
+        seeds: the axis `seed`; without it and without such an axis in the grid it is `base_seed` alone.
+        base_seed: the seed of what all trials share.
 
     Raises:
         ValueError: there is no such grid or file, or an axis is neither a list nor a distribution.
@@ -114,9 +118,12 @@ def load_space(grid: str, changes: Sequence[str] = (), seeds: Sequence[int] = ()
     changed = dict(map(_change, changes))
     fixed = {key: values[0] for key, values in changed.items() if len(values) == 1 and key not in tree}
     varied = {key: values for key, values in changed.items() if key not in fixed}
-    for key, values in {**tree, **varied, **({"seed": list(seeds)} if seeds else {})}.items():
+    if seeds and ("seed" in tree or "seed" in changed):
+        raise ValueError("the grid has an axis seed already; leave out --seeds, or the axis")
+    seed_axis = {} if "seed" in tree or "seed" in changed else {"seed": list(seeds) or [base_seed]}
+    for key, values in {**tree, **varied, **seed_axis}.items():
         if isinstance(values, list) and values:
-            axes[key] = values
+            axes[key] = [_value(value) for value in values]
         elif isinstance(values, Mapping) and len(values) == 1 and next(iter(values)) in _DISTRIBUTIONS:
             ((kind, arguments),) = values.items()
             distributions[key] = _distribution(key, kind, arguments)
@@ -147,13 +154,14 @@ def trials(space: Space, data: Sequence[str], samples: int = 1, seed: int = 0) -
             named = [*(part for part, _ in cell), *(_part(key, value) for key, value in draw.items())]
             varied = {key: value for _, settings in cell for key, value in settings.items()}
             overrides = space.fixed | varied | draw
-            found.append(Trial(trial_name([*([name] if len(data) > 1 else []), *named]), name, overrides))
+            found.append(Trial(trial_name([*_data_part(name), *named]), name, overrides))
     return found
 
 
 def drawn_trial(space: Space, data: str, draw: Mapping[str, Any]) -> Trial:
     """The trial of a search's draw."""
-    return Trial(trial_name([_part(key, value) for key, value in draw.items()]), data, space.fixed | dict(draw))
+    named = [*_data_part(data), *(_part(key, value) for key, value in draw.items())]
+    return Trial(trial_name(named), data, space.fixed | dict(draw))
 
 
 def named_sources(given: Sequence[str]) -> dict[str, list[str]]:
@@ -165,7 +173,7 @@ def named_sources(given: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for text in given:
         match = _NAMED_SOURCE.fullmatch(text)
-        found.setdefault(match[1] if match else "data", []).append(match[2] if match else text)
+        found.setdefault(match[1] if match else UNNAMED, []).append(match[2] if match else text)
     return found
 
 
@@ -190,24 +198,29 @@ def _change(text: str) -> tuple[str, Any]:
     key, equals, values = text.partition("=")
     if not equals or not key or not values:
         raise ValueError(f"--grid {text!r} must be KEY=VALUE,VALUE, such as optim.base_lr=1e-4,5e-4")
-    return key, [_value(value) for value in values.split(",")]
+    try:
+        return key, [_value(value) for value in yaml.safe_load(f"[{values}]")]
+    except yaml.YAMLError as error:
+        raise ValueError(f"--grid {text!r} has values that are not valid YAML: {error}") from error
 
 
-def _value(text: str) -> Any:
-    value = yaml.safe_load(text)
-    if isinstance(value, str):  # YAML takes 1e-4 for a word
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _value(value: Any) -> Any:
+    """A value of YAML, which takes 1e-4 for a word."""
+    if isinstance(value, Mapping):
+        return {key: _value(part) for key, part in value.items()}
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _distribution(key: str, kind: str, arguments: Any) -> Domain:
     if kind == "choice":
         arguments = [arguments]
     try:
-        return _DISTRIBUTIONS[kind](*(_value(a) if isinstance(a, str) else a for a in arguments))
+        return _DISTRIBUTIONS[kind](*map(_value, arguments))
     except (TypeError, ValueError) as error:
         raise ValueError(f"axis {key}: {kind} cannot take {arguments!r}: {error}") from error
 
@@ -215,7 +228,7 @@ def _distribution(key: str, kind: str, arguments: Any) -> Domain:
 def _setting(key: str, value: Any) -> tuple[str, dict[str, Any]]:
     """(part of the name, dotted keys) of one value of an axis."""
     if isinstance(value, Mapping):
-        return _part(key, next(iter(value.values()))), dict(value)
+        return "-".join(_part(name, part) for name, part in value.items()), dict(value)
     return _part(key, value), {key: value}
 
 
@@ -224,6 +237,10 @@ def _part(key: str, value: Any) -> str:
     if value is None:
         return f"{leaf}_none"
     return f"{leaf}_{value:.4g}" if isinstance(value, float) else f"{leaf}_{json.dumps(value).strip(chr(34))}"
+
+
+def _data_part(data: str) -> list[str]:
+    return [] if data == UNNAMED else [data]
 
 
 def _plain(value: Any) -> Any:

@@ -94,7 +94,7 @@ def holds_lease(folder: Folder, token: str) -> bool:
 def read_holder(folder: Folder) -> Holder | None:
     """The current holder, alive or not; None where there is no lease."""
     data = folder.read(NAME)
-    if data is None:
+    if not data:  # some file systems show a file that is being written, still empty
         return None
     try:
         return Holder(**json.loads(data))

@@ -3,7 +3,9 @@
 Each function writes its figures as PNG and SVG into a folder under the names that the report knows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +43,23 @@ from ray_jobs.labelled import LabelledImages, LabelledSplit
 from ray_jobs.online_knn import preprocessed
 
 FIGURES = "figures"
+NUM_PICTURED = 3
 _NUM_QUERIES, _NUM_NEIGHBOURS, _MAX_ANCHORS = 6, 5, 1000
 _DIFFERENT_TOP = 15  # Fig. 12
 
 
-def decodable(
+def decodable(index: Index, image_ids: np.ndarray, limits: DataConfig) -> Iterator[tuple[int, np.ndarray]]:
+    """(image_id, image) of those that can be decoded, in order."""
+    for image_id in image_ids.tolist():
+        with suppress(UndecodableImage):
+            yield image_id, decode(index.read(image_id), limits.max_pixels, limits.value_range)
+
+
+def some_decodable(
     index: Index, image_ids: np.ndarray, limits: DataConfig, seed: int, count: int
 ) -> list[tuple[int, np.ndarray]]:
     """(image_id, image) of some images, the same for the same seed."""
-    found: list[tuple[int, np.ndarray]] = []
-    for image_id in np.random.default_rng(seed).permutation(image_ids).tolist():
-        try:
-            found.append((image_id, decode(index.read(image_id), limits.max_pixels, limits.value_range)))
-        except UndecodableImage:
-            continue
-        if len(found) == count:
-            break
-    return found
+    return list(islice(decodable(index, np.random.default_rng(seed).permutation(image_ids), limits), count))
 
 
 def picture_method(encoder: Encoder, images: Sequence[tuple[int, np.ndarray]], folder: Path) -> None:

@@ -31,7 +31,6 @@ from ray_jobs.lease import TIMES, LeaseTimes, held_lease, holds_lease
 
 CONFIG, DATA, ENVIRONMENT, SUMMARY = "config.yaml", "data.json", "environment.json", "summary.json"
 METRICS, SKIPPED, TENSORBOARD = "metrics.jsonl", "skipped.jsonl", "tensorboard"
-EVALUATION = "evaluation.json"
 EVALUATION = "evaluation.json"  # of `glsd evaluate`, in a folder of its own
 PACKAGES = (
     *("glsd", "ray", "pyarrow", "torch", "torchvision", "timm"),

@@ -22,21 +22,22 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from glsd.config import Config
 from glsd.data import Index, Order, subset
-from glsd.data.filesystems import joined
+from glsd.data.filesystems import absolute, joined
 from glsd.scaling import scaled
-from ray_jobs.cluster import cluster
+from ray_jobs.cluster import check_shares, cluster
 from ray_jobs.folder import Folder
 from ray_jobs.grids import Space, Trial, drawn_trial, load_space, trials
-from ray_jobs.labelled import indexed
+from ray_jobs.labelled import indexed, labelled_split
 from ray_jobs.loggers import check_loggers
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.pretraining import check_sizes
-from ray_jobs.run_directory import CONFIG, RunDirectory
+from ray_jobs.run_directory import CONFIG, RunDirectory, read_metrics
 from ray_jobs.searching import suggest
 from ray_jobs.settings import JobSettings, num_cores
 from ray_jobs.trial import TrialPlan, outcome, run_trial, trial_gpus, write_outcome
-from ray_jobs.trial_states import SWEEP, TRIALS, evaluation, states_table, trial_states
+from ray_jobs.trial_states import OUTCOME, SWEEP, TRIALS, evaluation, states_table, trial_states
 
+_MOST_DRAWS = 20
 _CORES_A_TRIAL = 4
 """On CPUs; a trial's processes would get in each other's way with fewer."""
 
@@ -50,6 +51,8 @@ class Planned:
 
     trial: Trial
     plan: TrialPlan
+    images: dict[str, Any]
+    """What identifies its images."""
     num_images: int
     """Images of its regime."""
     steps: int
@@ -108,32 +111,33 @@ def sweep(
     settings = JobSettings(**job)
     check_loggers(settings.loggers)
     folder = RunDirectory(out)
-    space = load_space(grid, changes, seeds)
+    space = load_space(grid, changes, seeds, base.seed)
     if unknown := sorted(set(test or {}) - set(data)):
         raise ValueError(f"--test names the data set {unknown[0]!r}, which is not in --data ({', '.join(data)})")
     if scheduler != "fifo" and base.evaluation.knn_every_epochs == 0:
         raise ValueError(f"--scheduler {scheduler} goes by the online k-NN; set evaluation.knn_every_epochs above 0")
-    if search == "optuna" and len(data) > 1:
-        raise ValueError("--search optuna looks for the best settings on one data set; name one in --data")
+    if search == "optuna" and (len(data) > 1 or len(space.axes.get("seed", [])) > 1):
+        raise ValueError("--search optuna looks for the best settings on one data set with one seed; name one of each")
     if stop_collapsed:
         base = base.with_overrides({"collapse": "stop"})
-    shared = Shared(base, data, test or {}, out, pairs, job)
+    shared = Shared(base, _absolute(data), _absolute(test or {}), folder.location, pairs, job)
     if dry_run:
         with ProgressLine() as line:
             return plan(trials(space, list(data), samples, base.seed), shared, line)
     with ProgressLine() as line, folder.lease(on_wait=line.phase), ExitStack() as resources:
-        planned: list[Planned] = []
+        planned, tried = list[Planned](), set[str]()
         for cells in _rounds(space, shared, samples, search, concurrent or 1):
             planned = plan(cells, shared, line)
             _record(folder, grid, planned)
-            unfinished = [p for p in planned if outcome(Folder(p.plan.out)) is None]
+            unfinished = [p for p in planned if p.trial.name not in tried and outcome(Folder(p.plan.out)) is None]
+            tried |= {p.trial.name for p in unfinished}
             line.phase(f"{len(planned)} trials, {len(planned) - len(unfinished)} of them ended")
             if not unfinished:
                 continue
             line.close()
             dashboard = settings.dashboard or scheduler != "fifo"  # which frees what an early stop leaves reserved
             resources.enter_context(cluster(settings.model_copy(update={"dashboard": dashboard})))
-            with _shown(out):
+            with _shown(shared.out):
                 # Trials that have ended tell a scheduler what it would have known.
                 _tune(unfinished if scheduler == "fifo" else planned, folder, scheduler, settings, retries, concurrent)
     return planned
@@ -164,8 +168,16 @@ def _rounds(space: Space, shared: Shared, samples: int, search: str, at_once: in
             return
         ended = [(cell.overrides, reached) for cell in cells if (reached := _reached(shared.out, cell)) is not None]
         count = min(at_once, samples - len(cells))
-        draws = suggest(space, ended, count, shared.base.seed)
-        cells = [*cells, *(drawn_trial(space, names[0], draw) for draw in draws)]
+        new = {}
+        for attempt in range(_MOST_DRAWS):  # of lists, the same values may be drawn again
+            draws = suggest(space, ended, count, shared.base.seed + attempt * samples)
+            drawn = [drawn_trial(space, names[0], draw) for draw in draws]
+            new = {cell.name: cell for cell in drawn if cell.name not in {known.name for known in cells}}
+            if new:
+                break
+        if not new:
+            return
+        cells = [*cells, *new.values()]
 
 
 def _recorded(out: str) -> list[Trial]:
@@ -175,12 +187,16 @@ def _recorded(out: str) -> list[Trial]:
 
 
 def _reached(out: str, cell: Trial) -> float | None:
-    """k-NN accuracy of a trial, 0 where its loss was not finite; None where it failed."""
-    folder = Folder(joined(out, f"{TRIALS}/{cell.name}"))
-    ended, found = outcome(folder), evaluation(folder)
+    """k-NN accuracy of a trial that has ended, the last one of a stopped trial, 0 where the loss was not finite."""
+    place = joined(out, f"{TRIALS}/{cell.name}")
+    ended, found = outcome(Folder(place)), evaluation(Folder(place))
     if ended is None:
         return None
-    return 0.0 if found is None else float(found["knn"]["results"][0]["top1"])
+    if ended["status"] == "not finite":
+        return 0.0
+    if found is not None:
+        return float(found["knn"]["results"][0]["top1"])
+    return max((line["knn"] for line in read_metrics(place) if line.get("knn") is not None), default=0.0)
 
 
 def plan(cells: Sequence[Trial], shared: Shared, line: ProgressLine) -> list[Planned]:
@@ -193,23 +209,32 @@ def plan(cells: Sequence[Trial], shared: Shared, line: ProgressLine) -> list[Pla
     if len({cell.name for cell in cells}) < len(cells):
         raise ValueError("two trials of the grid have the same settings; name each value of an axis once")
     configs = {cell.name: cell.config(base) for cell in cells}
+    recorded = json.loads(Folder(out).read(SWEEP) or b'{"trials": {}}')["trials"]
     indexes: dict[str, Index] = {}
+    tested: dict[str, Index] = {}
     planned, checked = [], set[str]()
     for cell in cells:
         config = configs[cell.name]
         if cell.data not in indexes:
             indexes[cell.data] = indexed(list(data[cell.data]), config, line)
+            if cell.data in test:
+                tested[cell.data] = indexed(list(test[cell.data]), config, line)
+            labelled_split(indexes[cell.data], tested.get(cell.data), config.evaluation)  # labels are there, and fit
         index = indexes[cell.data]
         num_images = len(subset(len(index) if index.labels is None else index.labels, config.data, index.classes))
         config = scaled(config, num_images)
         if (shape := config.model_dump_json(include={"model", "augment"})) not in checked:
             check_sizes(config)
             checked.add(shape)
+        check_shares(config, JobSettings(**job).workers)
         order = Order(config.seed, num_images, config.optim.batch_size, config.data.unit_size)
         place = joined(out, f"{TRIALS}/{cell.name}")
-        _refuse_other(place, config)
+        images = {"digest": index.digest, "pairs": pairs}
+        if cell.data in tested:
+            images["test_digest"] = tested[cell.data].digest
+        _refuse_other(place, config, recorded.get(cell.name, {}).get("images", images), images)
         entry = TrialPlan(cell.name, config, tuple(data[cell.data]), tuple(test.get(cell.data, ())), place, job, pairs)
-        planned.append(Planned(cell, entry, num_images, config.optim.epochs * order.steps_per_epoch))
+        planned.append(Planned(cell, entry, images, num_images, config.optim.epochs * order.steps_per_epoch))
     return planned
 
 
@@ -225,8 +250,13 @@ def plan_table(planned: Sequence[Planned]) -> str:
     return "\n".join([*lines, f"{len(planned)} trials, {sum(p.images_seen for p in planned):,} images in all"])
 
 
-def _refuse_other(place: str, config: Config) -> None:
-    """A trial of this name that was started with other settings is not this one."""
+def _refuse_other(place: str, config: Config, before: Mapping[str, Any], images: Mapping[str, Any]) -> None:
+    """A trial of this name that was started with other settings or on other images is not this one."""
+    if before != images:
+        raise ValueError(
+            f"{place} is a trial on other images, or with another number of --pairs; choose another --out, or name the "
+            "data set as in --data NAME=FOLDER"
+        )
     content = Folder(place).read(CONFIG)
     if content is not None and (other := Config.model_validate(yaml.safe_load(content)).differences(config)):
         named = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in other.items())
@@ -240,6 +270,7 @@ def _record(folder: Folder, grid: str, planned: Sequence[Planned]) -> None:
         p.trial.name: {
             "data": p.trial.data,
             "overrides": p.trial.overrides,
+            "images": p.images,
             "num_images": p.num_images,
             "steps": p.steps,
         }
@@ -298,8 +329,9 @@ class _Outcomes(tune.Callback):
         trial = news["trial"]
         error = trial.get_error()
         plan = self._plans[trial.config["trial"]]
-        last_line = "" if error is None else str(error).strip().splitlines()[-1]
-        write_outcome(Folder(plan.out), "failed", last_line, trial_gpus(plan))
+        if Folder(plan.out).read(OUTCOME) is None:  # it was killed, and could not say so itself
+            lines = str(error).strip().splitlines()
+            write_outcome(Folder(plan.out), "failed", lines[-1] if lines else "it died", trial_gpus(plan))
 
 
 def _scheduler(name: str) -> TrialScheduler:
@@ -319,6 +351,11 @@ def _room(settings: JobSettings) -> int:
     if settings.gpu is not False and total.get("GPU", 0) >= 1:
         return max(1, math.floor(total["GPU"] / (settings.workers * settings.gpus_per_worker)))
     return max(1, int(total.get("CPU", num_cores())) // _CORES_A_TRIAL)
+
+
+def _absolute(data: Data) -> dict[str, list[str]]:
+    """Sources that mean the same in every process."""
+    return {name: [absolute(source) for source in sources] for name, sources in data.items()}
 
 
 @contextmanager

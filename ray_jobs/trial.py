@@ -27,7 +27,8 @@ from ray_jobs.run_directory import TENSORBOARD, read_metrics
 from ray_jobs.settings import JobSettings
 from ray_jobs.trial_states import EVALUATED, OUTCOME, Status, evaluation
 
-PROBES: tuple[Probe, ...] = ("knn", "correspondence", "collapse")
+_ENDED = "ended.json"
+_MEASURED: tuple[Probe, ...] = ("knn", "correspondence", "collapse")
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,41 @@ def run_trial(cell: Mapping[str, str], plans: Mapping[str, TrialPlan]) -> None:
         return
     if OUTCOME in folder.sizes():
         folder.remove(OUTCOME)  # it failed, and is tried again
-    status: Status = "finished"
-    message = ""
+    try:
+        status, message = _trained(plan, folder)
+        _evaluate(plan, folder)
+    except (ValueError, RuntimeError, OSError) as error:
+        write_outcome(folder, "failed", str(error), trial_gpus(plan))
+        raise
+    _write_hyperparameters(plan, folder)
+    write_outcome(folder, status, message, trial_gpus(plan))
+
+
+def _trained(plan: TrialPlan, folder: Folder) -> tuple[Status, str]:
+    """How the training ended. What cannot be trained further is noted at once, so that a retry only evaluates it."""
+    status: Status
+    if noted := folder.read(_ENDED):
+        status, message = json.loads(noted)
+        return status, message
     try:
         pretrain(plan.config, plan.data, plan.out, knn_data=plan.test or None, line=_TuneLine(plan), **plan.job)
     except Collapsed as error:
         status, message = "collapsed", str(error)
     except NonFiniteLoss as error:
         status, message = "not finite", str(error)
+    else:
+        return "finished", ""
+    folder.write(_ENDED, json.dumps([status, message]).encode())
+    return status, message
+
+
+def _evaluate(plan: TrialPlan, folder: Folder) -> None:
     if newest_checkpoint(folder.location) is not None:
         evaluate(
             plan.out,
             plan.data,
             test=plan.test or None,
-            probes=PROBES,
+            probes=_MEASURED,
             out=joined(plan.out, EVALUATED),
             ks=(plan.config.evaluation.k,),
             pairs=plan.pairs,
@@ -80,8 +102,6 @@ def run_trial(cell: Mapping[str, str], plans: Mapping[str, TrialPlan]) -> None:
             line=ProgressLine(),
             **plan.job,
         )
-    _write_hyperparameters(plan, folder)
-    write_outcome(folder, status, message, trial_gpus(plan))
 
 
 def outcome(folder: Folder) -> dict[str, Any] | None:
@@ -132,9 +152,12 @@ def trial_gpus(plan: TrialPlan) -> float:
 
 
 def _report(metrics: Mapping[str, Any], config: Config) -> None:
-    """Tell Tune about a k-NN; `progress` is the per cent of the epochs that are done, for trials of any length."""
-    if metrics.get("knn") is not None and metrics["step"]:
-        progress = round(100 * metrics["epoch"] / config.optim.epochs)
+    """Tell Tune about a k-NN; `progress` is the per cent of the epochs that are done, for trials of any length.
+
+    Not about the last one: a trial that has been trained is evaluated, however it stands beside others.
+    """
+    progress = round(100 * metrics.get("epoch", 0) / config.optim.epochs)
+    if metrics.get("knn") is not None and 0 < progress < 100:
         tune.report({"progress": progress, **{key: metrics[key] for key in _REPORTED if metrics.get(key) is not None}})
 
 

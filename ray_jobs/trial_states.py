@@ -81,6 +81,7 @@ def trial_states(out: str) -> list[TrialState]:
 
 
 def _state(out: str, name: str, facts: dict[str, Any]) -> TrialState:
+    facts = {key: facts[key] for key in ("data", "overrides", "num_images", "steps")}
     place = joined(out, f"{TRIALS}/{name}")
     folder = Folder(place)
     config, ended = folder.read(CONFIG), json.loads(folder.read(OUTCOME) or b"null")

@@ -31,7 +31,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     ("arguments", "message"),
     [
         (["pretrian"], "there is no verb 'pretrian'"),
-        (["pretrain"], "needs a preset first: demo, paper, small_data"),
+        (["pretrain"], "needs a preset first: demo, food101, imagenet100"),
         (["config", "papre"], "did you mean 'paper'"),
         (["config", "demo", "--optim.batch_size", "48"], "use data.unit_size 24"),
         (["preview", "nowhere.jpg"], "nowhere.jpg cannot be read"),
