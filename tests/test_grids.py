@@ -53,7 +53,7 @@ def test_a_change_replaces_an_axis_and_more_seeds_keep_the_names() -> None:
 
 def test_a_single_value_beside_the_grid_is_for_all_trials_and_in_no_name() -> None:
     cells = trials(load_space("learning_rate", ["optim.epochs=7", "optim.base_lr=1e-4,5e-4"]), ["data"])
-    assert [cell.name for cell in cells] == ["base_lr_0.0001", "base_lr_0.0005"]
+    assert [cell.name for cell in cells] == ["base_lr_0.0001-seed_0", "base_lr_0.0005-seed_0"]
     assert {cell.overrides["optim.epochs"] for cell in cells} == {7}
     assert [cell.overrides["optim.base_lr"] for cell in cells] == [1e-4, 5e-4]
 
@@ -110,6 +110,22 @@ def test_a_key_or_value_that_does_not_exist_fails_as_it_does_everywhere() -> Non
         [cell.config(Config()) for cell in trials(space, ["data"])]
     with pytest.raises(ValueError, match=r"did you mean 'optim\.base_lr'"):
         [cell.config(Config()) for cell in trials(load_space("threshold", ["optim.bas_lr=1,2"]), ["data"])]
+
+
+def test_an_axis_seed_and_seeds_beside_it_are_one_too_many(tmp_path: Path) -> None:
+    grid = tmp_path / "mine.yaml"
+    grid.write_text("seed: [3, 4]\n")
+    assert [cell.name for cell in trials(load_space(str(grid)), ["data"])] == ["seed_3", "seed_4"]
+    with pytest.raises(ValueError, match="the grid has an axis seed already"):
+        load_space(str(grid), seeds=(0,))
+
+
+def test_a_value_is_the_same_from_a_file_and_from_the_command_line(tmp_path: Path) -> None:
+    grid = tmp_path / "mine.yaml"
+    grid.write_text("optim.base_lr: [1e-4]\naugment.local_sizes: [[32, 64]]\n")
+    given = load_space("learning_rate", ["optim.base_lr=1e-4", "augment.local_sizes=[32,64],[32]"])
+    assert load_space(str(grid)).axes["optim.base_lr"] == given.axes["optim.base_lr"] == [1e-4]
+    assert given.axes["augment.local_sizes"] == [[32, 64], [32]]
 
 
 def test_sources_without_a_name_are_one_data_set() -> None:
