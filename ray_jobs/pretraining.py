@@ -75,6 +75,7 @@ def pretrain(
     Raises:
         ValueError: a setting, the data or the run directory do not fit; the message says what would.
         NonFiniteLoss: the loss was infinite or not a number; the last good checkpoint is there.
+        Collapsed: the teacher has collapsed, and `collapse` is "stop".
     """
     settings = JobSettings(**job)
     check_loggers(settings.loggers)
