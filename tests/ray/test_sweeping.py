@@ -1,6 +1,5 @@
 """A sweep ends in the same table however often it is killed, and leaves nothing reserved behind."""
 
-import json
 import os
 import subprocess
 import sys
@@ -110,43 +109,3 @@ def test_a_killed_sweep_keeps_what_ended_and_goes_on_with_the_rest(
     page = (out / "report.html").read_text().replace("<wbr>", "")
     assert all(state.name in page for state in states)
     assert (out / "results.csv").exists()
-
-
-EARLY_STOP = """
-import json, sys, time
-import ray
-from glsd.config import load_config
-from ray_jobs.sweeping import sweep
-ray.init(address="local", num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="ERROR")
-total = ray.cluster_resources()["CPU"]
-sweep(load_config(sys.argv[1]), sys.argv[2], {"data": [sys.argv[3]]}, sys.argv[4], scheduler="asha", concurrent=1)
-end = time.monotonic() + 120
-while ray.available_resources().get("CPU", 0) < total and time.monotonic() < end:
-    time.sleep(1)
-groups = [group["state"] for group in ray.util.placement_group_table().values()]
-print(json.dumps({"free": ray.available_resources()["CPU"], "total": total, "groups": groups}))
-"""
-
-
-def test_a_trial_that_is_stopped_early_leaves_nothing_reserved(
-    textures: Path, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    (tmp_path / "base.yaml").write_text(base().to_yaml())
-    # All images vote alike in the second trial, so it names the same class for each: worse than the first.
-    (tmp_path / "grid.yaml").write_text(
-        "votes:\n- {evaluation.k: 5}\n- {evaluation.k: 1000, evaluation.temperature: 1000.0}\n"
-    )
-    out = tmp_path / "sweep"
-    arguments = [str(path) for path in (tmp_path / "base.yaml", tmp_path / "grid.yaml", textures, out)]
-    ended = subprocess.run(
-        [sys.executable, "-c", EARLY_STOP, *arguments], env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert ended.returncode == 0, ended.stderr
-    better, worse = trial_states(str(out))
-    assert better.status == "finished"
-    assert worse.status == "stopped"
-    assert worse.last("epoch") is not None
-    assert worse.last("epoch") < 4  # type: ignore[operator]
-    left = json.loads(ended.stdout.strip().splitlines()[-1])
-    assert left["free"] == left["total"]
-    assert set(left["groups"]) <= {"REMOVED"}
