@@ -150,6 +150,8 @@ class Evaluate:
     """Side of the centre crop in pixels, for small images; by default the model's."""
     pairs: int = 1000
     """Most images whose two views are matched for the correspondence."""
+    scenes: str | None = None
+    """CSV file of photographs of a flat scene, matched as well: image_a, image_b, homography (nine numbers)."""
     linear: LinearConfig = LinearConfig()
     job: Annotated[JobSettings, Flattened] = JobSettings()
 
@@ -170,6 +172,7 @@ class Evaluate:
             resize=self.resize,
             crop=self.crop,
             pairs=self.pairs,
+            scenes=self.scenes,
             **dict(self.job),
         )
         print(score_table(found))

@@ -20,8 +20,9 @@ import torch
 from ray.exceptions import RayTaskError
 from torch import Tensor
 
-from glsd.config import LinearConfig
-from glsd.data import Index, cache_folder, subset
+from glsd.config import DataConfig, LinearConfig
+from glsd.data import Index, Scene, UndecodableImage, cache_folder, decode, read_scenes, subset
+from glsd.data.filesystems import read
 from glsd.evaluation import (
     Correspondence,
     Encoder,
@@ -30,6 +31,7 @@ from glsd.evaluation import (
     correspondence,
     encoder_collapse,
     flip_truth,
+    image_pair_correspondence,
     knn_accuracies,
     load_model,
     logistic_regression,
@@ -50,8 +52,8 @@ from ray_jobs.picturing import (
     NUM_PICTURED,
     decodable,
     picture_correspondences,
-    picture_different_images,
     picture_features,
+    picture_image_pairs,
     picture_method,
     picture_neighbours,
     some_decodable,
@@ -65,6 +67,8 @@ Probe = Literal["knn", "linear", "linear_quick", "correspondence", "collapse"]
 PROBES: tuple[Probe, ...] = get_args(Probe)
 NEEDING_LABELS = {"knn", "linear", "linear_quick"}
 
+_Photographed = tuple[str, list[Scene]]
+"""The file of `--scenes` and what it lists."""
 _TASK_IMAGES = 32
 _COLLAPSE_IMAGES = 64
 
@@ -82,6 +86,7 @@ def evaluate(
     resize: int | None = None,
     crop: int | None = None,
     pairs: int = 1000,
+    scenes: str | None = None,
     beside: Sequence[str] = (),
     figures: bool = True,
     line: ProgressLine | None = None,
@@ -102,6 +107,8 @@ def evaluate(
         resize: in place of the model's `evaluation.resize`.
         crop: in place of the model's `evaluation.crop`.
         pairs: most images whose two views are matched for the correspondence.
+        scenes: a CSV file of pairs of photographs and the homography between them, whose correspondence is measured as
+            well; `glsd.data.read_scenes` has its columns.
         beside: further models, whose correspondences are drawn beside.
         figures: draw into `out`.
         line: shows what goes on; by default a line of the terminal.
@@ -113,6 +120,9 @@ def evaluate(
     Raises:
         ValueError: there is no such model, labels are missing, or `out` holds another evaluation.
     """
+    if scenes is not None and "correspondence" not in probes:
+        raise ValueError("--scenes is for the probe correspondence; add it to --probes")
+    photographed = None if scenes is None else (scenes, read_scenes(scenes))
     if unknown := [probe for probe in probes if probe not in PROBES]:
         raise ValueError(f"there is no probe {unknown[0]!r}; choose from {', '.join(PROBES)}")
     settings = JobSettings(**job)
@@ -128,7 +138,7 @@ def evaluate(
             "knn": partial(probing.knn, ks),
             "linear": partial(probing.linear, linear or LinearConfig(), folder),
             "linear_quick": probing.linear_quick,
-            "correspondence": partial(probing.correspondence, pairs),
+            "correspondence": partial(probing.correspondence, pairs, photographed),
             "collapse": probing.collapse,
         }
         with cluster(settings):
@@ -140,7 +150,7 @@ def evaluate(
         if folder is not None and figures:
             others = {name: _resized(load_model(name), resize, crop) for name in beside}
             with tempfile.TemporaryDirectory(prefix="glsd-") as drawn:
-                probing.picture(probes, others, Path(drawn))
+                probing.picture(probes, others, photographed, Path(drawn))
                 for path in sorted(Path(drawn).iterdir()):
                     folder.write(f"{FIGURES}/{path.name}", path.read_bytes())
     return found
@@ -179,6 +189,14 @@ def score_table(found: Mapping[str, Any]) -> str:
             f"  most similar {result['num_top']:<2} {100 * result['accuracy_top']:5.1f} % right, "
             f"{result['error_top_px']:6.1f} px off",
         ]
+        for scene in result.get("scenes", {}).get("pairs", []):
+            lines += [
+                f"correspondence of {Path(scene['image_a']).name} and {Path(scene['image_b']).name}",
+                f"  {scene['num_locations']:>3} locations   {100 * scene['accuracy']:5.1f} % right, "
+                f"{scene['error_px']:6.1f} px off",
+                f"  most similar {scene['num_top']:<2} {100 * scene['accuracy_top']:5.1f} % right, "
+                f"{scene['error_top_px']:6.1f} px off",
+            ]
     if "collapse" in found:
         result = found["collapse"]
         lines += ["", f"collapse: {result['verdict']}", *(f"  {reason}" for reason in result["reasons"])]
@@ -274,8 +292,8 @@ class _Probing:
         found = logistic_regression(features, labels, test_features, test_labels, len(self._split.classes))
         return found._asdict() | {"validation": [list(entry) for entry in found.validation]}
 
-    def correspondence(self, pairs: int) -> dict[str, Any]:
-        """The mean over some of the tested images, each against its mirrored and recoloured view."""
+    def correspondence(self, pairs: int, scenes: _Photographed | None) -> dict[str, Any]:
+        """The mean over some of the tested images, each against its mirrored and recoloured view; and each scene's."""
         images = self._images.tested
         chosen = np.sort(np.random.default_rng([0, len(images.image_ids)]).permutation(images.image_ids)[:pairs])
         batches = [chosen[start : start + _TASK_IMAGES] for start in range(0, len(chosen), _TASK_IMAGES)]
@@ -283,8 +301,8 @@ class _Probing:
         matched = [result for result in results if result is not None]
         if not matched:
             raise ValueError(f"none of {len(chosen)} images could be matched with its view; --pairs must be 1 or more")
-        means = mean_correspondence(matched)
-        return means._asdict() | {"size": self._encoder.config.evaluation.crop}
+        found = mean_correspondence(matched)._asdict() | {"size": self._encoder.config.evaluation.crop}
+        return found | ({"scenes": self._scenes(*scenes)} if scenes else {})
 
     def collapse(self) -> dict[str, Any]:
         """The verdict on the model, on some of the training images."""
@@ -299,7 +317,9 @@ class _Probing:
             "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
         }
 
-    def picture(self, probes: Sequence[Probe], others: Mapping[str, Encoder], folder: Path) -> None:
+    def picture(
+        self, probes: Sequence[Probe], others: Mapping[str, Encoder], scenes: _Photographed | None, folder: Path
+    ) -> None:
         """The figures that belong to the probes."""
         self._line.phase("drawing the figures")
         encoder = self._encoder.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -312,7 +332,10 @@ class _Probing:
         if "correspondence" in probes:
             picture_correspondences(models, images, folder)
             if pairs := self._alike(NUM_PICTURED):
-                picture_different_images(models, pairs, folder)
+                picture_image_pairs(models, [(*pair, None) for pair in pairs], folder / "different_images")
+            if scenes:
+                pictured = [(*_photographs(scene, limits), scene.homography) for scene in scenes[1][:NUM_PICTURED]]
+                picture_image_pairs(models, pictured, folder / "scenes")
         if NEEDING_LABELS & set(probes):
             picture_neighbours(encoder, self._split, folder)
             _, found = self._extracted(self._encoder, "embedding")
@@ -324,6 +347,22 @@ class _Probing:
             {"image_id": image_id, "uri": uri, "reason": reason}
             for (uri, image_id), reason in sorted(self._skipped.items())
         ]
+
+    def _scenes(self, file: str, scenes: Sequence[Scene]) -> dict[str, Any]:
+        encoder, entries = self._encoder.to("cuda" if torch.cuda.is_available() else "cpu"), []
+        for number, scene in enumerate(scenes):
+            self._line.phase(f"matching {number:,} of {len(scenes):,} scenes")
+            pair = image_pair_correspondence(encoder, *_photographs(scene, encoder.config.data), scene.homography)
+            try:
+                means = mean_correspondence([pair.correspondence])._asdict()
+            except ValueError:
+                raise ValueError(
+                    f"by its homography no location of {scene.image_a} lies within {scene.image_b}"
+                ) from None
+            del means["num_images"]
+            named = {"image_a": scene.image_a, "image_b": scene.image_b}
+            entries.append({**named, **means, "num_locations": int(pair.correspondence.num_pairs)})
+        return {"file": file, "pairs": entries}
 
     def _alike(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Pairs of different images, of one class where there are classes."""
@@ -422,6 +461,17 @@ def _matched(encoder: Encoder, index: Index, image_ids: np.ndarray) -> Correspon
     z_a, z_b = (encoder(encoder.normalize(side))[1] for side in sides)
     found = correspondence(z_a, z_b, flip_truth((z_a.shape[1], z_a.shape[2]), size), size)
     return Correspondence(*(value.cpu() for value in found))
+
+
+def _photographs(scene: Scene, limits: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Both images of a scene."""
+    images = []
+    for uri in (scene.image_a, scene.image_b):
+        try:
+            images.append(decode(read(uri, -1, -1), limits.max_pixels, limits.value_range))
+        except UndecodableImage as error:
+            raise ValueError(f"{uri}: {error}") from error
+    return images[0], images[1]
 
 
 def _collapse(encoder: Encoder, index: Index, image_ids: np.ndarray, checkpoint: str | None) -> Any:

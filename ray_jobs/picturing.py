@@ -109,21 +109,21 @@ def picture_correspondences(
     save_png_and_svg(draw_correspondences(rows), folder / "correspondences")
 
 
-def picture_different_images(
-    encoders: Mapping[str, Encoder], pairs: Sequence[tuple[np.ndarray, np.ndarray]], folder: Path
+def picture_image_pairs(
+    encoders: Mapping[str, Encoder], pairs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]], path: Path
 ) -> None:
-    """The most similar locations of two different images (Fig. 12), by several models side by side."""
+    """The most similar locations of two images by several models side by side: of different ones (Fig. 12), and of two
+    photographs of a scene, which have a homography.
+    """
     rows = []
-    for image_a, image_b in pairs:
+    for image_a, image_b, homography in pairs:
         row = []
         for name, encoder in encoders.items():
-            found = image_pair_correspondence(encoder, image_a, image_b)
+            view_a, view_b, found = image_pair_correspondence(encoder, image_a, image_b, homography)
             grid = encoder.backbone.grid(encoder.config.evaluation.crop)
-            row.append(
-                top_correspondences(found.view_a, found.view_b, found.correspondence, 0, grid, name, _DIFFERENT_TOP)
-            )
+            row.append(top_correspondences(view_a, view_b, found, 0, grid, name, _DIFFERENT_TOP))
         rows.append(row)
-    save_png_and_svg(draw_correspondences(rows), folder / "different_images")
+    save_png_and_svg(draw_correspondences(rows), path)
 
 
 def picture_neighbours(encoder: Encoder, split: LabelledSplit, folder: Path) -> None:

@@ -332,7 +332,19 @@ def _correspondence(found: Mapping[str, Any]) -> list[Block]:
         f"Two augmentations of {found['num_images']:,} images at {found['size']} px: how many locations have the right "
         "one of the other view as their most similar, and how far off the matches lie on average."
     )
-    return [Prose(about), Table(["locations of an image", "accuracy", "mean distance error"], rows)]
+    blocks: list[Block] = [Prose(about), Table(["locations of an image", "accuracy", "mean distance error"], rows)]
+    if "scenes" in found:
+        rows = [
+            [
+                f"{Path(scene['image_a']).name} and {Path(scene['image_b']).name}",
+                str(scene["num_locations"]),
+                *(f"{share_text(scene[f'accuracy{top}'])}, {scene[f'error{top}_px']:.1f} px" for top in ("", "_top")),
+            ]
+            for scene in found["scenes"]["pairs"]
+        ]
+        header = ["photographs", "locations in both", "all", "most similar"]
+        blocks += [Prose("Pairs of photographs, held to the homography between them."), Table(header, rows)]
+    return blocks
 
 
 def _collapse(collapse: Mapping[str, Any]) -> list[Block]:
@@ -428,6 +440,8 @@ def _evaluate_command(folder: Folder, evaluation: Mapping[str, Any]) -> str:
         options += ["--ks", *(str(result["k"]) for result in evaluation["knn"]["results"])]
     if "correspondence" in evaluation:
         options += ["--pairs", str(evaluation["correspondence"]["num_images"])]
+        if "scenes" in evaluation["correspondence"]:
+            options += ["--scenes", evaluation["correspondence"]["scenes"]["file"]]
     if "linear" in evaluation:
         linear = LinearConfig.model_validate(evaluation["linear"]["settings"])
         for key, value in linear.model_dump().items():
@@ -518,6 +532,7 @@ _CAPTIONS = {
         "Patches of an image and of its mirrored and recoloured view, joined by the similarity of their features.",
     ),
     "different_images": ("Two different images", "The most similar patches of two images."),
+    "scenes": ("Two photographs of a scene", "The most similar patches of two photographs, held to their homography."),
     "neighbours": (
         "Nearest neighbours",
         "Tested images, each beside the most similar of those that vote, with their cosine similarity.",

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import ray
 import yaml
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from glsd.config import Config
 from glsd.data import Index, Order, subset
@@ -32,6 +31,7 @@ from ray_jobs.loggers import check_loggers
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.pretraining import check_sizes
 from ray_jobs.run_directory import CONFIG, RunDirectory, read_metrics
+from ray_jobs.schedulers import Scheduler, scheduler_of
 from ray_jobs.searching import suggest
 from ray_jobs.settings import JobSettings, num_cores
 from ray_jobs.trial import TrialPlan, outcome, run_trial, trial_gpus, write_outcome
@@ -73,7 +73,7 @@ def sweep(
     changes: Sequence[str] = (),
     seeds: Sequence[int] = (),
     samples: int = 1,
-    scheduler: Literal["fifo", "asha", "median"] = "fifo",
+    scheduler: Scheduler = "fifo",
     search: Literal["random", "optuna"] = "random",
     stop_collapsed: bool = False,
     retries: int = 1,
@@ -137,6 +137,7 @@ def sweep(
             line.close()
             dashboard = settings.dashboard or scheduler != "fifo"  # which frees what an early stop leaves reserved
             resources.enter_context(cluster(settings.model_copy(update={"dashboard": dashboard})))
+            _record(folder, grid, planned, {p.trial.name: trial_gpus(p.plan) for p in unfinished})
             with _shown(shared.out):
                 # Trials that have ended tell a scheduler what it would have known.
                 _tune(unfinished if scheduler == "fifo" else planned, folder, scheduler, settings, retries, concurrent)
@@ -263,8 +264,8 @@ def _refuse_other(place: str, config: Config, before: Mapping[str, Any], images:
         raise ValueError(f"{place} is a trial with other settings ({named}); choose another --out, or the same --base")
 
 
-def _record(folder: Folder, grid: str, planned: Sequence[Planned]) -> None:
-    """`sweep.json`: every trial that was ever asked for here, with its axes."""
+def _record(folder: Folder, grid: str, planned: Sequence[Planned], gpus: Mapping[str, float] | None = None) -> None:
+    """`sweep.json`: every trial that was ever asked for here, with its axes and the GPUs of its workers, once known."""
     there = json.loads(folder.read(SWEEP) or b'{"trials": {}}')
     added = {
         p.trial.name: {
@@ -273,6 +274,7 @@ def _record(folder: Folder, grid: str, planned: Sequence[Planned]) -> None:
             "images": p.images,
             "num_images": p.num_images,
             "steps": p.steps,
+            "gpus": (gpus or {}).get(p.trial.name, 0.0),
         }
         for p in planned
     }
@@ -283,7 +285,7 @@ def _record(folder: Folder, grid: str, planned: Sequence[Planned]) -> None:
 def _tune(
     waiting: Sequence[Planned],
     folder: RunDirectory,
-    scheduler: str,
+    scheduler: Scheduler,
     settings: JobSettings,
     retries: int,
     concurrent: int | None,
@@ -294,7 +296,7 @@ def _tune(
         tune.with_resources(tune.with_parameters(run_trial, plans=plans), {"CPU": 0.01}),
         param_space={"trial": tune.grid_search(list(plans))},
         tune_config=tune.TuneConfig(
-            scheduler=_scheduler(scheduler),
+            scheduler=scheduler_of(scheduler),
             max_concurrent_trials=concurrent or _room(settings),
             reuse_actors=False,
         ),
@@ -332,17 +334,6 @@ class _Outcomes(tune.Callback):
         if Folder(plan.out).read(OUTCOME) is None:  # it was killed, and could not say so itself
             lines = str(error).strip().splitlines()
             write_outcome(Folder(plan.out), "failed", lines[-1] if lines else "it died", trial_gpus(plan))
-
-
-def _scheduler(name: str) -> TrialScheduler:
-    """Trials of different lengths are compared at the same share of their epochs."""
-    if name == "asha":
-        return AsyncHyperBandScheduler(
-            time_attr="progress", metric="knn", mode="max", grace_period=25, reduction_factor=2, max_t=101
-        )
-    if name == "median":
-        return MedianStoppingRule(time_attr="progress", metric="knn", mode="max", grace_period=25)
-    return FIFOScheduler()
 
 
 def _room(settings: JobSettings) -> int:

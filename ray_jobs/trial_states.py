@@ -35,7 +35,7 @@ class TrialState:
     """How it stands."""
     message: str
     gpus: float
-    """GPUs that it used; 0 is CPUs."""
+    """GPUs that its workers use; 0 is CPUs."""
     config: dict[str, Any] | None
     """The run's settings; None until it has started."""
     metrics: list[dict[str, Any]]
@@ -81,6 +81,7 @@ def trial_states(out: str) -> list[TrialState]:
 
 
 def _state(out: str, name: str, facts: dict[str, Any]) -> TrialState:
+    gpus = facts.get("gpus", 0.0)
     facts = {key: facts[key] for key in ("data", "overrides", "num_images", "steps")}
     place = joined(out, f"{TRIALS}/{name}")
     folder = Folder(place)
@@ -90,7 +91,7 @@ def _state(out: str, name: str, facts: dict[str, Any]) -> TrialState:
         **facts,
         status=ended["status"] if ended else "waiting" if config is None else "started",
         message=ended["message"] if ended else "",
-        gpus=ended["gpus"] if ended else 0.0,
+        gpus=ended["gpus"] if ended else gpus,
         config=None if config is None else yaml.safe_load(config),
         metrics=[] if config is None else read_metrics(place),
         evaluation=evaluation(folder),

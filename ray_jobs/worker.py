@@ -38,7 +38,7 @@ from ray_jobs.labelled import LabelledSplit
 from ray_jobs.loggers import external_loggers
 from ray_jobs.monitor import Reporter
 from ray_jobs.online_knn import OnlineKnn
-from ray_jobs.run_directory import RunDirectory, RunLog
+from ray_jobs.run_directory import RunDirectory, RunLog, read_metrics
 from ray_jobs.settings import Logger
 from ray_jobs.stream import UnitSource, place_files, received, stream
 
@@ -119,7 +119,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         if config.collapse == "ignore":
             train(state, units, config, plan.steps_per_epoch, device, recorder.log, probes)
         else:
-            watched = _CollapseAlarm(plan, recorder)
+            watched = _CollapseAlarm(plan, recorder, start_step)
             train(state, units, config, plan.steps_per_epoch, device, watched.log, probes, watched.diagnose)
     except (ValueError, NonFiniteLoss, Collapsed, torch.OutOfMemoryError) as error:
         plan.run.write(FAILURE, f"{plan.token}{error}".encode())
@@ -131,12 +131,16 @@ def train_worker(loop_config: dict[str, Any]) -> None:
 class _CollapseAlarm:
     """Looks for a collapse (Sec. 4.6) whenever metrics are logged, and warns or stops as `collapse` says.
 
-    The readings are means over the workers, so that all of them judge alike.
+    The readings are means over the workers, so that all of them judge alike. Those that were logged up to `start_step`
+    are judged again, so a run that resumes finds a collapse where it would have found it.
     """
 
-    def __init__(self, plan: Plan, recorder: "_Recorder") -> None:
+    def __init__(self, plan: Plan, recorder: "_Recorder", start_step: int) -> None:
         self._plan, self._recorder = plan, recorder
         self._watch = CollapseWatch(plan.config)
+        for line in read_metrics(plan.run):
+            if 0 < line["step"] <= start_step:
+                self._watch.judge({key: value for key, value in line.items() if value is not None})
         self._has_warned = False
 
     def diagnose(self, state: TrainState, batch: Batch) -> dict[str, torch.Tensor]:

@@ -46,6 +46,7 @@ def a_sweep(folder: Path, trials: list[ATrial], **facts: Any) -> Path:
             "overrides": dict(trial.overrides),
             "num_images": trial.num_images,
             "steps": EPOCHS * STEPS_PER_EPOCH,
+            "gpus": trial.gpus,
         }
         for trial in trials
     }

@@ -85,6 +85,15 @@ EVALUATION: dict[str, Any] = {
     "correspondence": {
         "accuracy": 0.40625, "error_px": 18.25, "accuracy_top": 0.90625, "error_top_px": 5.25, "num_top": 10,
         "num_images": 400, "size": 224,
+        "scenes": {
+            "file": "walls/scenes.csv",
+            "pairs": [
+                {
+                    "image_a": "/photos/wall <1>.png", "image_b": "/photos/wall 3.png", "accuracy": 0.21875,
+                    "error_px": 40.5, "accuracy_top": 0.75, "error_top_px": 9.25, "num_top": 10, "num_locations": 32,
+                }
+            ],
+        },
     },
     "collapse": {
         "verdict": "collapsed", "reasons": ["effective rank 1.5, less than 4"],
@@ -248,6 +257,7 @@ def test_the_command_of_a_report_is_the_same_evaluation_again(tmp_path: Path) ->
     again = parse(shlex.split(html.unescape(command))[1:])
     assert (again.model, again.data, again.test, again.out) == ("runs/mine", ("train.csv",), ("test.csv",), str(folder))
     assert set(again.probes) == EVALUATION.keys() & {"knn", "linear", "linear_quick", "correspondence", "collapse"}
+    assert again.scenes == "walls/scenes.csv"
     assert (again.resize, again.crop, again.anchors, again.ks, again.pairs) == (
         256,
         224,
@@ -270,6 +280,7 @@ def test_an_evaluation_is_reported_with_the_probes_that_were_asked_for(tmp_path:
     assert "84.4 % top 1 100.0 % top 2 100 epochs" in section(page, "linear-layer")
     assert "0.1 70.3 %" in section(page, "logistic-regression")
     assert "10 most similar 90.6 % 5.2 px" in section(page, "correspondence")
+    assert "wall <1>.png and wall 3.png 32 21.9 %, 40.5 px 75.0 %, 9.2 px" in section(page, "correspondence")
     assert "Norm of the input's gradient 0.000123" in section(page, "collapse")
     assert "Correspondences. Patches" in section(page, "figures")
     assert "load_model('runs/mine')" in section(page, "use-the-backbone")

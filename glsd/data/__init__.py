@@ -12,6 +12,8 @@ from glsd.data.order import Order as Order
 from glsd.data.order import permutation as permutation
 from glsd.data.regimes import subset as subset
 from glsd.data.regimes import write_subset as write_subset
+from glsd.data.scenes import Scene as Scene
+from glsd.data.scenes import read_scenes as read_scenes
 from glsd.data.sources import CLASS_NAMES as CLASS_NAMES
 
 __all__ = [
@@ -20,12 +22,14 @@ __all__ = [
     "Index",
     "Order",
     "Place",
+    "Scene",
     "UndecodableImage",
     "build_index",
     "cache_folder",
     "decode",
     "extension",
     "permutation",
+    "read_scenes",
     "subset",
     "write_subset",
 ]

@@ -182,25 +182,12 @@ def _text_list(uri: str, tick: Callable[[int], None]) -> Source:
 
 
 def _csv_list(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source:
-    text, content = _text(uri)
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = next(reader, [])
-    column = next((name for name in ("path", "uri") if name in header), None)
+    columns, numbers, content = read_csv(uri)
+    column = next((name for name in ("path", "uri") if name in columns), None)
     if column is None:
-        raise ValueError(f"{uri} has no column 'path' or 'uri'; its first line has {', '.join(header) or 'nothing'}")
-    rows: list[list[str]] = []
-    numbers: list[int] = []
-    for row in reader:
-        if len(row) == len(header):
-            rows.append(row)
-            numbers.append(reader.line_num)
-        elif row:
-            raise ValueError(
-                f"{uri}, line {reader.line_num}: {len(row)} columns where the first line has {len(header)}"
-            )
-    if not rows:
+        raise ValueError(f"{uri} has no column 'path' or 'uri'; its first line has {', '.join(columns) or 'nothing'}")
+    if not numbers:
         raise ValueError(f"{uri} lists no image below its first line")
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
     files = _listed(uri, [filesystems.beside(uri, entry) for entry in columns[column]], numbers)
     labels = None
     if config.label_column in columns:
@@ -214,8 +201,30 @@ def _csv_list(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Sour
     for name in ("offset", "length"):
         if name in columns:
             ranges[f"{name}s"] = np.array([int(number) for number in columns[name]], np.int64)
-    tick(len(rows))
+    tick(len(numbers))
     return Source(uri, "images", files, labels, ranges.get("offsets"), ranges.get("lengths"), content=content)
+
+
+def read_csv(uri: str) -> tuple[dict[str, list[str]], list[int], str]:
+    """Columns of a CSV file by the names in its first line, the line number of each row, and the content's digest.
+
+    Raises:
+        ValueError: it is not UTF-8, or a row has more or fewer columns than the first line.
+    """
+    text, content = _text(uri)
+    reader = csv.reader(io.StringIO(text, newline=""))
+    header = next(reader, [])
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    for row in reader:
+        if len(row) == len(header):
+            rows.append(row)
+            numbers.append(reader.line_num)
+        elif row:
+            raise ValueError(
+                f"{uri}, line {reader.line_num}: {len(row)} columns where the first line has {len(header)}"
+            )
+    return {name: [row[place] for row in rows] for place, name in enumerate(header)}, numbers, content
 
 
 def _text(uri: str) -> tuple[str, str]:

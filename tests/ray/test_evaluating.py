@@ -117,6 +117,36 @@ def test_images_without_labels_can_be_probed_for_collapse_and_not_by_knn(
         evaluate(uninterrupted.out, str(tmp_path), probes=("knn",), resize=64, crop=64)
 
 
+def test_photographs_of_a_scene_are_held_to_their_homography(
+    uninterrupted: Run, evaluated: Path, forty: Path, tmp_path: Path
+) -> None:
+    photo = Image.open(sorted(forty.rglob("*.png"))[1]).convert("RGB").resize((96, 96))
+    photo.save(tmp_path / "photo.png")
+    photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored.png")
+    lines = ("photo.png,photo.png,1 0 0 0 1 0 0 0 1", "photo.png,mirrored.png,-1 0 95 0 1 0 0 0 1")
+    (tmp_path / "scenes.csv").write_text("\n".join(["image_a,image_b,homography", *lines]))
+    out = tmp_path / "evaluation"
+    found = evaluate(
+        uninterrupted.out,
+        str(forty),
+        probes=("correspondence",),
+        out=str(out),
+        scenes=str(tmp_path / "scenes.csv"),
+        pairs=4,
+        resize=64,
+        crop=64,
+    )
+    same, mirrored = found["correspondence"]["scenes"]["pairs"]
+    assert (same["accuracy"], same["error_px"]) == (1.0, 0.0)
+    assert Path(mirrored["image_b"]).name == "mirrored.png"
+    assert 0 <= mirrored["accuracy"] < 1
+    assert mirrored["num_locations"] == same["num_locations"] > 1
+    assert (out / "figures" / "scenes.svg").exists()
+    assert "correspondence of photo.png and mirrored.png" in score_table(found)
+    with pytest.raises(ValueError, match="--scenes is for the probe correspondence"):
+        evaluate(uninterrupted.out, str(forty), scenes=str(tmp_path / "scenes.csv"))
+
+
 def test_a_probe_that_does_not_exist_is_named(uninterrupted: Run, forty: Path) -> None:
     with pytest.raises(ValueError, match="there is no probe 'nn'; choose from knn"):
         evaluate(uninterrupted.out, str(forty), probes=("nn",))  # type: ignore[arg-type]

@@ -1,0 +1,60 @@
+"""Pairs of photographs of a flat scene with the homography between them: a known truth on real images (Sec. 4.7)."""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+from glsd.data import filesystems
+from glsd.data.sources import read_csv
+
+_COLUMNS: Final = ("image_a", "image_b", "homography")
+
+
+class Scene(NamedTuple):
+    """Two photographs of a flat scene."""
+
+    image_a: str
+    """Its path or URI."""
+    image_b: str
+    homography: Float64[np.ndarray, "3 3"]
+    """Takes (x, y, 1) in pixels of image a to image b, as OpenCV has it."""
+
+
+def read_scenes(source: str) -> list[Scene]:
+    """The pairs that a CSV file lists, in its order.
+
+    Args:
+        source: path or URI of a file with the columns `image_a` and `image_b`, paths relative to the file's folder, and
+            `homography`, nine numbers with spaces between them, row by row.
+
+    Raises:
+        ValueError: there is no such file, a column or an image is missing, or a homography is not nine numbers of an
+            invertible matrix; the message names the line.
+    """
+    uri = filesystems.absolute(source)
+    if filesystems.what_is_at(uri) != "file":
+        raise ValueError(f"{source} is not a file that exists; name a CSV file with the columns {', '.join(_COLUMNS)}")
+    columns, line_numbers, _ = read_csv(uri)
+    if missing := [name for name in _COLUMNS if name not in columns]:
+        raise ValueError(f"{source} has no column {missing[0]!r}; its first line has {', '.join(columns) or 'nothing'}")
+    if not line_numbers:
+        raise ValueError(f"{source} lists no pair of images below its first line")
+    rows = zip(line_numbers, *(columns[name] for name in _COLUMNS), strict=True)
+    return [_scene(uri, *row) for row in rows]
+
+
+def _scene(uri: str, line_number: int, image_a: str, image_b: str, homography: str) -> Scene:
+    paths = [filesystems.beside(uri, entry.strip()) for entry in (image_a, image_b)]
+    for path in paths:
+        if filesystems.what_is_at(path) != "file":
+            raise ValueError(f"{uri}, line {line_number}: {path} is not a file that exists")
+    try:
+        matrix = np.array(homography.split(), np.float64).reshape(3, 3)
+    except ValueError:
+        raise ValueError(
+            f"{uri}, line {line_number}: the homography {homography!r} is not nine numbers with spaces between them"
+        ) from None
+    if not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix) < 3:
+        raise ValueError(f"{uri}, line {line_number}: the homography {homography!r} cannot be inverted")
+    return Scene(paths[0], paths[1], matrix)
