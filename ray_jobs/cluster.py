@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -49,11 +50,17 @@ def cluster(settings: JobSettings) -> Iterator[None]:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
+        port = _dashboard_port() if settings.dashboard else None
+        if port is not None:
+            # What frees the resources of a killed trial asks the dashboard. It would look for it by itself, and give up
+            # on a machine with several Rays.
+            os.environ.setdefault("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")
         ray.init(
             address="local",
             # One slot more than cores: the training worker takes a hair of one and would cost the stream a whole task.
             num_cpus=num_cores() + 1,
             include_dashboard=settings.dashboard,
+            dashboard_port=port,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -62,6 +69,15 @@ def cluster(settings: JobSettings) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _dashboard_port() -> int:
+    """Ray's usual port, or the next free one."""
+    for port in range(8265, 8365):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise ValueError("the ports 8265 to 8364 are all taken; Ray's dashboard needs one of them")
 
 
 @contextmanager

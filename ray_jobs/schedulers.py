@@ -3,19 +3,57 @@
 Trials of different lengths are compared at the same share of their epochs: `progress`, in per cent.
 """
 
-from typing import Literal
+import math
+from collections.abc import Iterable
+from typing import Any, Final, Literal
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
+from glsd.config import Config
+
 Scheduler = Literal["fifo", "asha", "median"]
+
+_TIME, _METRIC = "progress", "knn"
+_GRACE: Final = 25
+"""No trial is stopped before this share of its epochs."""
 
 
 def scheduler_of(name: Scheduler) -> TrialScheduler:
-    """Tune's scheduler of that name; no trial is stopped before a quarter of its epochs."""
+    """Tune's scheduler of that name."""
     if name == "asha":
         return AsyncHyperBandScheduler(
-            time_attr="progress", metric="knn", mode="max", grace_period=25, reduction_factor=2, max_t=101
+            time_attr=_TIME, metric=_METRIC, mode="max", grace_period=_GRACE, reduction_factor=2, max_t=101
         )
-    if name == "median":
-        return MedianStoppingRule(time_attr="progress", metric="knn", mode="max", grace_period=25)
-    return FIFOScheduler()
+    return _Median() if name == "median" else FIFOScheduler()
+
+
+def check_scheduler(name: Scheduler, configs: Iterable[Config]) -> None:
+    """Refuse trials that the scheduler would never judge.
+
+    Raises:
+        ValueError: a trial has no k-NN between the grace and its end; the message says how often there must be one.
+    """
+    if name == "fifo":
+        return
+    for config in configs:
+        every, epochs = config.evaluation.knn_every_epochs, config.optim.epochs
+        first = math.ceil(_GRACE / 100 * epochs)
+        if every == 0 or not any(epoch % every == 0 for epoch in range(first, epochs)):
+            raise ValueError(
+                f"--scheduler {name} goes by the online k-NN between {_GRACE} % of a trial's epochs and its end, and "
+                f"with evaluation.knn_every_epochs {every} there is none in {epochs} epochs; set it to "
+                f"{max(1, epochs // 4)} or less"
+            )
+
+
+class _Median(MedianStoppingRule):
+    """Tune's rule, for trials that may end without a result and are never paused."""
+
+    def __init__(self) -> None:
+        never: Any = math.inf  # which Tune's own annotation, of whole numbers, does not know
+        super().__init__(time_attr=_TIME, metric=_METRIC, mode="max", grace_period=_GRACE, min_time_slice=never)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """A trial that ended without a k-NN says nothing about the others."""
+        if _TIME in result and _METRIC in result:
+            super().on_trial_complete(tune_controller, trial, result)

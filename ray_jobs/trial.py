@@ -5,6 +5,7 @@ moment; its run continues from its own checkpoint when the sweep is started agai
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from tensorboardX import SummaryWriter
 from glsd.config import Config
 from glsd.data.filesystems import joined
 from glsd.evaluation import Collapsed
-from glsd.training import NonFiniteLoss, newest_checkpoint
+from glsd.training import NonFiniteLoss, checkpoints, newest_checkpoint
 from ray_jobs.evaluating import Probe, evaluate
 from ray_jobs.folder import Folder
 from ray_jobs.monitor import ProgressLine
@@ -50,13 +51,17 @@ class TrialPlan:
 def run_trial(cell: Mapping[str, str], plans: Mapping[str, TrialPlan]) -> None:
     """The function that Tune runs: `cell["trial"]` names the plan.
 
-    A trial that has ended already only tells Tune its history, so that a scheduler knows what it would have known.
+    It first tells Tune the trial's history, so that a scheduler knows what it would have known; for a trial that has
+    ended already, that is all.
     """
     plan = plans[cell["trial"]]
     folder = Folder(plan.out)
-    if outcome(folder) is not None:
-        for line in read_metrics(plan.out):
+    has_ended = outcome(folder) is not None
+    last_step = math.inf if has_ended else max(checkpoints(folder.location), default=0)
+    for line in read_metrics(plan.out):
+        if line["step"] <= last_step:
             _report(line, plan.config)
+    if has_ended:
         return
     if OUTCOME in folder.sizes():
         folder.remove(OUTCOME)  # it failed, and is tried again

@@ -61,7 +61,9 @@ class TrialState:
 
     @property
     def verdict(self) -> str:
-        """`healthy` or `collapsed`, by the evaluation or, before that, by the last reading; empty where unknown."""
+        """`healthy` or `collapsed`: by how it ended, its evaluation or its last reading; empty where unknown."""
+        if self.status == "collapsed":
+            return "collapsed"  # though its last checkpoint, which is evaluated, may be of before
         if self.evaluation is not None and "collapse" in self.evaluation:
             return str(self.evaluation["collapse"]["verdict"])
         collapsed = self.last("collapsed")

@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 
-FAILURE = "failure.txt"
-"""Why the workers of a start failed, after the token of its lease."""
+FAILURE = "failure.json"
+"""Why the workers of a start failed: the token of its lease, the kind of the error and its message."""
+_FAILURES = {kind.__name__: kind for kind in (ValueError, NonFiniteLoss, Collapsed, torch.OutOfMemoryError)}
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,10 @@ def remaining_stream(plan: Plan) -> ray.data.Dataset:
 def train_worker(loop_config: dict[str, Any]) -> None:
     """One worker of a run, from the newest checkpoint to the end; `loop_config` is `{"plan": Plan}`."""
     plan: Plan = loop_config["plan"]
-    if (failure := plan.run.read(FAILURE)) and failure.startswith(plan.token.encode()):
+    failure = json.loads(plan.run.read(FAILURE) or b"{}")
+    if failure.get("token") == plan.token:
         # A worker that is started again would only meet the same data or the same loss once more.
-        raise RuntimeError(failure.decode().removeprefix(plan.token))
+        raise _FAILURES[failure["kind"]](failure["message"])
     place_files(plan.source.files)
     config = plan.config
     if plan.torch_threads is not None:
@@ -121,8 +123,9 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         else:
             watched = _CollapseAlarm(plan, recorder, start_step)
             train(state, units, config, plan.steps_per_epoch, device, watched.log, probes, watched.diagnose)
-    except (ValueError, NonFiniteLoss, Collapsed, torch.OutOfMemoryError) as error:
-        plan.run.write(FAILURE, f"{plan.token}{error}".encode())
+    except tuple(_FAILURES.values()) as error:
+        kind = next(name for name, kind in _FAILURES.items() if isinstance(error, kind))
+        plan.run.write(FAILURE, json.dumps({"token": plan.token, "kind": kind, "message": str(error)}).encode())
         raise
     finally:
         recorder.close(failed=sys.exception() is not None)

@@ -1,5 +1,6 @@
 """A sweep ends in the same table however often it is killed, and leaves nothing reserved behind."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from glsd.config import Config
 from glsd.training import load_checkpoint, newest_checkpoint
 from ray_jobs.pretraining import pretrain
+from ray_jobs.sweeping import sweep
 from ray_jobs.trial_states import trial_states
 from tests.ray.images import labelled_folder
 from tests.ray.runs import json_lines, leaves
@@ -109,3 +111,63 @@ def test_a_killed_sweep_keeps_what_ended_and_goes_on_with_the_rest(
     page = (out / "report.html").read_text().replace("<wbr>", "")
     assert all(state.name in page for state in states)
     assert (out / "results.csv").exists()
+
+
+EARLY_STOP = """
+import json, sys, time
+import ray
+from glsd.config import load_config
+from ray_jobs.cluster import cluster
+from ray_jobs.settings import JobSettings
+from ray_jobs.sweeping import sweep
+base, grid, data, out = sys.argv[1:]
+with cluster(JobSettings(dashboard=True)):
+    total = ray.cluster_resources()["CPU"]
+    sweep(load_config(base), grid, {"data": [data]}, out, scheduler="asha", concurrent=1, pairs=8)
+    end = time.monotonic() + 120
+    while ray.available_resources()["CPU"] < total and time.monotonic() < end:
+        time.sleep(0.5)
+    groups = [group["state"] for group in ray.util.placement_group_table().values()]
+    print(json.dumps({"free": ray.available_resources()["CPU"], "total": total, "groups": groups}))
+"""
+
+
+def test_a_trial_that_is_stopped_early_leaves_nothing_reserved_though_another_ray_runs_on_the_machine(
+    cluster: None, textures: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    (tmp_path / "base.yaml").write_text(base().to_yaml())
+    # All images vote alike in the second trial, so it names the same class for each: worse than the first.
+    (tmp_path / "grid.yaml").write_text(
+        "votes:\n- {evaluation.k: 5}\n- {evaluation.k: 1000, evaluation.temperature: 1000.0}\n"
+    )
+    out = tmp_path / "sweep"
+    arguments = [str(path) for path in (tmp_path / "base.yaml", tmp_path / "grid.yaml", textures, out)]
+    ended = subprocess.run(
+        [sys.executable, "-c", EARLY_STOP, *arguments], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert ended.returncode == 0, ended.stderr
+    better, worse = trial_states(str(out))
+    assert better.status == "finished"
+    assert worse.status == "stopped"
+    epoch = worse.last("epoch")
+    assert epoch is not None
+    assert epoch < 4
+    left = json.loads(ended.stdout.strip().splitlines()[-1])
+    assert left["free"] == left["total"]
+    assert left["groups"]
+    assert set(left["groups"]) == {"REMOVED"}
+
+
+def test_optuna_searches_until_it_has_tried_as_many_as_asked_for(
+    cluster: None, textures: Path, tmp_path: Path, index_cache: None
+) -> None:
+    (tmp_path / "grid.yaml").write_text("optim.base_lr: {loguniform: [0.001, 0.1]}\n")
+    out = tmp_path / "sweep"
+    few = base(**{"optim.epochs": 1, "data.images_per_class": 8})
+    grid, data = str(tmp_path / "grid.yaml"), {"data": [str(textures)]}
+    for samples in (1, 2):  # the second call goes on with what the first one found
+        sweep(few, grid, data, str(out), search="optuna", samples=samples, pairs=4)
+        states = trial_states(str(out))
+        assert [state.status for state in states] == ["finished"] * samples
+    rates = [state.overrides["optim.base_lr"] for state in states]
+    assert 0.001 <= min(rates) < max(rates) <= 0.1
