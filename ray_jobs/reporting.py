@@ -176,7 +176,8 @@ def _verdict(line: Mapping[str, Any]) -> Verdict | None:
         return None
     if not line["collapsed"]:
         return Verdict("healthy", ())
-    measured = {key: value for key, value in line.items() if isinstance(value, float)}
+    # A value that was not finite is logged as null.
+    measured = {key: math.nan if value is None else value for key, value in line.items()}
     return Verdict("collapsed", collapse_verdict(measured).reasons)
 
 
@@ -504,7 +505,7 @@ _TITLES = {
 _NO_CURVES = {"step", "epoch", "seconds_left", "knn_anchors", "knn_queries", "loss_share", "collapsed"}
 _COLLAPSE = {
     "feature_std": ("Deviation of the features", "1 as isotropic vectors of unit length, 0 when all z̄ are equal"),
-    "effective_rank": ("Effective rank of the features", "a share of the most possible; 0 is few directions"),
+    "effective_rank": ("Effective rank of the features", "a share of the most possible; 0 is a single direction"),
     "rank_me": ("Effective rank, in directions", "RankMe"),
     "k_star_entropy": ("Entropy of the matched locations", "a share: 1 is all locations alike, 0 always the same one"),
     "k_star_distinct": ("Distinct matched locations", "the share of the locations that any other is matched to"),

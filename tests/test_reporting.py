@@ -1,6 +1,7 @@
 import html
 import io
 import json
+import math
 import re
 import shlex
 import shutil
@@ -205,6 +206,9 @@ def test_a_run_shows_its_last_verdict_with_the_reasons_for_a_collapse(tmp_path: 
     page = Path(report(run.out)).read_text("utf-8")
     assert "✗ collapsed" in text_of(page)
     assert "information_dense 0.0005 is below" in section(page, "results")
+    with RunLog(run, resume_step=30) as log:
+        log.log(40, step | {"epoch": 4.0, "collapsed": 1.0, "feature_std": math.nan})
+    assert "feature_std is nan" in section(Path(report(run.out)).read_text("utf-8"), "results")
 
 
 def test_figures_are_embedded_in_their_order_with_captions(tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ _LIMITS = {
     # Untrained backbones have 0.35-0.97, and 0.14 was left after a hundred steps of collapse. Its end is rounding, in
     # bfloat16 about 0.003.
     "feature_std": (0.01, "all images have nearly the same z̄"),
-    # So few directions in 768 are fewer than eight; a single unit cannot have as small a share.
-    "effective_rank": (0.01, "the z̄ of all images lie in a few directions"),
+    # A single direction has 0, and rounded to bfloat16 0.0035 among 16 rows, 0.002 among 64. Of convolutions without
+    # training, whose z̄ differ least, 0.04 is left among 64 photographs and 0.02 among 128.
+    "effective_rank": (0.005, "the z̄ of all images lie in one direction"),
     # Untrained and little trained backbones have 0.06 or more on maps of 2 x 2 locations and 0.4 on 7 x 7; the end of
     # Fig. 7 is 0.
     "k_star_entropy": (0.02, "nearly all locations are matched to one location"),
@@ -130,9 +131,9 @@ def collapse_metrics(
         temperature: of the teacher's outputs.
 
     Returns:
-        Tensors without dimensions on the teacher's device: `feature_std`, `effective_rank` (a share of the largest
-        possible), `k_star_entropy`, `k_star_distinct`, `entropy_global`, `information_global` and, where there is a
-        dense head, `entropy_dense` and `information_dense`.
+        Tensors without dimensions on the teacher's device: `feature_std`, `effective_rank` (as a share, from 0 for one
+        direction to 1 for the most possible), `k_star_entropy`, `k_star_distinct`, `entropy_global`,
+        `information_global` and, where there is a dense head, `entropy_dense` and `information_dense`.
     """
     was_training = teacher.training
     teacher.eval()
@@ -153,13 +154,14 @@ def collapse_metrics(
 
 
 def collapse_verdict(metrics: Mapping[str, float | int]) -> Verdict:
-    """What the metrics mean; those that are not there say nothing.
+    """What the metrics mean; those that are not there say nothing, and one that is not finite is a collapse.
 
     >>> collapse_verdict({"feature_std": 0.5, "information_dense": 0.0004})
     Verdict(label='collapsed', reasons=('information_dense 0.0004 is below 0.005: head h gives all locations \
 nearly the same output',))
     """
-    reasons = [
+    reasons = [f"{name} is {value}: it is not finite" for name, value in metrics.items() if not math.isfinite(value)]
+    reasons += [
         f"{name} {metrics[name]:.2g} is below {limit}: {meaning}"
         for name, (limit, meaning) in _LIMITS.items()
         if name in metrics and metrics[name] < limit
@@ -251,7 +253,7 @@ def encoder_collapse(
 ) -> tuple[dict[str, float], Verdict]:
     """The measures that need no heads: of z̄ of a whole data set, and of the matchings of some of its images.
 
-    `feature_std`, `effective_rank` (a share of the largest possible) and `rank_me` (in directions) are of z̄;
+    `feature_std`, `effective_rank` (as a share) and `rank_me` (the same in directions) are of z̄;
     `k_star_entropy` and `k_star_distinct` are of two global crops of each of the upright RGB images, resized to
     `evaluation.crop`.
 
@@ -260,7 +262,7 @@ def encoder_collapse(
     """
     _check_images(z_bar)
     metrics = _feature_metrics(z_bar)
-    metrics["rank_me"] = metrics["effective_rank"] * min(z_bar.shape)
+    metrics["rank_me"] = _directions(metrics["effective_rank"], min(z_bar.shape))
     globals_only = encoder.config.augment.model_copy(
         update={"global_size": encoder.config.evaluation.crop, "local_sizes": (), "num_local_crops": ()}
     )
@@ -277,7 +279,15 @@ def encoder_collapse(
 
 
 def _feature_metrics(z_bar: Float[Tensor, "rows dim"]) -> dict[str, Tensor]:
-    return {"feature_std": feature_std(z_bar), "effective_rank": effective_rank(z_bar) / min(z_bar.shape)}
+    return {
+        "feature_std": feature_std(z_bar),
+        "effective_rank": (effective_rank(z_bar) - 1) / (min(z_bar.shape) - 1),
+    }
+
+
+def _directions(share: Tensor, most: int) -> Tensor:
+    """RankMe of an `effective_rank` that is a share of the `most` directions possible."""
+    return 1 + share * (most - 1)
 
 
 def _matching_metrics(z: Float[Tensor, "images 2 height width dim"]) -> dict[str, Tensor]:
@@ -303,8 +313,8 @@ def _unit_report(state: TrainState, batch: Batch, config: Config) -> dict[str, T
     temperature = config.objective.teacher_temperature
     metrics = collapse_metrics(state.teacher, batch, state.centers, config, temperature)
     if "effective_rank" in metrics:
-        rows = 2 * len(batch.geo)
-        metrics["rank_me"] = metrics["effective_rank"] * min(rows, state.teacher.backbone.dim)
+        most = min(2 * len(batch.geo), state.teacher.backbone.dim)
+        metrics["rank_me"] = _directions(metrics["effective_rank"], most)
     crops = batch.crops[0].requires_grad_()
     losses, _ = unit_losses(state, state.student, batch, config, temperature)
     (gradient,) = torch.autograd.grad(losses.total * len(batch.geo), crops)

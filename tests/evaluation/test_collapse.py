@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from glsd.evaluation import (
     collapse_metrics,
     collapse_report,
     collapse_verdict,
+    embed,
     encoder_collapse,
     untrained_encoder,
 )
@@ -175,7 +177,7 @@ def test_an_encoder_without_heads_is_judged_by_its_features() -> None:
     encoder, images = untrained_encoder(config), pictures(4)
     metrics, verdict = encoder_collapse(encoder, normal(40, 8), images)
     assert set(metrics) == {"feature_std", "effective_rank", "rank_me", "k_star_entropy", "k_star_distinct"}
-    assert metrics["rank_me"] == pytest.approx(8 * metrics["effective_rank"])
+    assert metrics["rank_me"] == pytest.approx(1 + 7 * metrics["effective_rank"])
     assert verdict.label == "healthy"
     constant, verdict = encoder_collapse(encoder, 5 + 1e-4 * normal(40, 8), images)
     assert verdict.label == "collapsed"
@@ -185,6 +187,36 @@ def test_an_encoder_without_heads_is_judged_by_its_features() -> None:
     metrics, verdict = encoder_collapse(build_encoder(config, state), normal(40, 8), images)
     assert metrics["k_star_distinct"] == 1 / 4
     assert [reason.split()[0] for reason in verdict.reasons] == ["k_star_entropy"]
+
+
+@pytest.mark.parametrize("num_images", [16, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_features_in_one_direction_are_a_collapse_however_few_they_are(num_images: int, dtype: torch.dtype) -> None:
+    encoder = untrained_encoder(textures_config(**{"evaluation.resize": 64, "evaluation.crop": 64}))
+    z_bar = (normal(num_images, 1) * normal(1, 512, seed=1)).to(dtype)
+    metrics, verdict = encoder_collapse(encoder, z_bar, pictures(2))
+    assert metrics["feature_std"] > 0.9  # they point both ways
+    assert metrics["rank_me"] == pytest.approx(1, abs=0.15)
+    assert [reason.split()[0] for reason in verdict.reasons] == ["effective_rank"]
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "test_resnet", "test_vit"])
+@pytest.mark.parametrize("num_images", [2, 8, 32])
+def test_untrained_features_lie_in_several_directions_however_few_they_are(backbone: str, num_images: int) -> None:
+    config = textures_config(backbone, **{"evaluation.resize": 64, "evaluation.crop": 64})
+    encoder, images = untrained_encoder(config), pictures(num_images)
+    z_bar = embed(encoder, [torch.from_numpy(np.stack([encoder.preprocess(image) for image in images]))])
+    assert encoder_collapse(encoder, z_bar, images[:2])[1].label == "healthy"
+
+
+def test_features_that_are_not_finite_are_a_collapse() -> None:
+    encoder = untrained_encoder(textures_config(**{"evaluation.resize": 64, "evaluation.crop": 64}))
+    _, (label, reasons) = encoder_collapse(encoder, torch.full((16, 8), torch.nan), pictures(2))
+    assert label == "collapsed"
+    assert "feature_std is nan: it is not finite" in reasons
+    watch = CollapseWatch(textures_config(**{"optim.warmup_epochs": 0}))
+    readings = [{"loss_global": 1.0, "feature_std": math.nan, "epoch": epoch} for epoch in (1.5, 2.0, 2.5)]
+    assert [watch.judge(metrics)["collapsed"] for metrics in readings] == [0, 0, 1]
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
