@@ -4,6 +4,7 @@ A verb with settings takes a preset's name (or a YAML file) first, which fills t
 by its dotted key. Verbs that need no cluster import no Ray.
 """
 
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -201,7 +202,7 @@ class Sweep:
     seeds: tuple[int, ...] = ()
     """Values of seed; by default that of the base alone."""
     samples: int = 1
-    """Draws where the grid has distributions."""
+    """Draws where the grid has distributions; the number of trials with --search optuna."""
     scheduler: Literal["fifo", "asha", "median"] = "fifo"
     """asha and median stop trials that do badly by their online k-NN."""
     search: Literal["random", "optuna"] = "random"
@@ -211,7 +212,7 @@ class Sweep:
     retries: int = 1
     """How often a trial that fails is started again."""
     concurrent: int | None = None
-    """Trials at a time; by default what the cluster has room for."""
+    """Trials at a time; by default, and at most, what the cluster has room for."""
     pairs: int = 1000
     """Images of each trial's correspondence."""
     dry_run: bool = False
@@ -222,7 +223,7 @@ class Sweep:
         """Do it."""
         from ray_jobs.grids import named_sources
         from ray_jobs.reporting import report
-        from ray_jobs.sweeping import plan_table, sweep
+        from ray_jobs.sweeping import not_ended, plan_table, sweep
         from ray_jobs.trial_states import states_table, trial_states
 
         planned = sweep(
@@ -241,15 +242,29 @@ class Sweep:
             concurrent=self.concurrent,
             pairs=self.pairs,
             dry_run=self.dry_run,
+            command=self.command(),
             **dict(self.job),
         )
         if self.dry_run:
             print(plan_table(planned))
+            if self.search == "optuna" and (num_left := self.samples - len(planned)) > 0:
+                print(f"Optuna draws {num_left} more, each when it knows what became of those before")
             return
         states = trial_states(self.out)
         print(f"{states_table(states)}\n\n{report(self.out)}")
-        if failed := [state.name for state in states if state.status == "failed"]:
-            raise RuntimeError(f"{len(failed)} trials failed, such as {failed[0]}; the same command tries them again")
+        if rest := not_ended(planned, states):
+            raise RuntimeError(f"{rest}; the same command goes on with them")
+
+    def command(self) -> list[str]:
+        """The command line of this call, without what is at its default."""
+        given = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        given |= {name: (getattr(self.job, name), field.default) for name, field in JobSettings.model_fields.items()}
+        words = ["glsd", "sweep", self.study]
+        for name, (value, default) in given.items():
+            if name not in ("study", "job") and value != default:
+                values = [] if default is False else value if isinstance(value, tuple) else [value]
+                words += [f"--{name}", *map(str, values)]
+        return words
 
 
 @dataclass(frozen=True)
@@ -391,7 +406,7 @@ VERBS: dict[str, tuple[type[Any], str | None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb; what a user can mend is one line on stderr and exit status 2."""
+    """Run a verb; what a user can mend is one line on stderr and exit status 2, and so is Ctrl-C with status 130."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the progress line may stand there
     warnings.showwarning = lambda message, *_: print(f"{clear}glsd: {message}", file=sys.stderr)
@@ -401,6 +416,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_failed(explained(error)))
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(_failed(str(error)))
+    except KeyboardInterrupt:
+        _failed("interrupted; the same command goes on where it was")
+        sys.exit(128 + signal.SIGINT)
 
 
 def documented_yaml(config: Config) -> str:

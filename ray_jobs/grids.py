@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +17,7 @@ from typing import Any, get_args
 import numpy as np
 import yaml
 from ray import tune
-from ray.tune.search.sample import Domain
+from ray.tune.search.sample import Categorical, Domain, Integer
 
 from glsd.config import Config, Setting
 
@@ -88,6 +88,16 @@ class Space:
     fixed: dict[str, Any]
     """Settings that all trials share; they are in no name."""
 
+    def holds(self, overrides: Mapping[str, Any]) -> bool:
+        """Whether a search over this space may have drawn these settings."""
+        if overrides.keys() != self.axes.keys() | self.distributions.keys() | self.fixed.keys():
+            return False
+        return (
+            all(overrides[key] == value for key, value in self.fixed.items())
+            and all(overrides[key] in values for key, values in self.axes.items())
+            and all(_may_draw(domain, overrides[key]) for key, domain in self.distributions.items())
+        )
+
 
 def load_space(grid: str, changes: Sequence[str] = (), seeds: Sequence[int] = (), base_seed: int = 0) -> Space:
     """A named grid, or a YAML file of dotted keys with lists or distributions.
@@ -100,7 +110,7 @@ def load_space(grid: str, changes: Sequence[str] = (), seeds: Sequence[int] = ()
         base_seed: the seed of what all trials share.
 
     Raises:
-        ValueError: there is no such grid or file, or an axis is neither a list nor a distribution.
+        ValueError: there is no such grid or file, an axis is neither a list nor a distribution, or two set one key.
     """
     if grid in GRIDS:
         tree: Mapping[str, Any] = GRIDS[grid]
@@ -116,12 +126,11 @@ def load_space(grid: str, changes: Sequence[str] = (), seeds: Sequence[int] = ()
     axes: dict[str, list[Any]] = {}
     distributions: dict[str, Domain] = {}
     changed = dict(map(_change, changes))
+    if len(changed) < len(changes):
+        raise ValueError(f"--grid names an axis twice: {' '.join(changes)}; list all its values once")
     fixed = {key: values[0] for key, values in changed.items() if len(values) == 1 and key not in tree}
     varied = {key: values for key, values in changed.items() if key not in fixed}
-    if seeds and ("seed" in tree or "seed" in changed):
-        raise ValueError("the grid has an axis seed already; leave out --seeds, or the axis")
-    seed_axis = {} if "seed" in tree or "seed" in changed else {"seed": list(seeds) or [base_seed]}
-    for key, values in {**tree, **varied, **seed_axis}.items():
+    for key, values in {**tree, **varied}.items():
         if isinstance(values, list) and values:
             axes[key] = [_value(value) for value in values]
         elif isinstance(values, Mapping) and len(values) == 1 and next(iter(values)) in _DISTRIBUTIONS:
@@ -132,36 +141,48 @@ def load_space(grid: str, changes: Sequence[str] = (), seeds: Sequence[int] = ()
                 f"axis {key} must be a list of values or one of {', '.join(_DISTRIBUTIONS)} with its arguments, "
                 f"not {values!r}"
             )
-    return Space(axes, distributions, fixed)
+    space = Space(axes, distributions, fixed)
+    if "seed" not in _axis_of_key(space):
+        axes["seed"] = list(seeds) or [base_seed]
+    elif seeds:
+        raise ValueError("the grid has an axis seed already; leave out --seeds, or the axis")
+    return space
 
 
 def trials(space: Space, data: Sequence[str], samples: int = 1, seed: int = 0) -> list[Trial]:
     """All combinations of the lists, on every data set, each with `samples` draws where there are distributions.
 
-    Draws are keyed by `seed`, so the same sweep tries the same values whenever it is started.
+    Draws are keyed by `seed`, so the same sweep tries the same values whenever it is started. A draw that was drawn
+    before makes no trial.
     """
-    axes = [[_setting(key, value) for value in values] for key, values in space.axes.items()]
+    axes = [[_settings(key, value) for value in values] for key, values in space.axes.items()]
     draws: list[dict[str, Any]] = [{}]
     if space.distributions:
         random = np.random.RandomState(seed)
-        draws = [
+        drawn = [
             {key: _plain(domain.sample(random_state=random)) for key, domain in space.distributions.items()}
             for _ in range(samples)
         ]
-    found = []
+        draws = [draw for number, draw in enumerate(drawn) if draw not in drawn[:number]]
+    found: dict[str, Trial] = {}
     for name, *cell in itertools.product(data, *axes):
+        settings = {key: value for part in cell for key, value in part.items()}
         for draw in draws:
-            named = [*(part for part, _ in cell), *(_part(key, value) for key, value in draw.items())]
-            varied = {key: value for _, settings in cell for key, value in settings.items()}
-            overrides = space.fixed | varied | draw
-            found.append(Trial(trial_name([*_data_part(name), *named]), name, overrides))
-    return found
+            trial = drawn_trial(space, name, settings | draw, found.keys())
+            if trial.name in found:
+                raise ValueError(f"two trials would be called {trial.name}; name each value of an axis once")
+            found[trial.name] = trial
+    return list(found.values())
 
 
-def drawn_trial(space: Space, data: str, draw: Mapping[str, Any]) -> Trial:
-    """The trial of a search's draw."""
-    named = [*_data_part(data), *(_part(key, value) for key, value in draw.items())]
-    return Trial(trial_name(named), data, space.fixed | dict(draw))
+def drawn_trial(space: Space, data: str, varied: Mapping[str, Any], known: Set[str]) -> Trial:
+    """The trial with these settings; numbers in its name have as many digits as tell it from the known names."""
+    names = [
+        trial_name([*_data_part(data), *(_part(key, value, digits) for key, value in varied.items())])
+        for digits in _DIGITS
+    ]
+    name = next((name for name in names if name not in known), names[0])
+    return Trial(name, data, space.fixed | dict(varied))
 
 
 def named_sources(given: Sequence[str]) -> dict[str, list[str]]:
@@ -190,6 +211,7 @@ def trial_name(parts: Sequence[str]) -> str:
 
 
 _LONGEST_NAME = 120
+_DIGITS = range(4, 18)  # seventeen tell all numbers apart
 _NAMED_SOURCE = re.compile(r"([\w-]+)=(.+)")
 
 
@@ -225,18 +247,41 @@ def _distribution(key: str, kind: str, arguments: Any) -> Domain:
         raise ValueError(f"axis {key}: {kind} cannot take {arguments!r}: {error}") from error
 
 
-def _setting(key: str, value: Any) -> tuple[str, dict[str, Any]]:
-    """(part of the name, dotted keys) of one value of an axis."""
-    if isinstance(value, Mapping):
-        return "-".join(_part(name, part) for name, part in value.items()), dict(value)
-    return _part(key, value), {key: value}
+def _settings(axis: str, value: Any) -> dict[str, Any]:
+    """Dotted keys that one value of an axis sets."""
+    return dict(value) if isinstance(value, Mapping) else {axis: value}
 
 
-def _part(key: str, value: Any) -> str:
+def _axis_of_key(space: Space) -> dict[str, str]:
+    """Which axis sets a dotted key.
+
+    Raises:
+        ValueError: two do, of which one sets several keys together, or a key is no text.
+    """
+    of_lists = {
+        axis: dict.fromkeys(key for value in values for key in _settings(axis, value))
+        for axis, values in space.axes.items()
+    }
+    found: dict[str, str] = {}
+    for axis, keys in (of_lists | {key: {key: None} for key in (*space.distributions, *space.fixed)}).items():
+        for key in keys:
+            if not isinstance(key, str):
+                raise ValueError(f"{key!r} is no setting; an axis is a dotted key such as optim.base_lr")
+            if key in found:
+                together = found[key] if axis == key else axis
+                raise ValueError(
+                    f"{key} is set by the axis {found[key]} and by {axis}; leave one out, or give all that {together} "
+                    f"is to set: --grid '{together}={{{key}: ..., ...}}'"
+                )
+            found[key] = axis
+    return found
+
+
+def _part(key: str, value: Any, digits: int) -> str:
     leaf = key.rpartition(".")[2]
     if value is None:
         return f"{leaf}_none"
-    return f"{leaf}_{value:.4g}" if isinstance(value, float) else f"{leaf}_{json.dumps(value).strip(chr(34))}"
+    return f"{leaf}_{value:.{digits}g}" if isinstance(value, float) else f"{leaf}_{json.dumps(value).strip(chr(34))}"
 
 
 def _data_part(data: str) -> list[str]:
@@ -245,3 +290,11 @@ def _data_part(data: str) -> list[str]:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _may_draw(domain: Domain, value: Any) -> bool:
+    if isinstance(domain, Categorical):
+        return value in domain.categories
+    if isinstance(domain, Integer):
+        return value in range(domain.lower, domain.upper)
+    return isinstance(value, int | float) and domain.is_valid(value)

@@ -7,12 +7,16 @@ decides what runs when; it keeps nothing that is needed again.
 
 import json
 import math
+import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from typing import Any, Literal
 
 import ray
@@ -23,21 +27,22 @@ from glsd.config import Config
 from glsd.data import Index, Order, subset
 from glsd.data.filesystems import absolute, joined
 from glsd.scaling import scaled
-from ray_jobs.cluster import check_shares, cluster
+from ray_jobs.cluster import check_resources, check_shares, cluster
 from ray_jobs.folder import Folder
 from ray_jobs.grids import Space, Trial, drawn_trial, load_space, trials
 from ray_jobs.labelled import indexed, labelled_split
+from ray_jobs.lease import NAME as LEASE
 from ray_jobs.loggers import check_loggers
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.pretraining import check_sizes
 from ray_jobs.run_directory import CONFIG, RunDirectory, read_metrics
-from ray_jobs.schedulers import Scheduler, scheduler_of
+from ray_jobs.schedulers import Scheduler, check_scheduler, scheduler_of
 from ray_jobs.searching import suggest
-from ray_jobs.settings import JobSettings, num_cores
+from ray_jobs.settings import JobSettings
 from ray_jobs.trial import TrialPlan, outcome, run_trial, trial_gpus, write_outcome
-from ray_jobs.trial_states import OUTCOME, SWEEP, TRIALS, evaluation, states_table, trial_states
+from ray_jobs.trial_states import OUTCOME, SWEEP, TRIALS, TrialState, evaluation, states_table, trial_states
 
-_MOST_DRAWS = 20
+_MOST_DRAWS, _MOST_LISTED = 20, 5
 _CORES_A_TRIAL = 4
 """On CPUs; a trial's processes would get in each other's way with fewer."""
 
@@ -80,6 +85,7 @@ def sweep(
     concurrent: int | None = None,
     pairs: int = 1000,
     dry_run: bool = False,
+    command: Sequence[str] = (),
     **job: Any,
 ) -> list[Planned]:
     """Run every trial that has not ended yet; start the same call again after a kill and it goes on.
@@ -92,14 +98,15 @@ def sweep(
         test: labelled images that are tested, by the name of the data set; without them a share of `data` is.
         changes: axes in place of the grid's, such as `optim.base_lr=1e-4,5e-4`.
         seeds: values of `seed`.
-        samples: draws where the grid has distributions (random search).
+        samples: draws where the grid has distributions (random search); what is drawn twice is one trial.
         scheduler: `asha` and `median` stop trials that do badly by their online k-NN.
         search: draw at random, or as Optuna suggests; then `samples` is the number of trials, and lists are choices.
         stop_collapsed: end a trial whose teacher has collapsed; it is marked so and evaluated as it is.
         retries: how often a trial that fails is started again.
-        concurrent: trials at a time; by default what the cluster has room for.
+        concurrent: trials at a time; by default, and at most, what the cluster has room for.
         pairs: images of each trial's correspondence.
-        dry_run: only check and plan.
+        dry_run: only check and plan; of Optuna's trials those that are known, and the next.
+        command: the command line of this call, for the report.
         job: fields of `JobSettings`, for every trial.
 
     Returns:
@@ -108,40 +115,94 @@ def sweep(
     Raises:
         ValueError: an axis, a value or the data do not fit, before any trial starts, or `out` holds other trials.
     """
+    for name, value, least in (
+        ("samples", samples, 1),
+        ("retries", retries, 0),
+        ("concurrent", concurrent, 1),
+        ("pairs", pairs, 1),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be {least} or more, not {value}")
     settings = JobSettings(**job)
     check_loggers(settings.loggers)
     folder = RunDirectory(out)
+    _check_folder(folder)
     space = load_space(grid, changes, seeds, base.seed)
     if unknown := sorted(set(test or {}) - set(data)):
         raise ValueError(f"--test names the data set {unknown[0]!r}, which is not in --data ({', '.join(data)})")
-    if scheduler != "fifo" and base.evaluation.knn_every_epochs == 0:
-        raise ValueError(f"--scheduler {scheduler} goes by the online k-NN; set evaluation.knn_every_epochs above 0")
     if search == "optuna" and (len(data) > 1 or len(space.axes.get("seed", [])) > 1):
         raise ValueError("--search optuna looks for the best settings on one data set with one seed; name one of each")
     if stop_collapsed:
         base = base.with_overrides({"collapse": "stop"})
-    shared = Shared(base, _absolute(data), _absolute(test or {}), folder.location, pairs, job)
+    shared = Shared(base, _absolute(data), _absolute(test or {}), folder.location, scheduler, pairs, job)
     if dry_run:
         with ProgressLine() as line:
-            return plan(trials(space, list(data), samples, base.seed), shared, line)
+            *_, cells = islice(_rounds(space, shared, samples, search, lambda: 1), 2)
+            return plan(cells, shared, line)
     with ProgressLine() as line, folder.lease(on_wait=line.phase), ExitStack() as resources:
+
+        @cache
+        def at_once() -> int:
+            """Trials that run beside each other, which a started Ray tells."""
+            line.phase("connecting to Ray")
+            dashboard = settings.dashboard or scheduler != "fifo"  # which frees what an early stop leaves reserved
+            resources.enter_context(cluster(settings.model_copy(update={"dashboard": dashboard})))
+            reserved = check_resources(settings).per_worker
+            num_beside = beside(ray.cluster_resources(), reserved, settings.workers, concurrent)
+            if concurrent is not None and num_beside < concurrent:
+                line.note(f"{num_beside} trials run at a time: there is no room for --concurrent {concurrent}")
+            return num_beside
+
         planned, tried = list[Planned](), set[str]()
-        for cells in _rounds(space, shared, samples, search, concurrent or 1):
+        for cells in _rounds(space, shared, samples, search, at_once):
             planned = plan(cells, shared, line)
-            _record(folder, grid, planned)
             unfinished = [p for p in planned if p.trial.name not in tried and outcome(Folder(p.plan.out)) is None]
             tried |= {p.trial.name for p in unfinished}
             line.phase(f"{len(planned)} trials, {len(planned) - len(unfinished)} of them ended")
-            if not unfinished:
-                continue
-            line.close()
-            dashboard = settings.dashboard or scheduler != "fifo"  # which frees what an early stop leaves reserved
-            resources.enter_context(cluster(settings.model_copy(update={"dashboard": dashboard})))
-            _record(folder, grid, planned, {p.trial.name: trial_gpus(p.plan) for p in unfinished})
-            with _shown(shared.out):
-                # Trials that have ended tell a scheduler what it would have known.
-                _tune(unfinished if scheduler == "fifo" else planned, folder, scheduler, settings, retries, concurrent)
+            num_beside = at_once() if unfinished else 0
+            _record(folder, grid, command, planned, trial_gpus(planned[0].plan) if unfinished else 0.0)
+            if unfinished:
+                line.close()
+                with _shown(shared.out):
+                    # Trials that have ended tell a scheduler what it would have known.
+                    _tune(unfinished if scheduler == "fifo" else planned, folder, scheduler, retries, num_beside)
     return planned
+
+
+def _check_folder(folder: Folder) -> None:
+    """Refuse a folder that holds something else, such as a run."""
+    if folder.read(SWEEP) is None and (foreign := [name for name in folder.sizes() if name != LEASE]):
+        named = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise ValueError(
+            f"--out {folder.out} holds {named} but no {SWEEP}, so it is not a sweep; name a new or an empty folder"
+        )
+
+
+def beside(total: Mapping[str, float], reserved: Mapping[str, float], workers: int, concurrent: int | None) -> int:
+    """How many trials run beside each other.
+
+    Args:
+        total: the cluster's resources.
+        reserved: those of a training worker.
+        workers: training workers of a trial.
+        concurrent: how many may; None is as many as have room, on CPUs one for every four cores.
+
+    Raises:
+        ValueError: not even one has room.
+    """
+    room = math.floor(total["CPU"] / (1 + workers * reserved["CPU"]))  # the stream of a trial needs one
+    if "GPU" in reserved:
+        # A worker's share lies on one GPU. There are three thirds of it, whatever they are as floats.
+        num_shares = math.floor(total["GPU"]) * math.floor(1 / reserved["GPU"] + 1e-9)
+        if num_shares < workers:
+            raise ValueError(
+                f"{workers} workers of {reserved['GPU']:g} GPUs each do not fit on the {total['GPU']:g} GPUs of this "
+                f"cluster; use --workers {num_shares}"
+            )
+        room = min(room, num_shares // workers)
+    elif concurrent is None:
+        room = min(room, max(1, int(total["CPU"]) // _CORES_A_TRIAL))
+    return room if concurrent is None else min(room, concurrent)
 
 
 @dataclass(frozen=True)
@@ -152,44 +213,55 @@ class Shared:
     data: Data
     test: Data
     out: str
+    scheduler: Scheduler
     pairs: int
     job: dict[str, Any]
 
 
-def _rounds(space: Space, shared: Shared, samples: int, search: str, at_once: int) -> Iterator[list[Trial]]:
-    """Trials to run, and then, where a search learns from them, the next ones."""
-    names = list(shared.data)
+def _rounds(
+    space: Space, shared: Shared, samples: int, search: str, at_once: Callable[[], int]
+) -> Iterator[list[Trial]]:
+    """Trials to run, and then, where a search learns from them, these and the next ones."""
     if search == "random":
-        yield trials(space, names, samples, shared.base.seed)
+        yield trials(space, list(shared.data), samples, shared.base.seed)
         return
-    cells = _recorded(shared.out)
-    while True:
+    (data,) = shared.data
+    cells = _recorded(space, data, shared.out)
+    if cells:
         yield cells
-        if len(cells) >= samples:
-            return
-        ended = [(cell.overrides, reached) for cell in cells if (reached := _reached(shared.out, cell)) is not None]
-        count = min(at_once, samples - len(cells))
-        new = {}
+    while len(cells) < samples:
+        values = {cell.name: reached(joined(shared.out, f"{TRIALS}/{cell.name}")) for cell in cells}
+        ended = [(cell.overrides, value) for cell in cells if (value := values[cell.name]) is not None]
+        count = min(at_once(), samples - len(cells))
+        num_known = len(cells)
         for attempt in range(_MOST_DRAWS):  # of lists, the same values may be drawn again
-            draws = suggest(space, ended, count, shared.base.seed + attempt * samples)
-            drawn = [drawn_trial(space, names[0], draw) for draw in draws]
-            new = {cell.name: cell for cell in drawn if cell.name not in {known.name for known in cells}}
-            if new:
+            for draw in suggest(space, ended, count, shared.base.seed + attempt * samples):
+                cell = drawn_trial(space, data, draw, {known.name for known in cells})
+                if all(cell.overrides != known.overrides for known in cells):
+                    cells = [*cells, cell]
+            if len(cells) > num_known:
                 break
-        if not new:
+        if len(cells) == num_known:
             return
-        cells = [*cells, *new.values()]
+        yield cells
 
 
-def _recorded(out: str) -> list[Trial]:
-    """The trials that were asked for before, in their order."""
+def _recorded(space: Space, data: str, out: str) -> list[Trial]:
+    """The trials of the space that were asked for before, in their order."""
     content = json.loads(Folder(out).read(SWEEP) or b'{"trials": {}}')
-    return [Trial(name, facts["data"], facts["overrides"]) for name, facts in content["trials"].items()]
+    return [
+        Trial(name, data, facts["overrides"])
+        for name, facts in content["trials"].items()
+        if facts["data"] == data and space.holds(facts["overrides"])
+    ]
 
 
-def _reached(out: str, cell: Trial) -> float | None:
-    """k-NN accuracy of a trial that has ended, the last one of a stopped trial, 0 where the loss was not finite."""
-    place = joined(out, f"{TRIALS}/{cell.name}")
+def reached(place: str) -> float | None:
+    """What a search learns from the trial in that folder; None while it has not ended.
+
+    It is the k-NN accuracy of its evaluation, the last online one where a scheduler stopped it, 0 where the loss was
+    not finite.
+    """
     ended, found = outcome(Folder(place)), evaluation(Folder(place))
     if ended is None:
         return None
@@ -197,7 +269,12 @@ def _reached(out: str, cell: Trial) -> float | None:
         return 0.0
     if found is not None:
         return float(found["knn"]["results"][0]["top1"])
-    return max((line["knn"] for line in read_metrics(place) if line.get("knn") is not None), default=0.0)
+    tested = [line["knn"] for line in read_metrics(place) if line["step"] and line.get("knn") is not None]
+    return float(tested[-1]) if tested else 0.0
+
+
+_SIZES: Any = {"model": True, "augment": True, "data": {"unit_size"}, "evaluation": {"crop"}}
+"""The settings that `check_sizes` looks at."""
 
 
 def plan(cells: Sequence[Trial], shared: Shared, line: ProgressLine) -> list[Planned]:
@@ -207,8 +284,6 @@ def plan(cells: Sequence[Trial], shared: Shared, line: ProgressLine) -> list[Pla
         ValueError: something does not fit; the message names it.
     """
     base, data, test, out, pairs, job = shared.base, shared.data, shared.test, shared.out, shared.pairs, shared.job
-    if len({cell.name for cell in cells}) < len(cells):
-        raise ValueError("two trials of the grid have the same settings; name each value of an axis once")
     configs = {cell.name: cell.config(base) for cell in cells}
     recorded = json.loads(Folder(out).read(SWEEP) or b'{"trials": {}}')["trials"]
     indexes: dict[str, Index] = {}
@@ -224,10 +299,11 @@ def plan(cells: Sequence[Trial], shared: Shared, line: ProgressLine) -> list[Pla
         index = indexes[cell.data]
         num_images = len(subset(len(index) if index.labels is None else index.labels, config.data, index.classes))
         config = scaled(config, num_images)
-        if (shape := config.model_dump_json(include={"model", "augment"})) not in checked:
+        if (sizes := config.model_dump_json(include=_SIZES)) not in checked:
             check_sizes(config)
-            checked.add(shape)
+            checked.add(sizes)
         check_shares(config, JobSettings(**job).workers)
+        check_scheduler(shared.scheduler, [config])
         order = Order(config.seed, num_images, config.optim.batch_size, config.data.unit_size)
         place = joined(out, f"{TRIALS}/{cell.name}")
         images = {"digest": index.digest, "pairs": pairs}
@@ -239,9 +315,19 @@ def plan(cells: Sequence[Trial], shared: Shared, line: ProgressLine) -> list[Pla
     return planned
 
 
+def not_ended(planned: Sequence[Planned], states: Sequence[TrialState]) -> str:
+    """Which of the trials have failed or have not ended, in a line; empty where all have ended."""
+    names = {p.trial.name for p in planned}
+    listed = [f"{state.name} ({state.status})" for state in states if state.name in names and not state.ended]
+    if not listed:
+        return ""
+    more = f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
+    return f"{len(listed)} of {len(planned)} trials have not ended: {', '.join(listed[:_MOST_LISTED])}{more}"
+
+
 def plan_table(planned: Sequence[Planned]) -> str:
     """The trials and the images they will process, for people."""
-    width = max(len(p.trial.name) for p in planned)
+    width = max([5, *(len(p.trial.name) for p in planned)])
     lines = [f"{'trial':<{width}}  {'images':>9}  {'batch':>5}  {'epochs':>6}  {'steps':>9}  {'images seen':>13}"]
     lines += [
         f"{p.trial.name:<{width}}  {p.num_images:>9,}  {p.plan.config.optim.batch_size:>5}  "
@@ -253,19 +339,24 @@ def plan_table(planned: Sequence[Planned]) -> str:
 
 def _refuse_other(place: str, config: Config, before: Mapping[str, Any], images: Mapping[str, Any]) -> None:
     """A trial of this name that was started with other settings or on other images is not this one."""
-    if before != images:
+    folder = Folder(place)
+    if {**before, "pairs": 0} != {**images, "pairs": 0}:
         raise ValueError(
-            f"{place} is a trial on other images, or with another number of --pairs; choose another --out, or name the "
-            "data set as in --data NAME=FOLDER"
+            f"{place} is a trial on other images; choose another --out, or name the data set as in --data NAME=FOLDER"
         )
-    content = Folder(place).read(CONFIG)
+    if before["pairs"] != images["pairs"] and "correspondence" in (evaluation(folder) or {}):
+        raise ValueError(f"{place} was evaluated with --pairs {before['pairs']}; choose that, or another --out")
+    content = folder.read(CONFIG)
     if content is not None and (other := Config.model_validate(yaml.safe_load(content)).differences(config)):
         named = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in other.items())
         raise ValueError(f"{place} is a trial with other settings ({named}); choose another --out, or the same --base")
 
 
-def _record(folder: Folder, grid: str, planned: Sequence[Planned], gpus: Mapping[str, float] | None = None) -> None:
-    """`sweep.json`: every trial that was ever asked for here, with its axes and the GPUs of its workers, once known."""
+def _record(folder: Folder, grid: str, command: Sequence[str], planned: Sequence[Planned], gpus: float) -> None:
+    """`sweep.json`: the newest call, and every trial that was ever asked for here, with its axes.
+
+    A trial's `gpus` are those of its workers, until its outcome has them.
+    """
     there = json.loads(folder.read(SWEEP) or b'{"trials": {}}')
     added = {
         p.trial.name: {
@@ -274,11 +365,11 @@ def _record(folder: Folder, grid: str, planned: Sequence[Planned], gpus: Mapping
             "images": p.images,
             "num_images": p.num_images,
             "steps": p.steps,
-            "gpus": (gpus or {}).get(p.trial.name, 0.0),
+            "gpus": gpus,
         }
         for p in planned
     }
-    content = {"grid": grid, "trials": there["trials"] | added}
+    content = {"grid": grid, "command": list(command), "trials": there["trials"] | added}
     folder.write(SWEEP, (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -286,10 +377,12 @@ def _tune(
     waiting: Sequence[Planned],
     folder: RunDirectory,
     scheduler: Scheduler,
-    settings: JobSettings,
     retries: int,
-    concurrent: int | None,
+    at_once: int,
 ) -> None:
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = (
+        "1"  # with it, `fit` would return after Ctrl-C as if all trials had ended
+    )
     plans = {p.trial.name: p.plan for p in waiting}
     tuner = tune.Tuner(
         # A trial's own process only waits for its training workers, which ask for what they need.
@@ -297,7 +390,7 @@ def _tune(
         param_space={"trial": tune.grid_search(list(plans))},
         tune_config=tune.TuneConfig(
             scheduler=scheduler_of(scheduler),
-            max_concurrent_trials=concurrent or _room(settings),
+            max_concurrent_trials=at_once,
             reuse_actors=False,
         ),
         run_config=tune.RunConfig(
@@ -336,14 +429,6 @@ class _Outcomes(tune.Callback):
             write_outcome(Folder(plan.out), "failed", lines[-1] if lines else "it died", trial_gpus(plan))
 
 
-def _room(settings: JobSettings) -> int:
-    """How many trials the cluster has room for."""
-    total: dict[str, float] = ray.cluster_resources()
-    if settings.gpu is not False and total.get("GPU", 0) >= 1:
-        return max(1, math.floor(total["GPU"] / (settings.workers * settings.gpus_per_worker)))
-    return max(1, int(total.get("CPU", num_cores())) // _CORES_A_TRIAL)
-
-
 def _absolute(data: Data) -> dict[str, list[str]]:
     """Sources that mean the same in every process."""
     return {name: [absolute(source) for source in sources] for name, sources in data.items()}
@@ -355,20 +440,22 @@ def _shown(out: str) -> Iterator[None]:
     stop = threading.Event()
 
     def show() -> None:
-        lines_above = 0
+        states, lines_above = list[TrialState](), 0
         interval = _TERMINAL_S if sys.stderr.isatty() else _PRINTED_S
-        while True:
+        stopped = False
+        while not stopped:
             stopped = stop.wait(interval)
-            table = states_table(trial_states(out))
+            with suppress(OSError):  # of the storage; the next table has it
+                states = trial_states(out, states)
             if sys.stderr.isatty():
-                columns = shutil.get_terminal_size().columns
-                table = "\n".join(line[:columns] for line in table.splitlines())
+                columns, lines = shutil.get_terminal_size()
+                table = "\n".join(line[:columns] for line in fitting_table(states, lines - 1).splitlines())
                 sys.stderr.write(f"\x1b[{lines_above}F\x1b[J" if lines_above else "")
                 lines_above = table.count("\n") + 1
+            else:
+                table = states_table(states)
             sys.stderr.write(table + "\n")
             sys.stderr.flush()
-            if stopped:
-                return
 
     thread = threading.Thread(target=show, name="glsd-sweep", daemon=True)
     thread.start()
@@ -377,6 +464,15 @@ def _shown(out: str) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def fitting_table(states: Sequence[TrialState], height: int) -> str:
+    """The trials for a terminal of that many lines: where they do not fit, those that run come first."""
+    if len(states) < height:
+        return states_table(states)
+    ordered = sorted(states, key=lambda state: state.status != "started")
+    shown, others = ordered[: height - 2], Counter(state.status for state in ordered[height - 2 :])
+    return "\n".join([states_table(shown), f"and {', '.join(f'{count} {name}' for name, count in others.items())}"])
 
 
 _TERMINAL_S, _PRINTED_S = 2.0, 60.0

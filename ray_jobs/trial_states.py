@@ -60,6 +60,11 @@ class TrialState:
         return seconds
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do; one that failed is tried again."""
+        return self.status not in ("waiting", "started", "failed")
+
+    @property
     def verdict(self) -> str:
         """`healthy` or `collapsed`: by how it ended, its evaluation or its last reading; empty where unknown."""
         if self.status == "collapsed":
@@ -70,8 +75,12 @@ class TrialState:
         return "" if collapsed is None else "collapsed" if collapsed else "healthy"
 
 
-def trial_states(out: str) -> list[TrialState]:
+def trial_states(out: str, known: Sequence[TrialState] = ()) -> list[TrialState]:
     """All trials of a sweep, in the order in which they were asked for.
+
+    Args:
+        out: folder of the sweep.
+        known: how they stood before; what has ended is not read again.
 
     Raises:
         ValueError: the folder is no sweep.
@@ -79,7 +88,9 @@ def trial_states(out: str) -> list[TrialState]:
     content = Folder(out).read(SWEEP)
     if content is None:
         raise ValueError(f"{out} is no sweep: it has no {SWEEP}")
-    return [_state(out, name, facts) for name, facts in json.loads(content)["trials"].items()]
+    ended = {state.name: state for state in known if state.ended}
+    trials = json.loads(content)["trials"]
+    return [ended[name] if name in ended else _state(out, name, facts) for name, facts in trials.items()]
 
 
 def _state(out: str, name: str, facts: dict[str, Any]) -> TrialState:

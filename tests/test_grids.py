@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from glsd.config import Config
-from ray_jobs.grids import GRIDS, load_space, named_sources, trial_name, trials
+from ray_jobs.grids import GRIDS, drawn_trial, load_space, named_sources, trial_name, trials
 
 
 def names(grid: str, *changes: str, seeds: tuple[int, ...] = (0,), data: tuple[str, ...] = ("data",)) -> list[str]:
@@ -70,6 +70,70 @@ def test_draws_lie_in_their_range_and_are_the_same_for_the_same_seed(tmp_path: P
     assert sum(math.log10(value) < -4 for value in values) == pytest.approx(20, abs=12)  # half of them on a log scale
 
 
+def test_a_value_that_is_drawn_again_makes_no_second_trial(tmp_path: Path) -> None:
+    grid = tmp_path / "mine.yaml"
+    grid.write_text("model.num_prototypes: {choice: [1024, 4096]}\n")
+    cells = trials(load_space(str(grid)), ["data"], samples=10)
+    assert {cell.name for cell in cells} == {"seed_0-num_prototypes_1024", "seed_0-num_prototypes_4096"}
+    assert len(cells) == 2
+
+
+def test_draws_that_look_alike_have_more_digits_and_earlier_ones_keep_their_names(tmp_path: Path) -> None:
+    grid = tmp_path / "mine.yaml"
+    grid.write_text("optim.teacher_momentum: {uniform: [0.9950, 0.9951]}\n")
+    space = load_space(str(grid))
+    few, many = (trials(space, ["data"], samples=samples) for samples in (3, 30))
+    assert many[:3] == few
+    assert few[0].name == f"seed_0-teacher_momentum_{few[0].overrides['optim.teacher_momentum']:.4g}"
+    assert len({cell.name for cell in many}) == len({cell.overrides["optim.teacher_momentum"] for cell in many}) == 30
+
+
+def test_a_suggestion_that_looks_like_a_known_trial_has_a_name_of_its_own() -> None:
+    space = load_space("learning_rate")
+    first = drawn_trial(space, "data", {"optim.base_lr": 0.00012341, "seed": 0}, set())
+    second = drawn_trial(space, "data", {"optim.base_lr": 0.00012342, "seed": 0}, {first.name})
+    assert (first.name, second.name) == ("base_lr_0.0001234-seed_0", "base_lr_0.00012342-seed_0")
+
+
+def test_a_value_that_an_axis_lists_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"base_lr_0\.001-seed_0; name each value of an axis once"):
+        names("learning_rate", "optim.base_lr=1e-3,0.001")
+
+
+def test_a_key_has_one_axis() -> None:
+    for change in ("model.backbone=resnet50", "model.backbone=resnet50,vit"):
+        with pytest.raises(ValueError, match=r"model\.backbone is set by the axis backbone and by model\.backbone"):
+            load_space("matching_by_dataset", [change])
+    with pytest.raises(ValueError, match="--grid names an axis twice"):
+        load_space("learning_rate", ["optim.base_lr=1", "optim.base_lr=2"])
+    anew = ["backbone={model.backbone: resnet50, model.drop_path: 0.0}", "objective.setting=vanilla"]
+    assert names("matching_by_dataset", *anew) == ["backbone_resnet50-drop_path_0-setting_vanilla-seed_0"]
+
+
+def test_a_seed_beside_other_keys_is_the_trial_s(tmp_path: Path) -> None:
+    grid = tmp_path / "mine.yaml"
+    grid.write_text("pair: [{optim.epochs: 30, seed: 5}, {optim.epochs: 40, seed: 6}]\n")
+    assert [cell.config(Config()).seed for cell in trials(load_space(str(grid)), ["data"])] == [5, 6]
+    with pytest.raises(ValueError, match="the grid has an axis seed already"):
+        load_space(str(grid), seeds=(0,))
+
+
+def test_a_search_knows_the_settings_that_it_may_have_drawn(tmp_path: Path) -> None:
+    grid = tmp_path / "mine.yaml"
+    grid.write_text("optim.base_lr: {loguniform: [1e-4, 1e-2]}\ndata.images_per_class: {randint: [10, 20]}\n")
+    space = load_space(str(grid), ["optim.epochs=7", "objective.setting=vanilla,geometric"])
+    drawn = {
+        "optim.base_lr": 1e-3, "data.images_per_class": 10, "objective.setting": "vanilla", "optim.epochs": 7, "seed": 0
+    }  # fmt: skip
+    assert space.holds(drawn)
+    others = {
+        "optim.base_lr": 1e-5, "data.images_per_class": 20, "objective.setting": "similarity", "optim.epochs": 8
+    }  # fmt: skip
+    assert not any(space.holds(drawn | {key: value}) for key, value in others.items())
+    assert not space.holds(drawn | {"optim.weight_decay": 0.1})
+    assert not space.holds({key: value for key, value in drawn.items() if key != "optim.base_lr"})
+
+
 def test_a_long_name_is_cut_and_stays_distinct() -> None:
     long = [trial_name(["x" * 200, str(number)]) for number in range(2)]
     assert long[0] != long[1]
@@ -95,6 +159,8 @@ def test_a_wrong_grid_is_named(grid: str, changes: tuple[str, ...], message: str
         ("optim.base_lr: {normal: [0, 1]}", "axis optim.base_lr must be a list"),
         ("optim.base_lr: {loguniform: [1]}", "axis optim.base_lr: loguniform cannot take"),
         ("- 1", "must map dotted keys"),
+        ("1: [2, 3]", "1 is no setting; an axis is a dotted key"),
+        ("pair: [{1: 2}]", "1 is no setting; an axis is a dotted key"),
     ],
 )
 def test_a_wrong_axis_is_named(tmp_path: Path, text: str, message: str) -> None:
