@@ -201,8 +201,9 @@ def _results(trials: pd.DataFrame, axes: Sequence[str]) -> list[Block]:
     blocks: list[Block] = []
     notes: dict[str, None] = {}
     if compared.settings:
-        for one in (comparison(trials, axes, [measure]) for measure in _COMPARED):
-            if one.measures:
+        for measure in _COMPARED:
+            if trials[measure].notna().any():
+                one = comparison(trials, axes, [measure])
                 header = [*map(axis_name, one.axes), *one.settings]
                 rows = [[*key, *cells] for key, cells in one.rows]
                 blocks.append(Table(header, rows, f"{one.measures[0]}, with the difference to vanilla"))
@@ -333,7 +334,7 @@ def _settings(sweep: Mapping[str, Any], states: Sequence[TrialState], axes: Sequ
         (axis, ", ".join(dict.fromkeys(axis_text(axis, value) for value in trials[axis].tolist()))) for axis in axes
     ]
     blocks: list[Block] = [Facts([("grid", sweep["grid"]), *values])]
-    if "command" in sweep:
+    if sweep.get("command"):
         return [
             *blocks,
             Prose("The same command goes on with what is not finished:"),

@@ -141,13 +141,13 @@ class Comparison:
 
 
 def comparison(trials: pd.DataFrame, axes: Sequence[str], measures: Sequence[str] = ("knn", "accuracy")) -> Comparison:
-    """The settings beside each other.
+    """The settings beside each other, in those of the measures that any trial has, or in the first one where none has.
 
     Differences are `seed_differences`': of the seeds that both have, and so those of the means where none is missing.
     """
     summary = seed_summary(trials, axes)
     by, present = _columns(summary)
-    shown = [measure for measure in measures if measure in present]
+    shown = [measure for measure in measures if measure in present] or list(measures[:1])
     settings = list(dict.fromkeys(summary[SETTING])) if SETTING in by else []
     others = [axis for axis in by if axis != SETTING]
     means, differences = _by_axes(summary, others), _by_axes(seed_differences(trials, axes), others)
@@ -247,7 +247,7 @@ def _title(measure: str) -> str:
 
 
 def _cell(row: Mapping[str, Any], measure: str, form: str) -> str:
-    if not row[f"{measure}_count"]:
+    if not row.get(f"{measure}_count"):
         return "NA" if row["not_finite"] else "–"
     mean, std = (_scaled(row[f"{measure}_{statistic}"], measure) for statistic in ("mean", "std"))
     return f"{mean:{form}}" + ("" if pd.isna(std) else f" ± {std:.1f}")
@@ -276,12 +276,10 @@ def _by_axes(summary: pd.DataFrame, others: Sequence[str]) -> dict[tuple[str, ..
 def _compared(row: Mapping[str, Any] | None, difference: Mapping[str, Any] | None, measure: str) -> str:
     if row is None:
         return "–"
-    text, count = _cell(row, measure, ".1f"), row[f"{measure}_count"]
-    if not count:
-        return text
+    text, count = _cell(row, measure, ".1f"), row.get(f"{measure}_count", 0)
     if difference is not None and difference.get(f"{measure}_count"):
         text += f" ({_scaled(difference[f'{measure}_mean'], measure):+.1f})"
-    return text + COLLAPSED_MARK * bool(row["collapsed"]) + INCOMPLETE_MARK * bool(count < row["trials"])
+    return text + COLLAPSED_MARK * bool(row["collapsed"]) + INCOMPLETE_MARK * bool(0 < count < row["trials"])
 
 
 def _latex(text: str) -> str:

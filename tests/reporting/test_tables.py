@@ -109,7 +109,7 @@ def test_table_3_compares_settings_with_differences_to_vanilla_in_brackets() -> 
     # stdev of two is their distance / sqrt 2: 4 / 1.414 = 2.8, 2 / 1.414 = 1.4, 6 / 1.414 = 4.2
     assert compared.rows == [
         (["10"], ["52.0 ± 2.8", "3.0 ± 1.4 (-49.0)†", "56.0 ± 4.2 (+4.0)"]),
-        (["all"], ["72.0 ± 2.8", "NA", "75.0 (+1.0)*"]),
+        (["all"], ["72.0 ± 2.8", "NA†", "75.0 (+1.0)*"]),
     ]
     assert [note[0] for note in compared.notes] == ["†", "*"]
 
@@ -171,7 +171,22 @@ def test_latex_rows_have_as_many_cells_as_the_table_has_columns() -> None:
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert [line.count("&") for line in rows] == [3] * len(rows)
     assert r" & \multicolumn{1}{c}{Vanilla} & \multicolumn{1}{c}{Similarity} & \multicolumn{1}{c}{Geometric} \\" in text
-    assert r"all & 72.0 $\pm$ 2.8 & NA & 75.0 (+1.0)$^*$ \\" in text
+    assert r"all & 72.0 $\pm$ 2.8 & NA$^\dagger$ & 75.0 (+1.0)$^*$ \\" in text
+
+
+def test_where_nothing_is_measured_the_table_has_dashes_for_the_knn() -> None:
+    started = tidy_table([trial(setting, 10, 0, None, status="started") for setting in ("vanilla", "geometric")])
+    lines = latex_table(comparison(started, AXES)).splitlines()
+    assert lines[0] == r"\begin{tabular}{lrr}"
+    assert lines[3:6] == [r"data.images\_per\_class & k-NN [\%] & k-NN [\%] \\", r"\midrule", r"10 & -- & -- \\"]
+    assert comparison(tidy_table([{"status": "not finite", "seed": 0}]), ["seed"]).rows == [([], ["NA"])]
+
+
+def test_a_collapsed_trial_is_marked_though_nothing_was_measured() -> None:
+    trials = [trial("vanilla", 10, 0, 0.5), trial("geometric", 10, 0, None, status="collapsed", verdict="collapsed")]
+    compared = comparison(tidy_table(trials), AXES, ["knn"])
+    assert compared.rows == [(["10"], ["50.0", "–†"])]
+    assert [note[0] for note in compared.notes] == ["†"]
 
 
 def test_columns_keep_their_types_beside_none() -> None:
