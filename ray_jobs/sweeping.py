@@ -471,7 +471,8 @@ def fitting_table(states: Sequence[TrialState], height: int) -> str:
     if len(states) < height:
         return states_table(states)
     ordered = sorted(states, key=lambda state: state.status != "started")
-    shown, others = ordered[: height - 2], Counter(state.status for state in ordered[height - 2 :])
+    num_shown = max(0, height - 2)
+    shown, others = ordered[:num_shown], Counter(state.status for state in ordered[num_shown:])
     return "\n".join([states_table(shown), f"and {', '.join(f'{count} {name}' for name, count in others.items())}"])
 
 

@@ -202,6 +202,7 @@ def test_a_table_that_does_not_fit_shows_running_trials_and_counts_the_others(tm
     lines = fitting_table(states, 4).splitlines()
     assert [line.split()[0] for line in lines] == ["trial", name_of(a_rate(3)), name_of(a_rate(0)), "and"]
     assert lines[3] == "and 1 finished, 1 failed, 2 waiting"
+    assert [len(fitting_table(states, height).splitlines()) for height in range(2, 7)] == [2, 3, 4, 5, 6]
 
 
 def test_a_trial_that_has_ended_is_not_read_again(tmp_path) -> None:
