@@ -14,12 +14,20 @@ from tests.ray.runs import complete_checkpoints, json_lines
 
 pytestmark = pytest.mark.ray
 
+LOG_EVERY = 2
+
 
 def collapsing_run(**overrides: object) -> Config:
     """Without centring the teacher chooses one prototype for all images within ten epochs."""
     return textures_config(
         **CENTERING_OFF,
-        **{"data.unit_size": 8, "log_every_steps": 2, "evaluation.resize": 64, "evaluation.crop": 64, **overrides},
+        **{
+            "data.unit_size": 8,
+            "log_every_steps": LOG_EVERY,
+            "evaluation.resize": 64,
+            "evaluation.crop": 64,
+            **overrides,
+        },
     )
 
 
@@ -28,7 +36,7 @@ def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return labelled_folder(tmp_path_factory.mktemp("textures") / "photos", num_images=64)
 
 
-def test_both_workers_of_a_collapsed_run_stop_with_the_reason_and_the_checkpoint_stays(
+def test_both_workers_of_a_collapsed_run_stop_with_the_reason_and_so_they_do_when_it_is_started_again(
     cluster: None, textures: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -44,6 +52,8 @@ def test_both_workers_of_a_collapsed_run_stop_with_the_reason_and_the_checkpoint
     assert f"The checkpoint of step {kept[-1]} is kept" in str(caught.value)
     assert stopped - 4 < kept[-1] <= stopped
     assert not (out / "summary.json").exists()
+    with pytest.raises(Collapsed, match=f"collapsed at step {max(stopped, kept[-1] + LOG_EVERY)} "):
+        pretrain(collapsing_run(collapse="stop"), str(textures), str(out), workers=2)
 
 
 def test_a_collapsed_run_that_should_only_warn_goes_on_and_warns_once(
