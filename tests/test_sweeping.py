@@ -169,6 +169,7 @@ def test_a_search_learns_the_evaluation_and_of_a_stopped_trial_its_last_knn(tmp_
         "finished": a_rate(1),
         "stopped": a_rate(2, "stopped", knn=None, online=0.25, epochs_done=2),
         "fallen": a_rate(3, "stopped", knn=None, online=0.0625, epochs_done=1),
+        "untested": a_rate(7, "stopped", knn=None, epochs_done=0),
         "lost": a_rate(4, "not finite", knn=0.5),
         "failed": a_rate(5, "failed", knn=None),
         "waiting": a_rate(6, "waiting"),
@@ -177,7 +178,8 @@ def test_a_search_learns_the_evaluation_and_of_a_stopped_trial_its_last_knn(tmp_
     values = {name: reached(str(folder / "trials" / name_of(trial))) for name, trial in statuses.items()}
     # Untrained it has 0.125, more than the fallen one.
     assert values == {
-        "finished": 0.9375, "stopped": 0.25 + 0.05, "fallen": 0.0625, "lost": 0.0, "failed": None, "waiting": None
+        "finished": 0.9375, "stopped": 0.25 + 0.05, "fallen": 0.0625, "untested": 0.0, "lost": 0.0, "failed": None,
+        "waiting": None,
     }  # fmt: skip
 
 
