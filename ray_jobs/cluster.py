@@ -1,6 +1,7 @@
 """Which Ray runs a job, and whether it has what the job needs."""
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -98,6 +99,15 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def gpu_room(gpus: float, per_worker: float) -> int:
+    """How many workers fit, each of whose share lies on one GPU.
+
+    >>> gpu_room(2, 0.6), gpu_room(2, 0.4), gpu_room(1, 1 / 3), gpu_room(0, 1)
+    (2, 4, 3, 0)
+    """
+    return math.floor(gpus) * math.floor(1 / per_worker + 1e-9)  # three thirds are a whole, whatever they are as floats
+
+
 def check_shares(config: Config, workers: int) -> None:
     """Refuse workers that cannot share the units of a step.
 
@@ -133,10 +143,10 @@ def check_resources(settings: JobSettings, packed: Sequence[str] = ()) -> Resour
             "folder that all nodes reach, or set GLSD_CACHE to one on every node"
         )
     gpu = gpus >= 1 if settings.gpu is None else settings.gpu
-    if gpu and gpus < workers * settings.gpus_per_worker:
+    if gpu and (room := gpu_room(gpus, settings.gpus_per_worker)) < workers:
         raise ValueError(
-            f"{workers} workers need {workers * settings.gpus_per_worker:g} GPUs and this cluster has {gpus:g}; "
-            f"use --workers {max(1, int(gpus / settings.gpus_per_worker))}" + ("" if gpus else " --gpu False")
+            f"{workers} workers of {settings.gpus_per_worker:g} GPUs each do not fit on the {gpus:g} GPUs of this "
+            f"cluster; use --workers {max(1, room)}" + ("" if room else " --gpu False")
         )
     per_worker = settings.cpus_per_worker or (0.01 if num_nodes == 1 else 1.0)
     if cpus - workers * per_worker < 1:

@@ -27,7 +27,7 @@ from glsd.config import Config
 from glsd.data import Index, Order, subset
 from glsd.data.filesystems import absolute, joined
 from glsd.scaling import scaled
-from ray_jobs.cluster import check_resources, check_shares, cluster
+from ray_jobs.cluster import check_resources, check_shares, cluster, gpu_room
 from ray_jobs.folder import Folder
 from ray_jobs.grids import Space, Trial, drawn_trial, load_space, trials
 from ray_jobs.labelled import indexed, labelled_split
@@ -130,6 +130,8 @@ def sweep(
     space = load_space(grid, changes, seeds, base.seed)
     if unknown := sorted(set(test or {}) - set(data)):
         raise ValueError(f"--test names the data set {unknown[0]!r}, which is not in --data ({', '.join(data)})")
+    if scheduler != "fifo" and len(data) > 1:
+        raise ValueError(f"--scheduler {scheduler} compares the k-NN of all trials; name one data set")
     if search == "optuna" and (len(data) > 1 or len(space.axes.get("seed", [])) > 1):
         raise ValueError("--search optuna looks for the best settings on one data set with one seed; name one of each")
     if stop_collapsed:
@@ -145,8 +147,8 @@ def sweep(
         def at_once() -> int:
             """Trials that run beside each other, which a started Ray tells."""
             line.phase("connecting to Ray")
-            dashboard = settings.dashboard or scheduler != "fifo"  # which frees what an early stop leaves reserved
-            resources.enter_context(cluster(settings.model_copy(update={"dashboard": dashboard})))
+            # The dashboard is needed to free what a stopped or killed trial leaves reserved.
+            resources.enter_context(cluster(settings.model_copy(update={"dashboard": True})))
             reserved = check_resources(settings).per_worker
             num_beside = beside(ray.cluster_resources(), reserved, settings.workers, concurrent)
             if concurrent is not None and num_beside < concurrent:
@@ -186,20 +188,10 @@ def beside(total: Mapping[str, float], reserved: Mapping[str, float], workers: i
         reserved: those of a training worker.
         workers: training workers of a trial.
         concurrent: how many may; None is as many as have room, on CPUs one for every four cores.
-
-    Raises:
-        ValueError: not even one has room.
     """
     room = math.floor(total["CPU"] / (1 + workers * reserved["CPU"]))  # the stream of a trial needs one
     if "GPU" in reserved:
-        # A worker's share lies on one GPU. There are three thirds of it, whatever they are as floats.
-        num_shares = math.floor(total["GPU"]) * math.floor(1 / reserved["GPU"] + 1e-9)
-        if num_shares < workers:
-            raise ValueError(
-                f"{workers} workers of {reserved['GPU']:g} GPUs each do not fit on the {total['GPU']:g} GPUs of this "
-                f"cluster; use --workers {num_shares}"
-            )
-        room = min(room, num_shares // workers)
+        room = min(room, gpu_room(total["GPU"], reserved["GPU"]) // workers)
     elif concurrent is None:
         room = min(room, max(1, int(total["CPU"]) // _CORES_A_TRIAL))
     return room if concurrent is None else min(room, concurrent)
@@ -380,9 +372,8 @@ def _tune(
     retries: int,
     at_once: int,
 ) -> None:
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = (
-        "1"  # with it, `fit` would return after Ctrl-C as if all trials had ended
-    )
+    # With its handler, `fit` would return after Ctrl-C as if all trials had ended.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     plans = {p.trial.name: p.plan for p in waiting}
     tuner = tune.Tuner(
         # A trial's own process only waits for its training workers, which ask for what they need.

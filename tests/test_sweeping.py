@@ -83,11 +83,6 @@ def test_a_gpu_holds_whole_workers(share, gpus, workers, trials) -> None:
     assert beside(total, reserved, workers, 1) == 1
 
 
-def test_workers_of_more_than_half_a_gpu_need_one_each() -> None:
-    with pytest.raises(ValueError, match=r"3 workers of 0\.6 GPUs each do not fit .* use --workers 2"):
-        beside({"CPU": 64.0, "GPU": 2.0}, {"CPU": 0.01, "GPU": 0.6}, 3, None)
-
-
 def test_a_trial_on_cpus_has_four_cores_or_what_is_asked_and_a_core_for_its_stream() -> None:
     reserved = {"CPU": 0.01}
     assert [beside({"CPU": cpus}, reserved, 1, None) for cpus in (3.0, 8.0, 17.0)] == [1, 2, 4]

@@ -128,7 +128,11 @@ def test_two_workers_learn_from_the_same_batches_what_one_learns(
             {"workers": 2, "cpus_per_worker": 2},
             r"2 workers of 2 CPUs leave 0 of the cluster's 4 CPUs for the stream",
         ),
-        ({}, {"workers": 2, "gpu": True}, r"2 workers need 2 GPUs and this cluster has 0; use --workers 1 --gpu False"),
+        (
+            {},
+            {"workers": 2, "gpu": True},
+            r"2 workers of 1 GPUs each .* the 0 GPUs of this cluster; use --workers 1 --gpu False",
+        ),
         (
             {"augment.global_size": 2048, "augment.local_sizes": (), "augment.num_local_crops": ()},
             {},
