@@ -130,7 +130,8 @@ class Evaluate:
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """A run directory, a checkpoint, an exported backbone, timm:NAME, or timm:NAME=FILE of weights."""
+    """A run directory, a checkpoint, an exported backbone, timm:NAME, or timm:NAME=FILE of weights; a file's images are
+    normalised as ImageNet's, or with timm:NAME.TAG=FILE as timm has it for that tag."""
     data: tuple[str, ...]
     """Images that train and vote, labelled for k-NN and linear; without --test a share of them is tested instead."""
     test: tuple[str, ...] = ()
@@ -325,7 +326,8 @@ class Convert:
     dst: Annotated[str, tyro.conf.Positional]
     """New folder."""
     backbone: str | None = None
-    """Name of the timm model; by default the file says it, or its tensors do."""
+    """Name of the timm model; by default the file says it, or its tensors do. Images are normalised as ImageNet's, or
+    with NAME.TAG as timm has it for that tag."""
 
     def run(self) -> None:
         """Do it."""

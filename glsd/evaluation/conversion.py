@@ -77,7 +77,7 @@ class ConversionReport(NamedTuple):
     unexpected: tuple[str, ...]
     """Tensors of the file's backbone that have no place."""
     mismatched: tuple[str, ...]
-    """Tensors of the backbone that the file has in another shape, with both shapes; as freshly initialised."""
+    """Tensors of the backbone that the file has in another shape, with both shapes; with any the file is refused."""
     resampled: tuple[str, ...]
     """Tensors that were interpolated to the backbone's size, such as positions of another image size."""
     ignored: dict[str, int]
@@ -100,16 +100,18 @@ class ConversionReport(NamedTuple):
 def convert(src: str | Path, dst: str | Path, backbone: str | None = None) -> ConversionReport:
     """Write the teacher's backbone of a foreign file as `export_backbone` does; an earlier export is replaced.
 
-    Images are normalised by ImageNet's mean and standard deviation, as all these codes do.
+    Images are normalised by ImageNet's mean and standard deviation, as all these codes do; for weights of timm's that
+    want another normalisation, name their tag.
 
     Args:
         src: a file that `torch.save` or safetensors wrote.
         dst: the folder.
-        backbone: a timm name; None takes the file's own word or recognises common backbones by their tensors.
+        backbone: a timm name; None takes the file's own word or recognises common backbones by their tensors. As
+            `NAME.TAG` it brings the mean and standard deviation that timm has for this tag.
 
     Raises:
-        ValueError: the file cannot be read, its backbone is not known, or fewer than 95 % of the backbone's tensors
-            are matched; nothing is written.
+        ValueError: the file cannot be read, its backbone or the tag is not known, a tensor has another shape than the
+            backbone's, or fewer than 95 % of the backbone's tensors are matched; nothing is written.
     """
     encoder, report = foreign_encoder(src, backbone)
     return report._replace(path=export_backbone(encoder, dst).path)
@@ -123,12 +125,16 @@ def foreign_encoder(src: str | Path, backbone: str | None = None) -> tuple[Encod
     Raises:
         ValueError: as in `convert`.
     """
+    given, _, tag = (backbone or "").partition(".")
+    normalisation = timm_normalisation(given, tag) if tag else {}
     content = read_foreign(src)
     part = _backbone_part(content)
     if not part.weights:
         raise ValueError(f"{src} holds no weights of a backbone; it has {', '.join(map(str, content)) or 'nothing'}")
-    name = backbone or _named(content) or _recognised(part.weights, src)
-    return encoder_of(part.weights, name, src, part.layout, part.ignored)
+    name = given or _named(content) or _recognised(part.weights, src)
+    encoder, report = encoder_of(part.weights, name, src, part.layout, part.ignored)
+    encoder.config = encoder.config.with_overrides(normalisation)
+    return encoder, report
 
 
 def encoder_of(
@@ -141,7 +147,8 @@ def encoder_of(
     """The encoder of the timm model `name` with these weights, in timm's names or those of a known code.
 
     Raises:
-        ValueError: timm has no such model, or fewer than 95 % of its tensors are matched.
+        ValueError: timm has no such model, a tensor has another shape than its own, or fewer than 95 % of its tensors
+            are matched.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # what a file lacks is the same in every conversion
@@ -161,12 +168,17 @@ def encoder_of(
         tuple(fit.resampled),
         dict(Counter(ignored or {}) + fit.heads),
     )
+    if fit.mismatched:
+        raise ValueError(
+            f"{src} does not fit backbone {name}: {len(fit.mismatched)} of its tensors have another shape, as those of "
+            f"another architecture; name the backbone that they are of\n{report}"
+        )
     if fit.share < _ENOUGH:
         raise ValueError(
             f"{src} does not fit backbone {name}: {fit.share:.1%} of its tensors are matched, and {_ENOUGH:.0%} must "
             f"be; name another backbone\n{report}"
         )
-    if fit.missing or fit.mismatched or fit.unexpected:
+    if fit.missing or fit.unexpected:
         warnings.warn(f"{src} does not fit its backbone completely\n{report}", stacklevel=2)
     backbone.model.load_state_dict(backbone.model.state_dict() | fit.matched)
     config = Config().with_overrides(
@@ -179,6 +191,20 @@ def encoder_of(
         }
     )
     return Encoder(backbone, config), report
+
+
+def timm_normalisation(name: str, tag: str = "") -> dict[str, Any]:
+    """`augment.mean` and `augment.std` that timm has for weights of a model, by default for those of its first tag.
+
+    Raises:
+        ValueError: timm has no such model, or no weights of that tag.
+    """
+    architecture, _ = timm_architecture(name)
+    try:
+        facts: Any = timm.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
+    except RuntimeError as error:
+        raise ValueError(f"{name}.{tag}: timm has no weights of that tag: {error}") from error
+    return {"augment.mean": facts.mean, "augment.std": facts.std}
 
 
 def read_foreign(path: str | Path) -> dict[str, Any]:
@@ -214,7 +240,7 @@ def read_foreign(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged, or holds more than tensors and plain values") from error
     except (EOFError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"{path} holds a {type(content).__name__}, and not tensors by name")
     return dict(content)
 
@@ -307,20 +333,22 @@ def _part(layout: str, state: dict[str, Tensor], prefix: str, ignored: Counter[s
         del weights["masked_embed"]
         ignored["masked_embed"] += 1
     derived = ("relative_position_index", "attn_mask", "relative_coords_table")
-    weights = {
-        re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value
-        for name, value in weights.items()
-        if not name.endswith(derived)
-    }
-    return _Part(layout, weights, ignored)
+    weights = {name: value for name, value in weights.items() if not name.endswith(derived)}
+    return _Part(layout, _without_chunks(weights), ignored)
 
 
-def _plain(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def _without_chunks(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """DINOv2's `blocks.CHUNK.I` as `blocks.I`: its chunks go on counting, where the stages of others begin anew."""
+    named = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value for name, value in weights.items()}
+    return named if len(named) == len(weights) else weights
+
+
+def _plain(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The tensors, without what distributed training and compilation put before their names."""
     return {
         re.sub(r"^(module\.|_orig_mod\.)+", "", name): value
         for name, value in state.items()
-        if isinstance(value, Tensor)
+        if isinstance(name, str) and isinstance(value, Tensor)
     }
 
 
@@ -339,11 +367,13 @@ def _num_tensors(tree: Any) -> int:
 
 def _fit(weights: Mapping[str, Tensor], model: nn.Module) -> _Fit:
     """Bring weights into the model's names and shapes, by timm's own filter where the model has one, and compare."""
+    head: dict[str, Tensor] = {}
     if "layers.1.downsample.reduction.weight" in weights and "layers.0.downsample.reduction.weight" not in weights:
-        # timm up to 1.0.30 takes a Swin without classifier for one in the layout of Swin's authors.
-        weights = with_downsampling_moved(weights, -1)
+        # timm up to 1.0.30 takes a Swin for one in the layout of Swin's authors unless it has a classifier.
+        head = {key: value for key, value in weights.items() if key.startswith("head.")}
+        weights = with_downsampling_moved({key: value for key, value in weights.items() if key not in head}, -1)
     to_timm = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
-    found: dict[str, Tensor] = dict(weights) if to_timm is None else to_timm(dict(weights), model)
+    found: dict[str, Tensor] = head | (dict(weights) if to_timm is None else to_timm(dict(weights), model))
     # The number of batches that a batch norm has seen changes no representation, and old files lack it.
     state = model.state_dict()
     expected = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}

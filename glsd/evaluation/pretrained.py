@@ -1,14 +1,11 @@
 """What the name of a model stands for, wherever one is asked for: something of our own, or weights for a timm model."""
 
-from typing import Any
-
 import timm
 import torch
 from torch import Tensor
 
-from glsd.evaluation.conversion import FLAT, encoder_of, foreign_encoder
+from glsd.evaluation.conversion import encoder_of, foreign_encoder, timm_normalisation
 from glsd.evaluation.encoder import Encoder, load_encoder
-from glsd.models import timm_architecture
 
 _PREFIX = "timm:"
 
@@ -20,8 +17,10 @@ def load_model(name: str) -> Encoder:
     - `timm:NAME`, or `timm:NAME.TAG`: weights that timm fetches from its hub, or has in its cache;
     - `timm:NAME=FILE`, or `timm:NAME.TAG=FILE`: a file in a layout that `convert` reads.
 
-    Images of timm's weights, and of a file with a backbone alone, are normalised by the mean and deviation that timm
-    has for the name, those of another layout by ImageNet's. All are resized to 256 px and cropped to 224.
+    Images of timm's weights are normalised by the mean and deviation that timm has for them. For a file these are
+    ImageNet's, as in `convert`, or with a tag those that timm has for the tag: a file of
+    `vit_small_patch16_224.augreg_in21k_ft_in1k` needs the tag, DINO's of the same backbone must not have it. All images
+    are resized to 256 px and cropped to 224.
 
     Raises:
         ValueError: there is nothing of that name, timm's weights cannot be fetched, or the file does not fit.
@@ -29,19 +28,12 @@ def load_model(name: str) -> Encoder:
     if not name.startswith(_PREFIX):
         return load_encoder(name)
     model, equals, file = name.removeprefix(_PREFIX).partition("=")
-    backbone, _, tag = model.partition(".")
-    architecture, _ = timm_architecture(backbone)
-    try:
-        facts: Any = timm.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
-    except RuntimeError as error:
-        raise ValueError(f"{name}: timm has no weights of that tag: {error}") from error
     if equals:
-        encoder, report = foreign_encoder(file, backbone)
-        if report.layout != FLAT:
-            return encoder
-    else:
-        encoder, _ = encoder_of(_fetched(model), backbone, name)
-    encoder.config = encoder.config.with_overrides({"augment.mean": facts.mean, "augment.std": facts.std})
+        return foreign_encoder(file, model)[0]
+    backbone, _, tag = model.partition(".")
+    normalisation = timm_normalisation(backbone, tag)
+    encoder, _ = encoder_of(_fetched(model), backbone, name)
+    encoder.config = encoder.config.with_overrides(normalisation)
     return encoder
 
 

@@ -73,7 +73,12 @@ def export_to(
     if target == "onnx":
         return _export_onnx(encoder, out)
     backbone = encoder.config.model.backbone
-    architecture = timm_architecture(backbone)[0]
+    architecture, arguments = timm_architecture(backbone)
+    if "output_stride" in arguments:
+        raise ValueError(
+            f"{target} has no counterpart of the backbone {backbone}, whose last stages are dilated; export it to timm "
+            "or onnx, or train a backbone without _stride"
+        )
     for family, names in _FAMILIES.items():
         if re.fullmatch(names, architecture):
             export = _export_torchvision if target == "torchvision" else _export_huggingface

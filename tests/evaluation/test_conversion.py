@@ -123,6 +123,8 @@ LAYOUTS: list[tuple[str, str, Callable[[State], dict[str, Any]]]] = [
     ("test_resnet", "flat", in_state_dict),
     ("test_resnet", "flat", in_model),
     ("test_convnext", "flat", bare),
+    ("test_efficientnet", "flat", bare),  # its blocks are blocks.STAGE.I, as DINOv2's are blocks.CHUNK.I
+    ("test_efficientnet", "solo-learn", solo_learn),
 ]
 
 
@@ -139,7 +141,9 @@ def same_features(encoder: Encoder, backbone: Any, sizes: tuple[int, ...] = (224
         )
 
 
-@pytest.mark.parametrize(("name", "layout", "layout_of"), LAYOUTS, ids=[f.__name__ for _, _, f in LAYOUTS])
+@pytest.mark.parametrize(
+    ("name", "layout", "layout_of"), LAYOUTS, ids=[f"{name}-{f.__name__}" for name, _, f in LAYOUTS]
+)
 def test_a_foreign_file_gives_the_features_of_its_teacher(
     tmp_path: Path, name: str, layout: str, layout_of: Callable[[State], dict[str, Any]]
 ) -> None:
@@ -214,8 +218,11 @@ def test_a_swin_of_the_papers_code_is_recognised_and_gives_its_features(
 
 def test_a_swin_in_timms_names_is_told_from_one_in_its_authors(tmp_path: Path, swin: tuple[Any, State]) -> None:
     backbone, state = swin
-    torch.save(state, tmp_path / "timm.pth")
-    assert same_features(foreign_encoder(tmp_path / "timm.pth", backbone.name)[0], backbone, (96,))
+    for head in ({}, {"head.fc.weight": torch.ones(10, 768), "head.fc.bias": torch.ones(10)}):
+        torch.save(state | head, tmp_path / "timm.pth")
+        encoder, report = foreign_encoder(tmp_path / "timm.pth", backbone.name)
+        assert same_features(encoder, backbone, (96,))
+        assert report.ignored == ({"head": 2} if head else {})
 
 
 def test_dinov2s_register_tokens_take_their_place_beside_the_class_token(tmp_path: Path) -> None:
@@ -304,12 +311,20 @@ def test_five_percent_of_the_tensors_may_be_missing_and_are_named(tmp_path: Path
 
 def test_more_than_five_percent_missing_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     _, state = trained("test_vit")
-    torch.save(without(state, 3) | {"pos_embed": torch.ones(1, 101, 32)}, tmp_path / "weights.pth")
+    torch.save(without(state, 4), tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"94\.9% of its tensors are matched, and 95% must be") as refused:
         convert(tmp_path / "weights.pth", tmp_path / "out", "test_vit")
     assert "74 of 78 tensors matched" in str(refused.value)
-    assert r"1 mismatched: pos_embed (1, 101, 32) for (1, 101, 64)" in str(refused.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["weights.pth"]
+
+
+def test_a_single_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
+    """As the stem of a ResNet for small images, which would else be a random one in front of trained layers."""
+    _, state = trained("resnet18")
+    torch.save(state | {"conv1.weight": torch.ones(64, 3, 3, 3)}, tmp_path / "cifar.pth")
+    with pytest.raises(ValueError, match=r"1 mismatched: conv1\.weight \(64, 3, 3, 3\) for \(64, 3, 7, 7\)"):
+        convert(tmp_path / "cifar.pth", tmp_path / "out", "resnet18")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cifar.pth"]
 
 
 def test_what_a_file_lacks_is_the_same_in_every_conversion(tmp_path: Path) -> None:
@@ -401,6 +416,8 @@ def test_a_file_without_weights_or_damaged_is_named(tmp_path: Path) -> None:
     torch.save({"teacher": {"a": torch.ones(1000)}}, tmp_path / "whole.pth")
     save_file({"a": torch.ones(1000)}, tmp_path / "whole.safetensors")
     torch.save({"epoch": 3, "model_name": "vit"}, tmp_path / "empty.pth")
+    torch.save({0: torch.ones(2), 1: torch.ones(2)}, tmp_path / "numbered.pth")
+    torch.save({"state_dict": {0: torch.ones(2)}}, tmp_path / "nested.pth")
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     for path, said in (
         (tmp_path / "nothing.pth", "is no file"),
@@ -410,6 +427,8 @@ def test_a_file_without_weights_or_damaged_is_named(tmp_path: Path) -> None:
         (file("cut.pth", (tmp_path / "whole.pth").read_bytes()[:500]), "is damaged"),
         (file("cut.safetensors", (tmp_path / "whole.safetensors").read_bytes()[:500]), "or a damaged one"),
         (tmp_path / "empty.pth", "holds no weights of a backbone; it has epoch, model_name"),
+        (tmp_path / "numbered.pth", "holds a dict, and not tensors by name"),
+        (tmp_path / "nested.pth", "holds no weights of a backbone; it has state_dict"),
         (tmp_path / "list.pth", "holds a list, and not tensors by name"),
     ):
         with pytest.raises(ValueError, match=said) as refused:

@@ -14,6 +14,7 @@ from glsd.config import Config, load_config
 from glsd.evaluation import (
     Encoder,
     build_encoder,
+    convert,
     embed,
     export_backbone,
     load_encoder,
@@ -210,18 +211,21 @@ def weights_file(path: Path, layout: str) -> torch.Tensor:
     return z_bar
 
 
+@pytest.mark.parametrize("layout", ["flat", "DINO"])
 @pytest.mark.parametrize(
-    ("layout", "mean"), [("flat", (0.5, 0.5, 0.5)), ("DINO", (0.485, 0.456, 0.406))], ids=["flat", "DINO"]
+    ("name", "mean"), [("test_vit", (0.485, 0.456, 0.406)), ("test_vit.r160_in1k", (0.5, 0.5, 0.5))]
 )
-def test_a_timm_name_with_a_file_has_its_weights_and_their_normalisation(
-    tmp_path: Path, layout: str, mean: tuple[float, ...]
+def test_a_file_has_imagenets_normalisation_unless_a_tag_of_timms_is_named(
+    tmp_path: Path, layout: str, name: str, mean: tuple[float, ...]
 ) -> None:
     expected = weights_file(tmp_path / "a=b.pth", layout)
-    encoder = load_model(f"timm:test_vit={tmp_path / 'a=b.pth'}")
+    encoder = load_model(f"timm:{name}={tmp_path / 'a=b.pth'}")
     assert torch.equal(encoder(images())[0], expected)
     assert encoder.config.model.backbone == "test_vit"
     assert encoder.config.augment.mean == mean
     assert (encoder.config.evaluation.resize, encoder.config.evaluation.crop) == (256, 224)
+    convert(tmp_path / "a=b.pth", tmp_path / "converted", name)
+    assert model_digest(load_encoder(tmp_path / "converted")) == model_digest(encoder)
 
 
 def test_a_model_that_is_no_timm_name_is_what_load_encoder_finds(tmp_path: Path) -> None:
@@ -255,7 +259,8 @@ def test_a_timm_name_has_the_hubs_weights_and_their_normalisation(
     [
         ("timm:test_vit", r"cannot be fetched .* no network, .*: timm:test_vit=FILE"),
         ("timm:resnet5", "did you mean 'resnet50'"),
-        ("timm:resnet50.of_mine", "timm has no weights of that tag"),
+        ("timm:resnet50.of_mine", r"resnet50\.of_mine: timm has no weights of that tag"),
+        ("timm:resnet50.of_mine=missing.pth", "timm has no weights of that tag"),
         ("timm:resnet50=missing.pth", r"missing\.pth is no file"),
         ("missing", "missing is no run"),
     ],

@@ -28,6 +28,7 @@ def encoder_of(backbone: str, crop: int = 224, **smaller: object) -> Encoder:
     """With random numbers in every parameter and statistic; `smaller` are arguments of timm's model."""
     settings = {"model.backbone": backbone, "evaluation.crop": crop, "evaluation.resize": crop * 8 // 7}
     architecture, model_args = timm_architecture(backbone)
+    torch.manual_seed(0)
     model = timm.create_model(architecture, num_classes=0, **model_args, **smaller)
     encoder = Encoder(Backbone(model, backbone), load_config("demo", settings))
     generator = torch.Generator().manual_seed(0)
@@ -221,6 +222,18 @@ def test_a_backbone_without_counterpart_is_refused(tmp_path: Path, target) -> No
     ):
         export_to(encoder_of("resnet10t"), tmp_path / "out", target)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["torchvision", "huggingface"])
+@pytest.mark.parametrize("backbone", ["resnet18_stride16", "resnet50_stride8"])
+def test_a_dilated_network_is_refused_by_libraries_that_would_not_dilate_it(tmp_path: Path, target, backbone) -> None:
+    with pytest.raises(ValueError, match=rf"{backbone}, whose last stages are dilated; export it to timm or onnx"):
+        export_to(encoder_of(backbone), tmp_path / "out", target)
+    assert not list(tmp_path.iterdir())
+
+
+def test_timm_dilates_a_network_as_we_do(tmp_path: Path) -> None:
+    assert export_to(encoder_of("resnet18_stride16"), tmp_path / "out", "timm").largest_difference < 1e-5
 
 
 def test_transformers_has_no_swin_of_two_window_sizes(tmp_path: Path) -> None:
