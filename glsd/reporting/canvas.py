@@ -4,11 +4,13 @@ Colours are Okabe and Ito's, which the colour-blind tell apart, and none is need
 style, mark or word as well. Nothing touches pyplot's global state, so figures may be drawn in any process.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import matplotlib.font_manager as font_manager
 import numpy as np
 from jaxtyping import UInt8
 from matplotlib.artist import Artist
@@ -16,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
+from matplotlib.text import Text
 
 from glsd.data.filesystems import replacing
 
@@ -28,6 +31,15 @@ DASHED: LineStyle = (0.0, (3.0, 2.0))
 WIDTH, MARGIN, GAP, TITLE = 8.0, 0.08, 0.07, 0.2
 """Inches: the width of every figure, its border, the space between two pictures, and the height of a line of text."""
 FONT_SIZE = 7.5
+_FONTS = ["DejaVu Sans"] + [
+    name
+    for name in (
+        *("Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo"),
+        *("Yu Gothic", "Microsoft YaHei", "Malgun Gothic"),
+    )
+    if name in font_manager.get_font_names()
+]
+"""The font of all text, and what there is of those that have the letters of Chinese, Japanese and Korean classes."""
 _DPI = 200
 
 
@@ -109,7 +121,14 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     if kind not in ("png", "svg"):
         raise ValueError(f"{path}: a figure is written as .png or .svg")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.hashsalt": "glsd", "svg.fonttype": "none"}), replacing(path) as stream:
+    for text in figure.findobj(Text):
+        text.set_fontfamily(_FONTS)
+    with (
+        matplotlib.rc_context({"svg.hashsalt": "glsd", "svg.fonttype": "none"}),
+        warnings.catch_warnings(),
+        replacing(path) as stream,
+    ):
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a PNG shows a box; an SVG keeps the letter
         figure.savefig(stream, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
     return path
 

@@ -43,6 +43,13 @@ def test_text_in_an_svg_is_text(tmp_path: Path) -> None:
     assert {"loss", "step"} <= {"".join(element.itertext()) for element in root.iter(f"{SVG}text")}
 
 
+def test_classes_may_be_named_in_any_script(tmp_path: Path) -> None:
+    figure = Figure(figsize=(3, 2))
+    figure.text(0.5, 0.5, "猫 고양이")  # drawn as boxes and without a warning where no font has these letters
+    _, svg = save_png_and_svg(figure, tmp_path / "figure")
+    assert "猫 고양이" in svg.read_text("utf-8")
+
+
 def test_the_same_data_gives_the_same_bytes(tmp_path: Path) -> None:
     geo = np.array([[10.0, 5, 100, 80, 96, 96, 0], [0, 0, 130, 90, 96, 96, 1]])
     first, second = (
