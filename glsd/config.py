@@ -263,6 +263,13 @@ class LinearConfig(Record):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the layer's weights, the order of the images and their crops."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "LinearConfig":
+        low, high = self.scale
+        if not low <= high <= 1:
+            raise ValueError(f"linear.scale must be [low, high] with 0 < low <= high <= 1, not [{low}, {high}]")
+        return self
+
 
 class Config(Record):
     """One experiment."""

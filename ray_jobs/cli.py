@@ -141,7 +141,7 @@ class Evaluate:
     out: str | None = None
     """Folder for evaluation.json and figures; further probes of the same model and images are added to it."""
     beside: tuple[str, ...] = ()
-    """Further models, whose correspondences are drawn beside (Fig. 5)."""
+    """Further models, whose correspondences are drawn beside (Fig. 5), for the probe correspondence with --out."""
     anchors: Literal["full", "regime"] = "full"
     """Train and vote with all images (Sec. 4.5.1), or with the regime that the run was trained on."""
     ks: tuple[int, ...] = (10, 20, 100, 200)

@@ -37,6 +37,7 @@ from glsd.evaluation import (
     logistic_regression,
     mean_correspondence,
     model_digest,
+    teacher_encoder,
     transformed_view,
     untrained_encoder,
 )
@@ -55,10 +56,10 @@ from ray_jobs.picturing import (
     picture_features,
     picture_image_pairs,
     picture_method,
-    picture_neighbours,
+    picture_nearest,
     some_decodable,
 )
-from ray_jobs.probing import linear_probe
+from ray_jobs.probing import check_batch, linear_probe
 from ray_jobs.run_directory import EVALUATION, environment
 from ray_jobs.settings import JobSettings
 from ray_jobs.stream import Files, place_files, share_files
@@ -67,6 +68,8 @@ Probe = Literal["knn", "linear", "linear_quick", "correspondence", "collapse"]
 PROBES: tuple[Probe, ...] = get_args(Probe)
 NEEDING_LABELS = {"knn", "linear", "linear_quick"}
 
+_Side = Literal["anchors", "queries"]
+_SIDES: tuple[_Side, _Side] = get_args(_Side)
 _Photographed = tuple[str, list[Scene]]
 """The file of `--scenes` and what it lists."""
 _TASK_IMAGES = 32
@@ -109,7 +112,7 @@ def evaluate(
         pairs: most images whose two views are matched for the correspondence.
         scenes: a CSV file of pairs of photographs and the homography between them, whose correspondence is measured as
             well; `glsd.data.read_scenes` has its columns.
-        beside: further models, whose correspondences are drawn beside.
+        beside: further models, whose correspondences are drawn beside; for the probe correspondence with `out`.
         figures: draw into `out`.
         line: shows what goes on; by default a line of the terminal.
         job: fields of `JobSettings`.
@@ -118,28 +121,35 @@ def evaluate(
         What `evaluation.json` holds; accuracies are shares.
 
     Raises:
-        ValueError: there is no such model, labels are missing, or `out` holds another evaluation.
+        ValueError: there is no such model, labels are missing, an option does not fit the probes or the images, or
+            `out` holds another evaluation.
     """
-    if scenes is not None and "correspondence" not in probes:
-        raise ValueError("--scenes is for the probe correspondence; add it to --probes")
+    _check_options(probes, ks, pairs, scenes, beside, draws=out is not None and figures)
     photographed = None if scenes is None else (scenes, read_scenes(scenes))
-    if unknown := [probe for probe in probes if probe not in PROBES]:
-        raise ValueError(f"there is no probe {unknown[0]!r}; choose from {', '.join(PROBES)}")
-    settings = JobSettings(**job)
+    settings, linear = JobSettings(**job), linear or LinearConfig()
     with line or ProgressLine() as line:
-        encoder = _resized(load_model(model), resize, crop)
+        state = _checkpoint_state(model)
+        encoder = _resized(load_model(model) if state is None else teacher_encoder(state), resize, crop)
+        if "collapse" not in probes:
+            state = None  # which is several times as large as the encoder
+        others = {name: _resized(load_model(name), resize, crop) for name in beside}
+        if "correspondence" in probes:
+            for name, probed in {**others, model: encoder}.items():
+                check_map(probed, name)
         index = indexed(data, encoder.config, line)
         tested = None if test is None else indexed(test, encoder.config, line)
         images = _probed_images(encoder, index, tested, bool(NEEDING_LABELS & set(probes)), anchors)
+        if "linear" in probes:
+            check_batch(linear, len(images.trained.image_ids), settings.workers)
         folder = None if out is None else Folder(out)
         found = _begun(folder, model, encoder, index, tested, anchors)
         probing = _Probing(model, encoder, images, settings, line, found["skipped"])
         measures: dict[Probe, Callable[[], dict[str, Any]]] = {
             "knn": partial(probing.knn, ks),
-            "linear": partial(probing.linear, linear or LinearConfig(), folder),
+            "linear": partial(probing.linear, linear, folder),
             "linear_quick": probing.linear_quick,
             "correspondence": partial(probing.correspondence, pairs, photographed),
-            "collapse": probing.collapse,
+            "collapse": partial(probing.collapse, state),
         }
         with cluster(settings):
             for probe in dict.fromkeys(probes):
@@ -148,7 +158,6 @@ def evaluate(
                 if folder is not None:
                     folder.write(EVALUATION, (json.dumps(found, indent=2) + "\n").encode())
         if folder is not None and figures:
-            others = {name: _resized(load_model(name), resize, crop) for name in beside}
             with tempfile.TemporaryDirectory(prefix="glsd-") as drawn:
                 probing.picture(probes, others, photographed, Path(drawn))
                 for path in sorted(Path(drawn).iterdir()):
@@ -230,9 +239,7 @@ def _probed_images(
             raise ValueError("--anchors regime: the model was trained on all its images; there is no smaller regime")
         assert index.labels is not None
         chosen = np.isin(split.anchors.image_ids, subset(index.labels, regime, index.classes))
-        split = split._replace(
-            anchors=LabelledImages(index, split.anchors.image_ids[chosen], split.anchors.labels[chosen])
-        )
+        split = split._replace(anchors=split.anchors.rows(chosen))
     return _Probed(split, split.queries, split.anchors)
 
 
@@ -250,7 +257,7 @@ class _Probing:
     ):
         self._model, self._encoder, self._images = model, encoder, images
         self._settings, self._line = settings, line
-        self._features: dict[tuple[str, int], tuple[Features, Features]] = {}
+        self._features: dict[tuple[str, _Side, int], Features] = {}
         self._skipped: dict[tuple[str, int], str] = {
             (entry["uri"], entry["image_id"]): entry["reason"] for entry in skipped
         }
@@ -272,7 +279,7 @@ class _Probing:
     def linear(self, config: LinearConfig, folder: Folder | None) -> dict[str, Any]:
         """SGD on crops, the last epoch's accuracy."""
         split = self._split
-        _, tested = self._extracted(self._encoder, "embedding", config.num_blocks)
+        tested = self._extracted(self._encoder, "embedding", "queries", config.num_blocks)
         at = Path(folder.path) if folder is not None and folder.is_local else cache_folder()
         return linear_probe(
             self._encoder,
@@ -287,9 +294,10 @@ class _Probing:
 
     def linear_quick(self) -> dict[str, Any]:
         """Logistic regression on the representations that k-NN compares."""
-        (features, labels), (test_features, test_labels) = self._labelled(self._encoder, "embedding")
+        (images, z_bar), (tested, test_z_bar) = (self._labelled(self._encoder, "embedding", side) for side in _SIDES)
+        labels, test_labels = (torch.from_numpy(side.labels) for side in (images, tested))
         self._line.phase("fitting the linear layer")
-        found = logistic_regression(features, labels, test_features, test_labels, len(self._split.classes))
+        found = logistic_regression(z_bar, labels, test_z_bar, test_labels, len(self._split.classes))
         return found._asdict() | {"validation": [list(entry) for entry in found.validation]}
 
     def correspondence(self, pairs: int, scenes: _Photographed | None) -> dict[str, Any]:
@@ -300,16 +308,20 @@ class _Probing:
         results = self._on_cluster(_matched, images.index, batches, "matching")
         matched = [result for result in results if result is not None]
         if not matched:
-            raise ValueError(f"none of {len(chosen)} images could be matched with its view; --pairs must be 1 or more")
+            raise ValueError(
+                f"none of {len(chosen)} images could be decoded, such as {images.index.uri(int(chosen[0]))}"
+            )
         found = mean_correspondence(matched)._asdict() | {"size": self._encoder.config.evaluation.crop}
         return found | ({"scenes": self._scenes(*scenes)} if scenes else {})
 
-    def collapse(self) -> dict[str, Any]:
-        """The verdict on the model, on some of the training images."""
+    def collapse(self, state: dict[str, Any] | None) -> dict[str, Any]:
+        """The verdict on the model, on some of the training images; with a checkpoint's state also on its heads.
+
+        JSON has no infinities: a measure that is not finite stands in the reasons alone.
+        """
         images = self._images.trained
         ids = np.random.default_rng([1, len(images.image_ids)]).permutation(images.image_ids)[:_COLLAPSE_IMAGES]
-        checkpoint = _checkpoint_of(self._model)
-        probe = partial(_collapse, checkpoint=checkpoint)
+        probe = partial(_collapse, state=None if state is None else ray.put(state))
         ((metrics, verdict),) = self._on_cluster(probe, images.index, [ids], "probing")
         return {
             "verdict": verdict.label,
@@ -337,9 +349,11 @@ class _Probing:
                 pictured = [(*_photographs(scene, limits), scene.homography) for scene in scenes[1][:NUM_PICTURED]]
                 picture_image_pairs(models, pictured, folder / "scenes")
         if NEEDING_LABELS & set(probes):
-            picture_neighbours(encoder, self._split, folder)
-            _, found = self._extracted(self._encoder, "embedding")
-            picture_features(found.values, self._split.queries.labels[found.positions], self._split.classes, folder)
+            shown, z_bar = self._labelled(self._encoder, "embedding", "queries")
+            picture_features(z_bar.numpy(), shown.labels, self._split.classes, folder)
+        if {"knn", "linear_quick"} & set(probes):  # the linear layer needs no representations of all training images
+            anchors, queries = (self._labelled(self._encoder, "embedding", side) for side in _SIDES)
+            picture_nearest(encoder, anchors, queries, self._split.classes, folder)
 
     def skipped(self) -> list[dict[str, Any]]:
         """Images that could not be decoded."""
@@ -391,29 +405,25 @@ class _Probing:
         return untrained_encoder(self._encoder.config), "untrained: embedding"
 
     def _knn_of(self, encoder: Encoder, name: str, ks: Sequence[int]) -> list[KnnResult]:
-        (anchors, anchor_labels), (queries, labels) = self._labelled(encoder, name)
+        (anchors, anchor_z_bar), (queries, z_bar) = (self._labelled(encoder, name, side) for side in _SIDES)
+        anchor_labels, labels = (torch.from_numpy(images.labels) for images in (anchors, queries))
+        different = list(dict.fromkeys(min(k, len(anchor_labels)) for k in ks))
         temperature, num_classes = encoder.config.evaluation.temperature, len(self._split.classes)
-        return knn_accuracies(anchors, anchor_labels, queries, labels, ks, temperature, num_classes)
+        return knn_accuracies(anchor_z_bar, anchor_labels, z_bar, labels, different, temperature, num_classes)
 
-    def _labelled(self, encoder: Encoder, name: str) -> list[tuple[Tensor, Tensor]]:
-        """(z̄, labels) of the images that train and of those that are tested."""
-        sides = zip((self._split.anchors, self._split.queries), self._extracted(encoder, name), strict=True)
-        return [
-            (torch.from_numpy(found.values), torch.from_numpy(images.labels[found.positions]))
-            for images, found in sides
-        ]
+    def _labelled(self, encoder: Encoder, name: str, side: _Side) -> tuple[LabelledImages, Tensor]:
+        """The decodable images that train or are tested, and their z̄."""
+        found = self._extracted(encoder, name, side)
+        images: LabelledImages = getattr(self._split, side)
+        return images.rows(found.positions), torch.from_numpy(found.values)
 
-    def _extracted(self, encoder: Encoder, name: str, num_blocks: int = 1) -> tuple[Features, Features]:
-        key = (name, num_blocks)
+    def _extracted(self, encoder: Encoder, name: str, side: _Side, num_blocks: int = 1) -> Features:
+        key = (name, side, num_blocks)
         if key not in self._features:
-            sides = []
-            for images in (self._split.anchors, self._split.queries):
-                found = extract(
-                    encoder, images, settings=self._settings, line=self._line, name=name, num_blocks=num_blocks
-                )
-                self._skipped |= {(images.index.uri(image_id), image_id): why for image_id, why in found.skipped}
-                sides.append(found)
-            self._features[key] = (sides[0], sides[1])
+            images: LabelledImages = getattr(self._split, side)
+            found = extract(encoder, images, settings=self._settings, line=self._line, name=name, num_blocks=num_blocks)
+            self._skipped |= {(images.index.uri(image_id), image_id): why for image_id, why in found.skipped}
+            self._features[key] = found
         return self._features[key]
 
     def _on_cluster(
@@ -449,11 +459,11 @@ def _placed(encoder: Encoder, function: Callable[..., Any], index: Index, files:
 @torch.no_grad()
 def _matched(encoder: Encoder, index: Index, image_ids: np.ndarray) -> Correspondence | None:
     """Each decodable image's central crop against its mirrored and recoloured view (Sec. 4.7)."""
-    size, config = encoder.config.evaluation.crop, encoder.config.augment
+    size = encoder.config.evaluation.crop
     views = []
     for image_id, image in decodable(index, image_ids, encoder.config.data):
         crop = encoder.preprocess(image)
-        views.append((crop, transformed_view(crop, config, 0, image_id)))
+        views.append((crop, transformed_view(crop, 0, image_id)))
     if not views:
         return None
     device = next(encoder.parameters()).device
@@ -474,16 +484,16 @@ def _photographs(scene: Scene, limits: DataConfig) -> tuple[np.ndarray, np.ndarr
     return images[0], images[1]
 
 
-def _collapse(encoder: Encoder, index: Index, image_ids: np.ndarray, checkpoint: str | None) -> Any:
+def _collapse(
+    encoder: Encoder, index: Index, image_ids: np.ndarray, state: "ray.ObjectRef[dict[str, Any]] | None"
+) -> Any:
     decoded = list(decodable(index, image_ids, encoder.config.data))
     if not decoded:
         raise ValueError(f"none of {len(image_ids)} images could be decoded, such as {index.uri(int(image_ids[0]))}")
     ids, images = [image_id for image_id, _ in decoded], [image for _, image in decoded]
-    if checkpoint is not None:
-        return collapse_report(
-            encoder.config, load_checkpoint(checkpoint), images, ids, str(next(encoder.parameters()).device)
-        )
     device = next(encoder.parameters()).device
+    if state is not None:
+        return collapse_report(encoder.config, ray.get(state), images, ids, str(device))
     crops = torch.from_numpy(np.stack([encoder.preprocess(image) for image in images]))
     with torch.no_grad():
         z_bar = encoder(encoder.normalize(crops.to(device)))[0]
@@ -494,8 +504,8 @@ def _knn_entry(result: KnnResult) -> dict[str, Any]:
     return {name: getattr(result, name) for name in ("k", "top1", "top5", "num_top")}
 
 
-def _checkpoint_of(model: str) -> str | None:
-    """The checkpoint behind a run's or a checkpoint's name: only there are heads and centres."""
+def _checkpoint_state(model: str) -> dict[str, Any] | None:
+    """What the checkpoint of a run or a checkpoint's name holds: only there are heads and centres."""
     if model.startswith("timm:"):
         return None
     checkpoint = newest_checkpoint(model) or model
@@ -503,7 +513,46 @@ def _checkpoint_of(model: str) -> str | None:
         manifest(checkpoint)
     except FileNotFoundError:
         return None
-    return checkpoint
+    return load_checkpoint(checkpoint)
+
+
+def _check_options(
+    probes: Sequence[str],
+    ks: Sequence[int],
+    pairs: int,
+    scenes: str | None,
+    beside: Sequence[str],
+    draws: bool,
+) -> None:
+    """What can be told without model and images.
+
+    Raises:
+        ValueError: an option is out of range, or would have no effect.
+    """
+    if unknown := [probe for probe in probes if probe not in PROBES]:
+        raise ValueError(f"there is no probe {unknown[0]!r}; choose from {', '.join(PROBES)}")
+    if min(ks, default=0) < 1:
+        raise ValueError(f"--ks must be numbers of neighbours, 1 or more each, not {' '.join(map(str, ks)) or 'none'}")
+    if pairs < 1:
+        raise ValueError(f"--pairs must be 1 or more, not {pairs}; without correspondence in --probes none is matched")
+    if scenes is not None and "correspondence" not in probes:
+        raise ValueError("--scenes is for the probe correspondence; add it to --probes")
+    if beside and not ("correspondence" in probes and draws):
+        raise ValueError("--beside draws correspondences; it needs correspondence in --probes and a folder --out")
+
+
+def check_map(encoder: Encoder, name: str) -> None:
+    """Whether there is a location to mistake another for.
+
+    Raises:
+        ValueError: the dense representation of `name` has a single one, so that every correspondence is right.
+    """
+    crop = encoder.config.evaluation.crop
+    if math.prod(encoder.backbone.grid(crop)) == 1:
+        raise ValueError(
+            f"{name} has a single location in a crop of {crop} px, which can only match itself; for correspondence use "
+            "a larger --crop or a backbone of a smaller stride"
+        )
 
 
 def _resized(encoder: Encoder, resize: int | None, crop: int | None) -> Encoder:

@@ -232,6 +232,7 @@ class Store:
 
     def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
         if not (folder / _VALUES).exists():
+            (folder / _JOURNAL).unlink(missing_ok=True)  # of values that someone has deleted
             with replacing(folder / _VALUES) as file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)

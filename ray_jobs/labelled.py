@@ -24,6 +24,10 @@ class LabelledImages:
     image_ids: np.ndarray
     labels: np.ndarray
 
+    def rows(self, rows: np.ndarray) -> "LabelledImages":
+        """Some of them, by their places among all or as a mask."""
+        return LabelledImages(self.index, self.image_ids[rows], self.labels[rows])
+
 
 class LabelledSplit(NamedTuple):
     """Images that vote and images that are tested; no image does both."""
@@ -50,7 +54,8 @@ def labelled_split(train: Index, test: Index | None, evaluation: EvaluationConfi
     for index, name in ((train, "the images that vote"), (test, "the images that are tested")):
         if index is not None and index.labels is None:
             raise ValueError(
-                f"k-NN needs labels, and {name} ({index.uri(0)}, ...) have none; one folder a class gives them"
+                f"{name} ({index.uri(0)}, ...) have no labels, which k-NN and linear layers need; one folder a class "
+                "gives them"
             )
     assert train.labels is not None
     assert train.classes is not None

@@ -40,7 +40,7 @@ from glsd.reporting import (
     view_crops,
 )
 from ray_jobs.labelled import LabelledImages, LabelledSplit
-from ray_jobs.online_knn import preprocessed
+from ray_jobs.online_knn import Preprocessed, preprocessed
 
 FIGURES = "figures"
 NUM_PICTURED = 3
@@ -99,7 +99,7 @@ def picture_correspondences(
         row = []
         for name, encoder in encoders.items():
             crop = encoder.preprocess(image)
-            view = transformed_view(crop, encoder.config.augment, 0, image_id)
+            view = transformed_view(crop, 0, image_id)
             z_a, z_b = _dense(encoder, np.stack([crop, view])).split(1)
             grid, size = (z_a.shape[1], z_a.shape[2]), crop.shape[0]
             found = correspondence(z_a, z_b, flip_truth(grid, size), size)
@@ -127,18 +127,44 @@ def picture_image_pairs(
 
 
 def picture_neighbours(encoder: Encoder, split: LabelledSplit, folder: Path) -> None:
-    """Tested images of as many classes as there are, each beside the nearest of the images that vote."""
-    anchors = preprocessed(encoder, _thinned(split.anchors, _MAX_ANCHORS))
-    queries = preprocessed(encoder, one_each(split.queries, _NUM_QUERIES))
+    """Tested images of as many classes as there are, each beside the nearest of a thousand of the images that vote."""
+    step = -(-len(split.anchors.image_ids) // _MAX_ANCHORS)
+    anchors = preprocessed(encoder, split.anchors, slice(None, None, step))
+    queries = preprocessed(encoder, split.queries.rows(one_each(split.queries.labels, _NUM_QUERIES)))
     features = [embed(encoder, torch.from_numpy(side.crops).split(64)) for side in (anchors, queries)]
     found = nearest(features[0], features[1], _NUM_NEIGHBOURS)
-    names = split.classes
+    _save_neighbours(queries, anchors, found.anchor_index, found.similarity, split.classes, folder)
+
+
+def picture_nearest(
+    encoder: Encoder,
+    anchors: tuple[LabelledImages, torch.Tensor],
+    queries: tuple[LabelledImages, torch.Tensor],
+    classes: list[str],
+    folder: Path,
+) -> None:
+    """The figure of `picture_neighbours` with the nearest of all images that vote, from the z̄ of each."""
+    chosen = one_each(queries[0].labels, _NUM_QUERIES)
+    found = nearest(anchors[1], queries[1][chosen], _NUM_NEIGHBOURS)
+    shown, place = found.anchor_index.unique(return_inverse=True)
+    sides = (preprocessed(encoder, queries[0].rows(chosen)), preprocessed(encoder, anchors[0].rows(shown.numpy())))
+    _save_neighbours(*sides, place, found.similarity, classes, folder)
+
+
+def _save_neighbours(
+    queries: Preprocessed,
+    anchors: Preprocessed,
+    anchor_index: torch.Tensor,
+    similarity: torch.Tensor,
+    classes: list[str],
+    folder: Path,
+) -> None:
     figure = draw_neighbours(
         list(queries.crops),
-        [names[label] for label in queries.labels.tolist()],
-        [[anchors.crops[i] for i in row] for row in found.anchor_index.tolist()],
-        [[names[anchors.labels[i]] for i in row] for row in found.anchor_index.tolist()],
-        found.similarity.float().cpu().numpy(),
+        [classes[label] for label in queries.labels.tolist()],
+        [[anchors.crops[i] for i in row] for row in anchor_index.tolist()],
+        [[classes[anchors.labels[i]] for i in row] for row in anchor_index.tolist()],
+        similarity.float().cpu().numpy(),
     )
     save_png_and_svg(figure, folder / "neighbours")
 
@@ -150,25 +176,18 @@ def picture_features(features: np.ndarray, labels: np.ndarray | None, classes: l
         save_png_and_svg(draw_feature_map(features, labels, classes, "umap"), folder / "feature_map_umap")
 
 
-def one_each(images: LabelledImages, count: int) -> LabelledImages:
-    """The first image of each class in turn, then the second, and so on."""
-    turn = np.zeros(len(images.labels), np.int64)
-    for label in np.unique(images.labels):
-        of_class = images.labels == label
-        turn[of_class] = np.arange(of_class.sum())
-    chosen = np.argsort(turn, kind="stable")[:count]
-    return LabelledImages(images.index, images.image_ids[chosen], images.labels[chosen])
+def one_each(labels: np.ndarray, count: int) -> np.ndarray:
+    """Places of the first image of each class in turn, then of the second, and so on."""
+    turn = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        turn[labels == label] = np.arange((labels == label).sum())
+    return np.argsort(turn, kind="stable")[:count]
 
 
 def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float | None]]:
     """(steps, values) of a metric."""
     lines = [line for line in metrics if key in line]
     return [line["step"] for line in lines], [line[key] for line in lines]
-
-
-def _thinned(images: LabelledImages, at_most: int) -> LabelledImages:
-    step = -(-len(images.image_ids) // at_most)
-    return LabelledImages(images.index, images.image_ids[::step], images.labels[::step])
 
 
 @torch.no_grad()

@@ -147,7 +147,7 @@ def linear_probe(
         ValueError: a setting does not fit the images or the workers, no images can be read, or the loss is not finite.
     """
     anchors, num_classes = split.anchors, len(split.classes)
-    _check_batch(config, len(anchors.image_ids), settings.workers)
+    check_batch(config, len(anchors.image_ids), settings.workers)
     location = str(folder.absolute() / "linear" / _digest(encoder, anchors, num_classes, config))
     num_steps = config.epochs * (len(anchors.image_ids) // config.batch_size)
     if num_steps not in checkpoints(location):
@@ -268,7 +268,12 @@ def _distributed(layer: nn.Linear, device: torch.device) -> nn.Module:
     return DistributedDataParallel(layer, device_ids=[device] if device.type == "cuda" else None)
 
 
-def _check_batch(config: LinearConfig, num_images: int, workers: int) -> None:
+def check_batch(config: LinearConfig, num_images: int, workers: int) -> None:
+    """Whether the images fill a batch and the workers share it evenly.
+
+    Raises:
+        ValueError: they do not; the message names a batch that fits.
+    """
     if config.batch_size % workers:
         raise ValueError(
             f"{workers} workers cannot share a batch of {config.batch_size} images; use linear.batch_size "

@@ -536,7 +536,8 @@ _CAPTIONS = {
     "scenes": ("Two photographs of a scene", "The most similar patches of two photographs, held to their homography."),
     "neighbours": (
         "Nearest neighbours",
-        "Tested images, each beside the most similar of those that vote, with their cosine similarity.",
+        "Tested images, each beside the most similar of those that vote, with their cosine similarity. The figure of a "
+        "run has the most similar of a thousand of them.",
     ),
     "feature_map": ("Map of the features", "Principal components of z̄: near points are similar images."),
     "feature_map_umap": ("Map of the features by UMAP", "Near points are similar images; far distances mean little."),

@@ -26,8 +26,10 @@ from ray import tune
 from glsd.config import Config
 from glsd.data import Index, Order, subset
 from glsd.data.filesystems import absolute, joined
+from glsd.evaluation import untrained_encoder
 from glsd.scaling import scaled
 from ray_jobs.cluster import check_resources, check_shares, cluster, gpu_room
+from ray_jobs.evaluating import check_map
 from ray_jobs.folder import Folder
 from ray_jobs.grids import Space, Trial, drawn_trial, load_space, trials
 from ray_jobs.labelled import indexed, labelled_split
@@ -266,7 +268,7 @@ def reached(place: str) -> float | None:
 
 
 _SIZES: Any = {"model": True, "augment": True, "data": {"unit_size"}, "evaluation": {"crop"}}
-"""The settings that `check_sizes` looks at."""
+"""The settings that `check_sizes` and `check_map` look at."""
 
 
 def plan(cells: Sequence[Trial], shared: Shared, line: ProgressLine) -> list[Planned]:
@@ -293,6 +295,7 @@ def plan(cells: Sequence[Trial], shared: Shared, line: ProgressLine) -> list[Pla
         config = scaled(config, num_images)
         if (sizes := config.model_dump_json(include=_SIZES)) not in checked:
             check_sizes(config)
+            check_map(untrained_encoder(config), config.model.backbone)
             checked.add(sizes)
         check_shares(config, JobSettings(**job).workers)
         check_scheduler(shared.scheduler, [config])

@@ -72,6 +72,11 @@ def test_a_folder_that_holds_something_else_is_refused(call, capsys, tmp_path) -
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["config.yaml"]
 
 
+def test_an_evaluation_on_maps_of_a_single_location_is_refused_before_it_is_trained_for(call, capsys) -> None:
+    said = refused(call("learning_rate", "--grid", "evaluation.crop=32", "--dry_run"), capsys)
+    assert "has a single location in a crop of 32 px" in said
+
+
 @pytest.mark.parametrize(
     ("share", "gpus", "workers", "trials"),
     [(1, 8, 1, 8), (1, 8, 4, 2), (0.6, 2, 1, 2), (0.4, 2, 1, 4), (1 / 3, 2, 1, 6), (0.25, 1, 2, 2), (0.1, 1, 1, 10)],

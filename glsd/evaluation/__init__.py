@@ -26,6 +26,7 @@ from glsd.evaluation.encoder import build_encoder as build_encoder
 from glsd.evaluation.encoder import embed as embed
 from glsd.evaluation.encoder import load_encoder as load_encoder
 from glsd.evaluation.encoder import model_digest as model_digest
+from glsd.evaluation.encoder import teacher_encoder as teacher_encoder
 from glsd.evaluation.encoder import untrained_encoder as untrained_encoder
 from glsd.evaluation.export import Difference as Difference
 from glsd.evaluation.export import ExportReport as ExportReport
@@ -94,6 +95,7 @@ __all__ = [
     "model_digest",
     "nearest",
     "read_foreign",
+    "teacher_encoder",
     "transformed_view",
     "untrained_encoder",
 ]

@@ -76,12 +76,14 @@ class PairCorrespondence(NamedTuple):
 
 
 def transformed_view(
-    crop: UInt8[np.ndarray, "size size 3"], config: AugmentConfig, seed: int, image_id: int
+    crop: UInt8[np.ndarray, "size size 3"], seed: int, image_id: int, config: AugmentConfig | None = None
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """View b of a crop: always flipped left-right, then the training's colour jitter and grayscale, keyed by the image.
+    """View b of a crop: always flipped left-right, then colour jitter and grayscale, keyed by the image.
 
-    So EsViT's analysis makes it; there is no blur and no solarisation.
+    So EsViT's analysis makes it; there is no blur and no solarisation. By default the colours are those of the paper's
+    training, however a model was trained: so the numbers of models compare.
     """
+    config = config or AugmentConfig()
     colours = config.model_copy(update={"blur_probability": (0.0, 0.0, 0.0), "solarize_probability": (0.0, 0.0, 0.0)})
     pho = sample_views(colours, seed, 0, np.array([image_id]), np.array([crop.shape[:2]])).pho[0, 0]
     return photometric_worker(crop[:, ::-1], pho, config)

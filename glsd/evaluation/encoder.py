@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,6 +116,11 @@ def load_encoder(path: str | Path) -> Encoder:
             f"{path} is no run with a complete checkpoint, no checkpoint, and no exported backbone "
             f"({CONFIG_FILE} and {WEIGHTS_FILE})"
         ) from error
+    return teacher_encoder(state)
+
+
+def teacher_encoder(state: Mapping[str, Any]) -> Encoder:
+    """The teacher's backbone of a checkpoint, `state` being what `load_checkpoint` gave."""
     prefix = "backbone."
     backbone = {key.removeprefix(prefix): value for key, value in state["teacher"].items() if key.startswith(prefix)}
     return build_encoder(Config.model_validate(state["config"]), backbone)

@@ -199,13 +199,13 @@ def test_two_images_without_a_known_homography_are_matched_but_not_judged() -> N
 def test_the_transformed_view_is_the_flip_with_other_colours_and_no_blur() -> None:
     image = photograph(64, 64)
     plain = AugmentConfig(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=(1.0, 1.0, 1.0))
-    assert np.array_equal(transformed_view(image, plain, 0, 3), image[:, ::-1])
+    assert np.array_equal(transformed_view(image, 0, 3, plain), image[:, ::-1])
     grey = AugmentConfig(jitter_probability=0.0, grayscale_probability=1.0, solarize_probability=(1.0, 1.0, 1.0))
     expected = v2.functional.rgb_to_grayscale(torch.from_numpy(image[:, ::-1].copy()).permute(2, 0, 1), 3)
-    difference = transformed_view(image, grey, 0, 3).astype(int) - expected.permute(1, 2, 0).numpy()
+    difference = transformed_view(image, 0, 3, grey).astype(int) - expected.permute(1, 2, 0).numpy()
     assert np.abs(difference).max() <= 1
     config = AugmentConfig(jitter_probability=1.0)
-    views = [transformed_view(image, config, seed, image_id) for seed, image_id in ((0, 3), (0, 4), (1, 3), (0, 3))]
+    views = [transformed_view(image, seed, image_id, config) for seed, image_id in ((0, 3), (0, 4), (1, 3), (0, 3))]
     assert np.array_equal(views[0], views[3])
     assert not any(np.array_equal(views[0], other) for other in views[1:3])
 

@@ -227,3 +227,9 @@ def test_a_crop_is_a_function_of_seed_epoch_and_image() -> None:
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     assert len({crop(*key) for key in keys}) == 4
     assert [crop(*key) for key in keys] == [crop(*key) for key in keys]
+
+
+@pytest.mark.parametrize("scale", [(0.5, 2.0), (0.5, 0.1)])
+def test_a_crop_has_at_most_the_images_area(scale: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match=r"linear\.scale must be \[low, high\] with 0 < low <= high <= 1"):
+        LinearConfig(scale=scale)

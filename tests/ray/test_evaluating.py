@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.ray
 def evaluated(uninterrupted: Run, forty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluated") / "evaluation"
     probes = ("knn", "linear_quick", "correspondence", "collapse")
-    evaluate(uninterrupted.out, str(forty), probes=probes, out=str(out), ks=(5, 100), resize=64, crop=64)
+    evaluate(uninterrupted.out, str(forty), probes=probes, out=str(out), ks=(5, 100, 200), resize=64, crop=64)
     return out
 
 
@@ -53,7 +54,8 @@ def test_knn_is_that_of_the_representations_made_one_by_one(evaluated: Path, uni
     assert found["knn"]["num_anchors"] == expected.num_anchors
     assert found["knn"]["num_queries"] == expected.num_queries
     assert found["knn"]["num_anchors"] + found["knn"]["num_queries"] == 39  # one of forty is corrupt
-    assert found["knn"]["results"][1]["k"] == expected.num_anchors  # a hundred neighbours are all there are
+    # A hundred neighbours are all there are, and two hundred are no others.
+    assert [result["k"] for result in found["knn"]["results"]] == [5, expected.num_anchors]
 
 
 def test_the_corrupt_image_is_named(evaluated: Path) -> None:
@@ -113,7 +115,7 @@ def test_images_without_labels_can_be_probed_for_collapse_and_not_by_knn(
         Image.fromarray(rng.integers(0, 256, (80, 80, 3), np.uint8)).save(tmp_path / f"{number}.png")
     found = evaluate(uninterrupted.out, str(tmp_path), probes=("collapse", "correspondence"), resize=64, crop=64)
     assert found["correspondence"]["num_images"] == 6
-    with pytest.raises(ValueError, match="needs labels"):
+    with pytest.raises(ValueError, match="have no labels, which k-NN and linear layers need"):
         evaluate(uninterrupted.out, str(tmp_path), probes=("knn",), resize=64, crop=64)
 
 
@@ -147,9 +149,52 @@ def test_photographs_of_a_scene_are_held_to_their_homography(
         evaluate(uninterrupted.out, str(forty), scenes=str(tmp_path / "scenes.csv"))
 
 
-def test_a_probe_that_does_not_exist_is_named(uninterrupted: Run, forty: Path) -> None:
-    with pytest.raises(ValueError, match="there is no probe 'nn'; choose from knn"):
-        evaluate(uninterrupted.out, str(forty), probes=("nn",))  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"probes": ("nn",)}, "there is no probe 'nn'; choose from knn"),
+        ({"ks": (20, 0)}, "--ks must be numbers of neighbours, 1 or more each, not 20 0"),
+        ({"ks": ()}, "--ks must be numbers of neighbours, 1 or more each, not none"),
+        ({"probes": ("correspondence",), "pairs": 0}, "--pairs must be 1 or more, not 0"),
+        ({"probes": ("correspondence",), "beside": ("resnet",)}, "needs correspondence in --probes and a folder --out"),
+        ({"probes": ("knn",), "beside": ("resnet",), "out": "it"}, "needs correspondence in --probes"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_is_read(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        evaluate("no model", "no data", **options)
+
+
+def test_what_does_not_fit_model_or_images_is_said_before_anything_is_computed(
+    uninterrupted: Run, forty: Path, tmp_path: Path
+) -> None:
+    for options, said in (
+        ({"probes": ("correspondence",), "beside": ("mispelt",)}, "mispelt is no run"),
+        ({"probes": ("knn", "linear")}, "32 training images do not fill a batch of 256; use linear.batch_size 32"),
+        ({"probes": ("collapse", "correspondence"), "crop": 32}, "has a single location in a crop of 32 px"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            evaluate(uninterrupted.out, str(forty), out=str(tmp_path / "it"), **({"resize": 64, "crop": 64} | options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_model_may_be_named_relative_to_where_the_command_runs(
+    uninterrupted: Run, forty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(uninterrupted.out).parent)
+    found = evaluate(Path(uninterrupted.out).name, str(forty), probes=("collapse",), resize=64, crop=64)
+    assert "input_gradient_norm" in found["collapse"]["metrics"]  # the heads were there
+
+
+def test_a_linear_layer_alone_needs_representations_of_the_tested_images_only(
+    uninterrupted: Run, forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLSD_CACHE", str(tmp_path / "cache"))
+    protocol = LinearConfig(epochs=1, batch_size=16)
+    evaluate(uninterrupted.out, str(forty), probes=("linear",), linear=protocol, resize=64, crop=64)
+    (journal,) = (tmp_path / "cache").glob("features-*/journal.jsonl")
+    rows = [row for line in journal.read_text().splitlines() for row in json.loads(line)]
+    assert len(rows) == 8  # a fifth of forty
 
 
 def test_a_run_on_all_images_has_no_smaller_regime(uninterrupted: Run, forty: Path) -> None:

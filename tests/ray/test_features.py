@@ -10,7 +10,7 @@ import torch
 from glsd.config import Config
 from glsd.data import Index, build_index, decode
 from glsd.evaluation import Encoder, block_representations, untrained_encoder
-from ray_jobs.features import AllImages, Features, extract
+from ray_jobs.features import AllImages, Features, Rows, Store, extract
 from ray_jobs.labelled import LabelledImages
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.settings import JobSettings
@@ -145,3 +145,13 @@ def test_images_none_of_which_can_be_decoded_are_refused(cache: Path, tmp_path: 
     index = build_index(labelled_folder(tmp_path / "photos", 4, num_corrupt=4), encoder.config.data)
     with pytest.raises(ValueError, match=r"none of the 4 images could be decoded, such as \S+000\.png: .*truncated"):
         extracted(encoder, AllImages(index))
+
+
+def test_the_journal_of_values_that_were_deleted_is_not_believed(tmp_path: Path) -> None:
+    with Store(tmp_path, (3, 2)) as store:
+        store.add(Rows(np.array([1]), np.ones((1, 2), np.float32), [""]))
+    with Store(tmp_path, (3, 2)) as store:
+        assert store.state.any()
+    (tmp_path / "values.npy").unlink()
+    with Store(tmp_path, (3, 2)) as store:
+        assert not store.state.any()
