@@ -59,7 +59,7 @@ from ray_jobs.picturing import (
     picture_nearest,
     some_decodable,
 )
-from ray_jobs.probing import check_batch, linear_probe
+from ray_jobs.probing import LINEAR, check_batch, linear_probe
 from ray_jobs.run_directory import EVALUATION, environment
 from ray_jobs.settings import JobSettings
 from ray_jobs.stream import Files, place_files, share_files
@@ -594,6 +594,8 @@ def _begun(
         "skipped": [],
         "environment": environment(),
     }
+    if folder is not None:
+        folder.check_own("evaluation", EVALUATION, (LINEAR,))
     content = None if folder is None else folder.read(EVALUATION)
     if content is None:
         return found

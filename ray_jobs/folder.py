@@ -4,6 +4,7 @@ Locally a file is renamed into place; an object store shows an object only when 
 """
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow.fs
@@ -67,6 +68,22 @@ class Folder:
             for entry in sorted(entries, key=lambda entry: entry.base_name)
             if not (entry.base_name.startswith(".") and entry.base_name.endswith(".tmp"))
         }
+
+    def check_own(self, kind: str, mark: str, own: Collection[str] = ()) -> None:
+        """Refuse a folder that is not a `kind`, since it lacks the file `mark`, and holds more than `own`.
+
+        Raises:
+            ValueError: names what it holds.
+        """
+        if mark in (there := self.sizes()):
+            return
+        if foreign := [name for name in there if name not in own]:
+            named = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+            article = "an" if kind[0] in "aeiou" else "a"
+            raise ValueError(
+                f"--out {self.out} holds {named} but no {mark}, so it is not {article} {kind}; name a new or an empty "
+                "folder"
+            )
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none."""

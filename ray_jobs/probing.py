@@ -46,6 +46,8 @@ from ray_jobs.settings import JobSettings
 from ray_jobs.stream import MAX_UNIT_BYTES, Files, UnitReader, received, share_files, stream
 from ray_jobs.trainer import fit
 
+LINEAR = "linear"
+"""Folder of the checkpoints, in that of the evaluation."""
 MAX_UNIT_SIZE = 32
 """Most images that go through the encoder at once."""
 LOG_EVERY_STEPS = 10
@@ -127,7 +129,7 @@ def linear_probe(
 ) -> dict[str, Any]:
     """Train a linear layer on the anchors of the split and test it after the last epoch, which need not be the best.
 
-    It belongs within `with cluster(settings)`. What it learns is kept in a folder below `folder / "linear"` that is
+    It belongs within `with cluster(settings)`. What it learns is kept in a folder below `folder / LINEAR` that is
     named after model, images and settings: the same call goes on where it was, and one that is finished only tests.
 
     Args:
@@ -148,7 +150,7 @@ def linear_probe(
     """
     anchors, num_classes = split.anchors, len(split.classes)
     check_batch(config, len(anchors.image_ids), settings.workers)
-    location = str(folder.absolute() / "linear" / _digest(encoder, anchors, num_classes, config))
+    location = str(folder.absolute() / LINEAR / _digest(encoder, anchors, num_classes, config))
     num_steps = config.epochs * (len(anchors.image_ids) // config.batch_size)
     if num_steps not in checkpoints(location):
         resources = check_resources(settings, anchors.index.packed)

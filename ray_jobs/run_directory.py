@@ -65,7 +65,8 @@ class RunDirectory(Folder):
         """
         content = self.read(CONFIG)
         if content is None:
-            self._check_unused()
+            # A start that was killed before it wrote config.yaml leaves some of its files behind.
+            self.check_own("run", CONFIG, (LEASE, DATA, ENVIRONMENT))
             return
         try:
             saved = Config.model_validate(yaml.safe_load(content))
@@ -126,15 +127,6 @@ class RunDirectory(Folder):
     def holds_lease(self, token: str) -> bool:
         """Whether the lease with this token is current: a worker asks before it publishes a checkpoint."""
         return holds_lease(self, token)
-
-    def _check_unused(self) -> None:
-        # A start that was killed before it wrote config.yaml leaves some of its files behind.
-        foreign = [name for name in self.sizes() if name not in (LEASE, DATA, ENVIRONMENT)]
-        if foreign:
-            named = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-            raise ValueError(
-                f"--out {self.out} holds {named} but no {CONFIG}, so it is not a run; name a new or an empty folder"
-            )
 
     def _refuse(self, kind: str, differences: Mapping[str, tuple[Any, Any]]) -> None:
         if differences:

@@ -128,7 +128,7 @@ def sweep(
     settings = JobSettings(**job)
     check_loggers(settings.loggers)
     folder = RunDirectory(out)
-    _check_folder(folder)
+    folder.check_own("sweep", SWEEP, (LEASE,))
     space = load_space(grid, changes, seeds, base.seed)
     if unknown := sorted(set(test or {}) - set(data)):
         raise ValueError(f"--test names the data set {unknown[0]!r}, which is not in --data ({', '.join(data)})")
@@ -171,15 +171,6 @@ def sweep(
                     # Trials that have ended tell a scheduler what it would have known.
                     _tune(unfinished if scheduler == "fifo" else planned, folder, scheduler, retries, num_beside)
     return planned
-
-
-def _check_folder(folder: Folder) -> None:
-    """Refuse a folder that holds something else, such as a run."""
-    if folder.read(SWEEP) is None and (foreign := [name for name in folder.sizes() if name != LEASE]):
-        named = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        raise ValueError(
-            f"--out {folder.out} holds {named} but no {SWEEP}, so it is not a sweep; name a new or an empty folder"
-        )
 
 
 def beside(total: Mapping[str, float], reserved: Mapping[str, float], workers: int, concurrent: int | None) -> int:

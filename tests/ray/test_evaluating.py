@@ -107,6 +107,13 @@ def test_an_evaluation_of_something_else_is_refused(evaluated: Path, uninterrupt
         evaluate(uninterrupted.out, str(forty), out=str(evaluated), resize=64, crop=32)
 
 
+def test_an_evaluation_does_not_write_into_a_folder_of_something_else(uninterrupted: Run, forty: Path) -> None:
+    before = sorted(forty.rglob("*"))
+    with pytest.raises(ValueError, match=r"holds .* but no evaluation\.json, so it is not an evaluation; name a new"):
+        evaluate(uninterrupted.out, str(forty), out=str(forty), resize=64, crop=64)
+    assert sorted(forty.rglob("*")) == before
+
+
 def test_images_without_labels_can_be_probed_for_collapse_and_not_by_knn(
     cluster: None, uninterrupted: Run, tmp_path: Path
 ) -> None:
