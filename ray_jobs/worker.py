@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ class _CollapseAlarm:
         self._watch = CollapseWatch(plan.config)
         for line in read_metrics(plan.run):
             if 0 < line["step"] <= start_step:
-                self._watch.judge({key: value for key, value in line.items() if value is not None})
+                self._watch.judge({key: math.nan if value is None else value for key, value in line.items()})
         self._has_warned = False
 
     def diagnose(self, state: TrainState, batch: Batch) -> dict[str, torch.Tensor]:
