@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ray
 import ray.data
@@ -56,20 +56,33 @@ def cluster(settings: JobSettings) -> Iterator[None]:
             # What frees the resources of a killed trial asks the dashboard. It would look for it by itself, and give up
             # on a machine with several Rays.
             os.environ.setdefault("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")
-        ray.init(
-            address="local",
+        _start(
             # One slot more than cores: the training worker takes a hair of one and would cost the stream a whole task.
             num_cpus=num_cores() + 1,
             include_dashboard=settings.dashboard,
             dashboard_port=port,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
         )
     with _ended_by_sigterm():
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _start(**options: Any) -> None:
+    """A Ray of this machine. Ray waits 30 s for itself, which a busy machine may exceed; then it is started anew.
+
+    Raises:
+        RuntimeError: it did not start three times.
+    """
+    for _ in range(3):
+        try:
+            ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **options)
+            return
+        except Exception as error:  # Ray raises no narrower kind
+            if "timed out during startup" not in str(error):
+                raise
+    raise RuntimeError("Ray did not start within 30 s, three times: the machine is too busy; give the command again")
 
 
 def _dashboard_port() -> int:
