@@ -79,7 +79,7 @@ def _start(**options: Any) -> None:
         try:
             ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **options)
             return
-        except Exception as error:  # Ray raises no narrower kind
+        except Exception as error:  # Ray raises the bare class for its time-out, so the text decides; all else goes on
             if "timed out during startup" not in str(error):
                 raise
     raise RuntimeError("Ray did not start within 30 s, three times: the machine is too busy; give the command again")
