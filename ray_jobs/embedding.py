@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from glsd.data import Index
 from glsd.data.filesystems import absolute, is_remote, replacing
 from glsd.evaluation import Encoder, load_model, model_digest
-from ray_jobs.features import AllImages, Features, extract
+from ray_jobs.features import Features, Selection, extract
 from ray_jobs.labelled import Sources, indexed
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.settings import JobSettings
@@ -65,7 +65,7 @@ def embed(model: str, data: Sources, out: str | Path, *, dense: bool = False, **
             report = _report(path, facts)
             line.phase(f"{out} is complete: nothing is left to do")
             return report
-        features = extract(encoder, AllImages(index), settings=settings, line=line, name="embedding", dense=dense)
+        features = extract(encoder, Selection.all(index), settings=settings, line=line, name="embedding", dense=dense)
         _write(path, features, index, facts, line)
     return _report(path, facts)
 

@@ -10,7 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +24,7 @@ from glsd.config import DataConfig, LinearConfig
 from glsd.data import Index, Scene, UndecodableImage, cache_folder, decode, read_scenes, subset
 from glsd.data.filesystems import read
 from glsd.evaluation import (
+    COLLAPSE_MEASURES,
     Correspondence,
     Encoder,
     KnnResult,
@@ -43,7 +44,7 @@ from glsd.evaluation import (
 )
 from glsd.training import load_checkpoint, manifest, newest_checkpoint
 from ray_jobs.cluster import check_resources, cluster
-from ray_jobs.features import AllImages, Features, Images, extract
+from ray_jobs.features import Features, Images, Selection, extract, precompute
 from ray_jobs.folder import Folder
 from ray_jobs.labelled import LabelledImages, LabelledSplit, Sources, indexed, labelled_split
 from ray_jobs.monitor import ProgressLine
@@ -194,23 +195,33 @@ def score_table(found: Mapping[str, Any]) -> str:
             "",
             f"correspondence of {result['num_images']:,} images and their mirrored, recoloured views of "
             f"{result['size']} px",
-            f"  all locations   {100 * result['accuracy']:5.1f} % right, {result['error_px']:6.1f} px off",
-            f"  most similar {result['num_top']:<2} {100 * result['accuracy_top']:5.1f} % right, "
-            f"{result['error_top_px']:6.1f} px off",
+            *_correspondence_lines("all locations", result),
         ]
         for scene in result.get("scenes", {}).get("pairs", []):
             lines += [
                 f"correspondence of {Path(scene['image_a']).name} and {Path(scene['image_b']).name}",
-                f"  {scene['num_locations']:>3} locations   {100 * scene['accuracy']:5.1f} % right, "
-                f"{scene['error_px']:6.1f} px off",
-                f"  most similar {scene['num_top']:<2} {100 * scene['accuracy_top']:5.1f} % right, "
-                f"{scene['error_top_px']:6.1f} px off",
+                *_correspondence_lines(f"{scene['num_locations']} locations", scene),
             ]
     if "collapse" in found:
         result = found["collapse"]
         lines += ["", f"collapse: {result['verdict']}", *(f"  {reason}" for reason in result["reasons"])]
-        lines += [f"  {name:<18} {value:8.3f}" for name, value in result["metrics"].items()]
+        for name, value in result["metrics"].items():
+            title, meaning = COLLAPSE_MEASURES[name]
+            lines.append(f"  {title:<31} {value:9.3g}   {meaning}")
     return "\n".join(lines)
+
+
+def _correspondence_lines(locations: str, result: Mapping[str, Any]) -> list[str]:
+    """The table of a correspondence: of all locations, and of the most similar ones."""
+    rows = ((locations, "accuracy", "error_px"), (f"most similar {result['num_top']}", "accuracy_top", "error_top_px"))
+    lines = []
+    for name, accuracy, error_px in rows:
+        sides = (
+            f"{100 * side[accuracy]:5.1f} % right, {side[error_px]:6.1f} px off"
+            for side in (result, result["untrained"])
+        )
+        lines.append(f"  {name:<15} " + "   untrained ".join(sides))
+    return lines
 
 
 @dataclass(frozen=True)
@@ -231,7 +242,7 @@ def _probed_images(
     if anchors == "regime" and index.labels is None:
         raise ValueError("--anchors regime needs labelled --data")
     if not labelled and (index.labels is None or (tested is not None and tested.labels is None)):
-        return _Probed(None, AllImages(tested or index), AllImages(index))
+        return _Probed(None, Selection.all(tested or index), Selection.all(index))
     split = labelled_split(index, tested, everything)
     if anchors == "regime":
         regime = encoder.config.data
@@ -257,7 +268,7 @@ class _Probing:
     ):
         self._model, self._encoder, self._images = model, encoder, images
         self._settings, self._line = settings, line
-        self._features: dict[tuple[str, _Side, int], Features] = {}
+        self._features: dict[tuple[Encoder, _Side, int], Features] = {}
         self._skipped: dict[tuple[str, int], str] = {
             (entry["uri"], entry["image_id"]): entry["reason"] for entry in skipped
         }
@@ -265,7 +276,9 @@ class _Probing:
     def knn(self, ks: Sequence[int]) -> dict[str, Any]:
         """The vote for every k, of the model and of its random initialisation."""
         split = self._split
-        results = [self._knn_of(encoder, name, ks) for encoder, name in ((self._encoder, "embedding"), self._untrained)]
+        encoders = (self._encoder, self._untrained)
+        self._precompute(encoders)
+        results = [self._knn_of(encoder, ks) for encoder in encoders]
         trained, untrained = ([_knn_entry(result) for result in side] for side in results)
         return {
             "temperature": self._encoder.config.evaluation.temperature,
@@ -279,7 +292,7 @@ class _Probing:
     def linear(self, config: LinearConfig, folder: Folder | None) -> dict[str, Any]:
         """SGD on crops, the last epoch's accuracy."""
         split = self._split
-        tested = self._extracted(self._encoder, "embedding", "queries", config.num_blocks)
+        tested = self._extracted(self._encoder, "queries", config.num_blocks)
         at = Path(folder.path) if folder is not None and folder.is_local else cache_folder()
         return linear_probe(
             self._encoder,
@@ -294,24 +307,29 @@ class _Probing:
 
     def linear_quick(self) -> dict[str, Any]:
         """Logistic regression on the representations that k-NN compares."""
-        (images, z_bar), (tested, test_z_bar) = (self._labelled(self._encoder, "embedding", side) for side in _SIDES)
+        self._precompute([self._encoder])
+        (images, z_bar), (tested, test_z_bar) = (self._labelled(self._encoder, side) for side in _SIDES)
         labels, test_labels = (torch.from_numpy(side.labels) for side in (images, tested))
         self._line.phase("fitting the linear layer")
         found = logistic_regression(z_bar, labels, test_z_bar, test_labels, len(self._split.classes))
         return found._asdict() | {"validation": [list(entry) for entry in found.validation]}
 
     def correspondence(self, pairs: int, scenes: _Photographed | None) -> dict[str, Any]:
-        """The mean over some of the tested images, each against its mirrored and recoloured view; and each scene's."""
+        """The mean over some of the tested images, each against its mirrored and recoloured view; and each scene's.
+
+        Both beside those of the random initialisation.
+        """
         images = self._images.tested
         chosen = np.sort(np.random.default_rng([0, len(images.image_ids)]).permutation(images.image_ids)[:pairs])
         batches = [chosen[start : start + _TASK_IMAGES] for start in range(0, len(chosen), _TASK_IMAGES)]
-        results = self._on_cluster(_matched, images.index, batches, "matching")
-        matched = [result for result in results if result is not None]
+        match = partial(_matched, untrained=ray.put(self._untrained.cpu()))
+        matched = [result for result in self._on_cluster(match, images.index, batches, "matching") if result]
         if not matched:
             raise ValueError(
                 f"none of {len(chosen)} images could be decoded, such as {images.index.uri(int(chosen[0]))}"
             )
-        found = mean_correspondence(matched)._asdict() | {"size": self._encoder.config.evaluation.crop}
+        trained, untrained = (mean_correspondence(side)._asdict() for side in zip(*matched, strict=True))
+        found = trained | {"size": self._encoder.config.evaluation.crop, "untrained": untrained}
         return found | ({"scenes": self._scenes(*scenes)} if scenes else {})
 
     def collapse(self, state: dict[str, Any] | None) -> dict[str, Any]:
@@ -336,7 +354,7 @@ class _Probing:
         self._line.phase("drawing the figures")
         encoder = self._encoder.to("cuda" if torch.cuda.is_available() else "cpu")
         tested, limits = self._images.tested, encoder.config.data
-        models = {Path(self._model).name: encoder, **others, "untrained": self._untrained[0]}
+        models = {Path(self._model).name: encoder, **others, "untrained": self._untrained}
         models = {name: model.to(next(encoder.parameters()).device) for name, model in models.items()}
         images = some_decodable(tested.index, tested.image_ids, limits, 0, NUM_PICTURED)
         if "collapse" in probes:
@@ -349,10 +367,10 @@ class _Probing:
                 pictured = [(*_photographs(scene, limits), scene.homography) for scene in scenes[1][:NUM_PICTURED]]
                 picture_image_pairs(models, pictured, folder / "scenes")
         if NEEDING_LABELS & set(probes):
-            shown, z_bar = self._labelled(self._encoder, "embedding", "queries")
+            shown, z_bar = self._labelled(self._encoder, "queries")
             picture_features(z_bar.numpy(), shown.labels, self._split.classes, folder)
         if {"knn", "linear_quick"} & set(probes):  # the linear layer needs no representations of all training images
-            anchors, queries = (self._labelled(self._encoder, "embedding", side) for side in _SIDES)
+            anchors, queries = (self._labelled(self._encoder, side) for side in _SIDES)
             picture_nearest(encoder, anchors, queries, self._split.classes, folder)
 
     def skipped(self) -> list[dict[str, Any]]:
@@ -363,19 +381,22 @@ class _Probing:
         ]
 
     def _scenes(self, file: str, scenes: Sequence[Scene]) -> dict[str, Any]:
-        encoder, entries = self._encoder.to("cuda" if torch.cuda.is_available() else "cpu"), []
+        device, entries = "cuda" if torch.cuda.is_available() else "cpu", []
         for number, scene in enumerate(scenes):
             self._line.phase(f"matching {number:,} of {len(scenes):,} scenes")
-            pair = image_pair_correspondence(encoder, *_photographs(scene, encoder.config.data), scene.homography)
+            photographs = _photographs(scene, self._encoder.config.data)
+            pairs = [
+                image_pair_correspondence(encoder.to(device), *photographs, scene.homography).correspondence
+                for encoder in (self._encoder, self._untrained)
+            ]
             try:
-                means = mean_correspondence([pair.correspondence])._asdict()
+                trained, untrained = (mean_correspondence([pair])._asdict() for pair in pairs)
             except ValueError:
                 raise ValueError(
                     f"by its homography no location of {scene.image_a} lies within {scene.image_b}"
                 ) from None
-            del means["num_images"]
-            named = {"image_a": scene.image_a, "image_b": scene.image_b}
-            entries.append({**named, **means, "num_locations": int(pair.correspondence.num_pairs)})
+            named = {"image_a": scene.image_a, "image_b": scene.image_b, "num_locations": int(pairs[0].num_pairs)}
+            entries.append(named | trained | {"untrained": untrained})
         return {"file": file, "pairs": entries}
 
     def _alike(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -400,28 +421,37 @@ class _Probing:
         assert self._images.split is not None
         return self._images.split
 
-    @property
-    def _untrained(self) -> tuple[Encoder, str]:
-        return untrained_encoder(self._encoder.config), "untrained: embedding"
+    @cached_property
+    def _untrained(self) -> Encoder:
+        return untrained_encoder(self._encoder.config)
 
-    def _knn_of(self, encoder: Encoder, name: str, ks: Sequence[int]) -> list[KnnResult]:
-        (anchors, anchor_z_bar), (queries, z_bar) = (self._labelled(encoder, name, side) for side in _SIDES)
+    def _knn_of(self, encoder: Encoder, ks: Sequence[int]) -> list[KnnResult]:
+        (anchors, anchor_z_bar), (queries, z_bar) = (self._labelled(encoder, side) for side in _SIDES)
         anchor_labels, labels = (torch.from_numpy(images.labels) for images in (anchors, queries))
         different = list(dict.fromkeys(min(k, len(anchor_labels)) for k in ks))
         temperature, num_classes = encoder.config.evaluation.temperature, len(self._split.classes)
         return knn_accuracies(anchor_z_bar, anchor_labels, z_bar, labels, different, temperature, num_classes)
 
-    def _labelled(self, encoder: Encoder, name: str, side: _Side) -> tuple[LabelledImages, Tensor]:
+    def _precompute(self, encoders: Sequence[Encoder]) -> None:
+        """Have the z̄ of both sides at hand, those of one index in one pass."""
+        anchors, queries, _ = self._split
+        sides = [[anchors, queries]] if anchors.index is queries.index else [[anchors], [queries]]
+        for images in sides:
+            precompute(encoders, Selection.union(*images), settings=self._settings, line=self._line, name="embedding")
+
+    def _labelled(self, encoder: Encoder, side: _Side) -> tuple[LabelledImages, Tensor]:
         """The decodable images that train or are tested, and their z̄."""
-        found = self._extracted(encoder, name, side)
+        found = self._extracted(encoder, side)
         images: LabelledImages = getattr(self._split, side)
         return images.rows(found.positions), torch.from_numpy(found.values)
 
-    def _extracted(self, encoder: Encoder, name: str, side: _Side, num_blocks: int = 1) -> Features:
-        key = (name, side, num_blocks)
+    def _extracted(self, encoder: Encoder, side: _Side, num_blocks: int = 1) -> Features:
+        key = (encoder, side, num_blocks)
         if key not in self._features:
             images: LabelledImages = getattr(self._split, side)
-            found = extract(encoder, images, settings=self._settings, line=self._line, name=name, num_blocks=num_blocks)
+            found = extract(
+                encoder, images, settings=self._settings, line=self._line, name="embedding", num_blocks=num_blocks
+            )
             self._skipped |= {(images.index.uri(image_id), image_id): why for image_id, why in found.skipped}
             self._features[key] = found
         return self._features[key]
@@ -457,8 +487,10 @@ def _placed(encoder: Encoder, function: Callable[..., Any], index: Index, files:
 
 
 @torch.no_grad()
-def _matched(encoder: Encoder, index: Index, image_ids: np.ndarray) -> Correspondence | None:
-    """Each decodable image's central crop against its mirrored and recoloured view (Sec. 4.7)."""
+def _matched(
+    encoder: Encoder, index: Index, image_ids: np.ndarray, untrained: "ray.ObjectRef[Encoder]"
+) -> list[Correspondence] | None:
+    """Each decodable image's central crop against its mirrored and recoloured view (Sec. 4.7), by both encoders."""
     size = encoder.config.evaluation.crop
     views = []
     for image_id, image in decodable(index, image_ids, encoder.config.data):
@@ -467,10 +499,12 @@ def _matched(encoder: Encoder, index: Index, image_ids: np.ndarray) -> Correspon
     if not views:
         return None
     device = next(encoder.parameters()).device
-    sides = (torch.from_numpy(np.stack(side)).to(device) for side in zip(*views, strict=True))
-    z_a, z_b = (encoder(encoder.normalize(side))[1] for side in sides)
-    found = correspondence(z_a, z_b, flip_truth((z_a.shape[1], z_a.shape[2]), size), size)
-    return Correspondence(*(value.cpu() for value in found))
+    sides = [torch.from_numpy(np.stack(side)).to(device) for side in zip(*views, strict=True)]
+    truth, results = flip_truth(encoder.backbone.grid(size), size), []
+    for model in (encoder, ray.get(untrained).to(device)):
+        z_a, z_b = (model(model.normalize(side))[1] for side in sides)
+        results.append(Correspondence(*(value.cpu() for value in correspondence(z_a, z_b, truth, size))))
+    return results
 
 
 def _photographs(scene: Scene, limits: DataConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -13,10 +13,12 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -48,7 +50,7 @@ _PENDING, _DONE, _SKIPPED = range(3)
 
 
 class Images(Protocol):
-    """Some images of an index, such as `LabelledImages`."""
+    """Some images of an index, such as `Selection` or `LabelledImages`."""
 
     @property
     def index(self) -> Index:
@@ -60,15 +62,21 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class AllImages:
-    """The images of a whole index."""
+class Selection:
+    """Images of an index without more."""
 
     index: Index
+    image_ids: NDArray[np.int64]
 
-    @property
-    def image_ids(self) -> NDArray[np.int64]:
-        """All rows of the index."""
-        return np.arange(len(self.index))
+    @classmethod
+    def all(cls, index: Index) -> Self:
+        """The images of the whole index."""
+        return cls(index, np.arange(len(index)))
+
+    @classmethod
+    def union(cls, *parts: Images) -> Self:
+        """The images that are in any of the parts, which are of one index."""
+        return cls(parts[0].index, np.unique(np.concatenate([part.image_ids for part in parts])))
 
 
 @dataclass(frozen=True)
@@ -145,27 +153,72 @@ def extract(
     assert num_blocks == 1 or not dense
     embedding = _Embedding(encoder, dense, num_blocks)
     index, image_ids = images.index, images.image_ids
-    folder = cache_folder() / f"features-{_digest(embedding, index)}"
-    folder.mkdir(exist_ok=True)
-    with alone(folder / "lock"), Store(folder, (len(index), *embedding.row_shape)) as store:
-        pending = image_ids[store.state[image_ids] == _PENDING]
-        num_done = len(image_ids) - len(pending)
-        line.phase(f"{name} {num_done:,} of {len(image_ids):,} images")
-        if len(pending):
-            with cluster(settings):
-                for rows in _computed(embedding, index, pending, settings):
-                    store.add(rows)
-                    num_done += len(rows.image_ids)
-                    line.phase(f"{name} {num_done:,} of {len(image_ids):,} images")
-        assert num_done == len(image_ids), f"{num_done} images were embedded, not {len(image_ids)}"
+    with _stores([embedding], index) as (store,):
+        _complete([store], [embedding], images, settings, line, name)
         state = store.state[image_ids]
         skipped = [(image_id, store.reasons[image_id]) for image_id in image_ids[state == _SKIPPED].tolist()]
     if len(skipped) == len(image_ids):
         reasons = "; ".join(f"{index.uri(image_id)}: {reason}" for image_id, reason in skipped[:3])
         raise ValueError(f"none of the {len(skipped):,} images could be decoded, such as {reasons}")
     done = state == _DONE
-    stored = np.load(folder / _VALUES, mmap_mode="r")
+    stored = np.load(store.path, mmap_mode="r")
     return Features(image_ids[done], np.flatnonzero(done), skipped, stored, embedding.grid)
+
+
+def precompute(
+    encoders: Sequence[Encoder], images: Images, *, settings: JobSettings, line: ProgressLine, name: str
+) -> None:
+    """Have the cache hold z̄ of images by each of the encoders, for which an image is read and decoded once.
+
+    The encoders prepare images alike; the other arguments and the errors are those of `extract`.
+    """
+    every = [_Embedding(encoder, dense=False, num_blocks=1) for encoder in encoders]
+    embeddings = list({_digest(embedding, images.index): embedding for embedding in every}.values())
+    with _stores(embeddings, images.index) as stores:
+        _complete(stores, embeddings, images, settings, line, name)
+
+
+@contextmanager
+def _stores(embeddings: Sequence["_Embedding"], index: Index) -> Iterator[list["Store"]]:
+    """The store of each of the embeddings, which differ, for this process alone."""
+    folders = [cache_folder() / f"features-{_digest(embedding, index)}" for embedding in embeddings]
+    with ExitStack() as held:
+        for folder in sorted(folders):  # all processes in this order, so that none waits for another in a circle
+            folder.mkdir(exist_ok=True)
+            held.enter_context(alone(folder / "lock"))
+        yield [
+            held.enter_context(Store(folder, (len(index), *embedding.row_shape)))
+            for folder, embedding in zip(folders, embeddings, strict=True)
+        ]
+
+
+def _complete(
+    stores: Sequence["Store"],
+    embeddings: Sequence["_Embedding"],
+    images: Images,
+    settings: JobSettings,
+    line: ProgressLine,
+    name: str,
+) -> None:
+    """Compute the rows of the images that a store lacks."""
+    image_ids = images.image_ids
+    lacking = [bool(store.lacks(image_ids).any()) for store in stores]
+    stores, embeddings = list(compress(stores, lacking)), list(compress(embeddings, lacking))
+    pending = image_ids[np.any([store.lacks(image_ids) for store in stores], axis=0)] if stores else image_ids[:0]
+    num_done = len(image_ids) - len(pending)
+    line.phase(f"{name} {num_done:,} of {len(image_ids):,} images")
+    if not stores:
+        return
+    embedded = np.zeros(len(images.index), bool)
+    with cluster(settings):
+        for chunk in _computed(embeddings, images.index, pending, settings):
+            assert not embedded[chunk[0].image_ids].any(), "an image was embedded twice"
+            embedded[chunk[0].image_ids] = True
+            for store, rows in zip(stores, chunk, strict=True):
+                store.add(rows)
+            num_done += len(chunk[0].image_ids)
+            line.phase(f"{name} {num_done:,} of {len(image_ids):,} images")
+    assert num_done == len(image_ids), f"{num_done} images were embedded, not {len(image_ids)}"
 
 
 @dataclass(frozen=True)
@@ -214,7 +267,7 @@ def _digest(embedding: _Embedding, index: Index) -> str:
 
 
 class Rows(NamedTuple):
-    """What an actor made of a chunk of m images."""
+    """What an encoder made of a chunk of m images."""
 
     image_ids: NDArray[np.int64]
     values: NDArray[np.float32]
@@ -237,6 +290,7 @@ class Store:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
                 file.truncate(file.tell() + 4 * math.prod(shape))
+        self.path = folder / _VALUES
         self.state = np.full(shape[0], _PENDING, np.uint8)
         self.reasons: dict[int, str] = {}
         self._row_bytes = 4 * math.prod(shape[1:])
@@ -253,10 +307,16 @@ class Store:
         with self._values, self._journal:
             self._save()
 
+    def lacks(self, image_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """For each image whether it has no row yet."""
+        return np.asarray(self.state[image_ids] == _PENDING)
+
     def add(self, rows: Rows) -> None:
-        """Write rows that are not there."""
-        assert not self.state[rows.image_ids].any(), "an image was embedded twice"
-        for image_id, row, reason in zip(rows.image_ids.tolist(), rows.values, rows.reasons, strict=True):
+        """Write the rows that are not there."""
+        lacks = self.lacks(rows.image_ids).tolist()
+        for image_id, row, reason in compress(
+            zip(rows.image_ids.tolist(), rows.values, rows.reasons, strict=True), lacks
+        ):
             if not reason:
                 self._values.seek(self._first + image_id * self._row_bytes)
                 self._values.write(row.data)
@@ -292,22 +352,23 @@ class Store:
 
 
 def _computed(
-    embedding: _Embedding, index: Index, image_ids: NDArray[np.int64], settings: JobSettings
-) -> Iterator[Rows]:
-    """Rows of the images, each once, a chunk at a time in any order."""
+    embeddings: Sequence[_Embedding], index: Index, image_ids: NDArray[np.int64], settings: JobSettings
+) -> Iterator[list[Rows]]:
+    """Each embedding's rows of the images, each image once, a chunk at a time in any order."""
     resources = check_resources(settings, index.packed)
-    image_bytes = max(3 * embedding.crop**2, 4 * math.prod(embedding.row_shape))
+    row_bytes = sum(4 * math.prod(embedding.row_shape) for embedding in embeddings)
+    image_bytes = max(3 * embeddings[0].crop ** 2, row_bytes)
     size = min(max(_CHUNK_BYTES // image_bytes, 1), _CHUNK_IMAGES)
     num_chunks = math.ceil(len(image_ids) / size)
     read = partial(
         _read_chunk,
-        encoder=copy.deepcopy(embedding.encoder).to("meta"),  # it prepares images without weights too
+        encoder=copy.deepcopy(embeddings[0].encoder).to("meta"),  # it prepares images without weights too
         index=index,
         files=share_files([index]),
         image_ids=ray.put(image_ids),
         size=size,
     )
-    on_cpu = replace(embedding, encoder=copy.deepcopy(embedding.encoder).cpu())
+    on_cpu = [replace(embedding, encoder=copy.deepcopy(embedding.encoder).cpu()) for embedding in embeddings]
     # About a thousand chunks a read task of `range`, as the stream of the training has them.
     chunks = ray.data.range(num_chunks, override_num_blocks=max(1, num_chunks // 1000))
     rows = (
@@ -331,7 +392,8 @@ def _computed(
     for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
         if failure := str(batch["failure"][0]):
             raise ValueError(failure)
-        yield Rows(np.asarray(batch["image_id"]), np.asarray(batch["values"]), batch["reason"].tolist())
+        image_id, reasons = np.asarray(batch["image_id"]), batch["reason"].tolist()
+        yield [Rows(image_id, np.asarray(batch[f"values_{n}"]), reasons) for n in range(len(embeddings))]
 
 
 def _read_chunk(
@@ -366,17 +428,18 @@ def _read_chunk(
 
 
 class _Embedder:
-    """An actor: an encoder on its device."""
+    """An actor: encoders on its device."""
 
-    def __init__(self, embedding: "ray.ObjectRef[_Embedding]", torch_threads: int | None) -> None:
+    def __init__(self, embeddings: "ray.ObjectRef[list[_Embedding]]", torch_threads: int | None) -> None:
         if torch_threads is not None:
             torch.set_num_threads(torch_threads)
         torch.backends.cudnn.allow_tf32 = False  # convolutions have float32's precision then, as on a CPU
-        self._embedding: _Embedding = ray.get(embedding)
-        if ray.get_gpu_ids():
-            self._embedding.encoder.cuda()
+        self._embeddings: list[_Embedding] = ray.get(embeddings)
+        for embedding in self._embeddings if ray.get_gpu_ids() else ():
+            embedding.encoder.cuda()
 
     def __call__(self, chunk: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The chunk with representations in place of crops."""
         crops = torch.tensor(chunk.pop("crops"))  # a copy: what Ray gives may not be written to, and torch warns
-        return {**chunk, "values": self._embedding(crops).cpu().numpy()}
+        values = (embedding(crops).cpu().numpy() for embedding in self._embeddings)
+        return chunk | {f"values_{n}": of_one for n, of_one in enumerate(values)}

@@ -19,6 +19,8 @@ Handle: TypeAlias = Any
 MAX_WIDTH = 120
 PRINT_INTERVAL_S = 10.0
 POLL_INTERVAL_S = 0.5
+ARRIVAL_S = 10.0
+"""How long the last news may take to the driver's machine; later ones are lost."""
 GAUGES = {
     "step": "Steps done",
     "loss": "Loss of the last logged step",
@@ -198,7 +200,7 @@ def _watch(monitor: Handle, line: ProgressLine, stop: threading.Event) -> None:
 
 
 class Reporter:
-    """Rank 0's end: sends metrics and phases to the driver and to Prometheus, and waits for neither.
+    """Rank 0's end: sends metrics and phases to the driver and to Prometheus, and waits for neither until it is closed.
 
     Args:
         monitor: the driver's; None where nobody watches.
@@ -209,6 +211,7 @@ class Reporter:
         from ray.util.metrics import Gauge
 
         self._monitor = monitor
+        self._last_push: Any | None = None
         self._tags = {"run": run}
         self._gauges = {key: Gauge(f"glsd_{key}", text, tag_keys=("run",)) for key, text in GAUGES.items()}
 
@@ -227,9 +230,16 @@ class Reporter:
         """Send what should stay to be read."""
         self._push("note", text)
 
+    def close(self) -> None:
+        """Wait until the last news, and with them all before, have arrived: the end of a worker may overtake them."""
+        if self._last_push is not None:
+            import ray
+
+            ray.wait([self._last_push], timeout=ARRIVAL_S)
+
     def _push(self, kind: str, content: Any) -> None:
         if self._monitor is not None:
-            self._monitor.push.remote(kind, content)
+            self._last_push = self._monitor.push.remote(kind, content)
 
 
 def _count(name: str, metrics: Mapping[str, float], key: str, total_key: str) -> str:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from glsd.config import Config, LinearConfig, documentation, explained
 from glsd.data.filesystems import is_remote, replace_file
-from glsd.evaluation import Verdict, collapse_verdict
+from glsd.evaluation import COLLAPSE_MEASURES, Verdict, collapse_verdict
 from glsd.reporting import (
     Badge,
     Bar,
@@ -325,33 +325,36 @@ def _linear_quick(quick: Mapping[str, Any]) -> list[Block]:
 
 
 def _correspondence(found: Mapping[str, Any]) -> list[Block]:
-    rows = [
-        ["all", share_text(found["accuracy"]), f"{found['error_px']:.1f} px"],
-        [f"{found['num_top']} most similar", share_text(found["accuracy_top"]), f"{found['error_top_px']:.1f} px"],
-    ]
+    kinds = (("all", ""), (f"{found['num_top']} most similar", "_top"))
+    rows = [[name, _matched(found, top), _matched(found["untrained"], top)] for name, top in kinds]
     about = (
         f"Two augmentations of {found['num_images']:,} images at {found['size']} px: how many locations have the right "
         "one of the other view as their most similar, and how far off the matches lie on average."
     )
-    blocks: list[Block] = [Prose(about), Table(["locations of an image", "accuracy", "mean distance error"], rows)]
+    blocks: list[Block] = [Prose(about), Table(["locations of an image", "this model", "untrained"], rows)]
     if "scenes" in found:
         rows = [
             [
                 f"{Path(scene['image_a']).name} and {Path(scene['image_b']).name}",
                 str(scene["num_locations"]),
-                *(f"{share_text(scene[f'accuracy{top}'])}, {scene[f'error{top}_px']:.1f} px" for top in ("", "_top")),
+                *(_matched(model, top) for top in ("", "_top") for model in (scene, scene["untrained"])),
             ]
             for scene in found["scenes"]["pairs"]
         ]
-        header = ["photographs", "locations in both", "all", "most similar"]
+        header = ["photographs", "locations in both", "all", "untrained", "most similar", "untrained"]
         blocks += [Prose("Pairs of photographs, held to the homography between them."), Table(header, rows)]
     return blocks
+
+
+def _matched(means: Mapping[str, Any], top: str) -> str:
+    """Accuracy and mean distance error."""
+    return f"{share_text(means[f'accuracy{top}'])}, {means[f'error{top}_px']:.1f} px"
 
 
 def _collapse(collapse: Mapping[str, Any]) -> list[Block]:
     rows = []
     for key, value in collapse["metrics"].items():
-        title, meaning = _COLLAPSE.get(key, (key.replace("_", " "), ""))
+        title, meaning = COLLAPSE_MEASURES[key]
         rows.append([title, number_text(value), meaning])
     return [Table(["measure", "value", "how to read it"], rows)]
 
@@ -503,20 +506,6 @@ _TITLES = {
     "weight_decay": "Weight decay",
 }
 _NO_CURVES = {"step", "epoch", "seconds_left", "knn_anchors", "knn_queries", "loss_share", "collapsed"}
-_COLLAPSE = {
-    "feature_std": ("Deviation of the features", "1 as isotropic vectors of unit length, 0 when all z̄ are equal"),
-    "effective_rank": ("Effective rank of the features", "a share of the most possible; 0 is a single direction"),
-    "rank_me": ("Effective rank, in directions", "RankMe"),
-    "k_star_entropy": ("Entropy of the matched locations", "a share: 1 is all locations alike, 0 always the same one"),
-    "k_star_distinct": ("Distinct matched locations", "the share of the locations that any other is matched to"),
-    "entropy_global": ("Entropy of the global head", "1 is uniform outputs, 0 is one prototype"),
-    "entropy_dense": ("Entropy of the dense head", "1 is uniform outputs, 0 is one prototype"),
-    "information_global": ("Information of the global head", "0 when all images have the same output"),
-    "information_dense": ("Information of the dense head", "0 when all locations have the same output"),
-    "loss_share": ("Global loss over ln I", "near 1 when outputs are uniform"),
-    "input_gradient_norm": ("Norm of the input's gradient", "near 0 when the outputs do not depend on the image"),
-}
-"""Name of each measure of collapse (Sec. 4.6), and how to read it."""
 _CAPTIONS = {
     "crops": ("Crops", "Where crops lie in their images: global ones thick, local ones thin and dashed."),
     "matchings": (

@@ -3,6 +3,8 @@
 A row of `range` is a unit, so the stream is a pure function of the step: a resume starts `range` later, and any number
 of workers receives the same units. Blocks of equal size and `preserve_order` are what makes rank r of W get the units
 i * W + r, see `stream_options`.
+
+Ray Data's coordinators import this module and wait for it, so torch, which only the tasks need, is imported in them.
 """
 
 import json
@@ -17,10 +19,8 @@ import cv2
 import numpy as np
 import ray
 import ray.data
-import torch
 from ray.data import Dataset, ExecutionOptions
 
-from glsd.augment import multicrop_batch
 from glsd.config import Config, DataConfig
 from glsd.data import Index, Order, UndecodableImage, decode
 from glsd.data.filesystems import replace_file
@@ -32,7 +32,7 @@ MAX_UNIT_BYTES = 64 * 2**20
 
 
 class Source(Protocol):
-    """What a task needs to make any unit; small, because it is part of every task's closure."""
+    """What a task needs to make any unit; small, because every task reads it."""
 
     @property
     def files(self) -> "Files":
@@ -159,6 +159,8 @@ class UnitSource:
         self, k: int, ids: np.ndarray, skips: list[str], images: list[np.ndarray], epoch: int
     ) -> dict[str, np.ndarray]:
         """The columns that travel; photometric parameters only where they are still needed."""
+        from glsd.augment import multicrop_batch
+
         crops = multicrop_batch(images, self.config.augment, self.config.seed, epoch, ids, self.photometrics)
         travelling = {key: value for key, value in crops.items() if key != "pho" or self.photometrics == "device"}
         return {"unit": np.full(len(ids), k), "image_id": ids, "skips": np.array(skips), **travelling}
@@ -188,7 +190,7 @@ def stream(source: Source, start_unit: int) -> Dataset:
     units = ray.data.range(num_units, override_num_blocks=max(1, num_units // 1000))
     units.context.execution_no_progress_timeout_s = -1  # k-NN or an upload may hold the training up for long
     return units.repartition(target_num_rows_per_block=1).map_batches(
-        partial(_make_unit, source=source, first=start_unit), batch_size=None, batch_format="numpy", num_cpus=1
+        partial(_make_unit, source=ray.put(source), first=start_unit), batch_size=None, batch_format="numpy", num_cpus=1
     )
 
 
@@ -214,15 +216,18 @@ def received(units: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str,
         yield unit
 
 
-def _make_unit(row: dict[str, np.ndarray], source: Source, first: int) -> dict[str, Any]:
+def _make_unit(row: dict[str, np.ndarray], source: "ray.ObjectRef[Source]", first: int) -> dict[str, Any]:
+    import torch
+
     # A task has one core; libraries that start threads of their own would only fight for it.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     k, failure = first + int(row["id"][0]), ""
-    place_files(source.files)
+    made_by = ray.get(source)
+    place_files(made_by.files)
     try:
-        arrays = source.unit(k)
+        arrays = made_by.unit(k)
     except (ValueError, OSError) as error:
         # Ray Data keeps the text of an exception only within a traceback, so what a user can mend travels as a row.
-        arrays, failure = source.blank(k), str(error)
+        arrays, failure = made_by.blank(k), str(error)
     return {**arrays, "failure": np.full(len(arrays["unit"]), failure)}

@@ -235,9 +235,10 @@ class _Recorder:
             ray.train.report(metrics)  # a barrier of all workers
 
     def close(self, failed: bool) -> None:
-        """Make the last lines durable."""
+        """Make the last lines durable, and have the driver know them."""
         if self._rank == 0:
             self._log.close(failed)
+            self._reporter.close()
 
     def _save(self, state: TrainState, metrics: Metrics) -> None:
         run, config = self._plan.run, self._plan.config

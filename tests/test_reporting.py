@@ -86,12 +86,14 @@ EVALUATION: dict[str, Any] = {
     "correspondence": {
         "accuracy": 0.40625, "error_px": 18.25, "accuracy_top": 0.90625, "error_top_px": 5.25, "num_top": 10,
         "num_images": 400, "size": 224,
+        "untrained": {"accuracy": 0.125, "error_px": 60.5, "accuracy_top": 0.25, "error_top_px": 50.5},
         "scenes": {
             "file": "walls/scenes.csv",
             "pairs": [
                 {
                     "image_a": "/photos/wall <1>.png", "image_b": "/photos/wall 3.png", "accuracy": 0.21875,
                     "error_px": 40.5, "accuracy_top": 0.75, "error_top_px": 9.25, "num_top": 10, "num_locations": 32,
+                    "untrained": {"accuracy": 0.0625, "error_px": 80.5, "accuracy_top": 0.5, "error_top_px": 70.5},
                 }
             ],
         },
@@ -283,8 +285,9 @@ def test_an_evaluation_is_reported_with_the_probes_that_were_asked_for(tmp_path:
     assert "100 70.0 % ± 2.3 100.0 % 50.0 % 100.0 %" in section(page, "k-nn")
     assert "84.4 % top 1 100.0 % top 2 100 epochs" in section(page, "linear-layer")
     assert "0.1 70.3 %" in section(page, "logistic-regression")
-    assert "10 most similar 90.6 % 5.2 px" in section(page, "correspondence")
-    assert "wall <1>.png and wall 3.png 32 21.9 %, 40.5 px 75.0 %, 9.2 px" in section(page, "correspondence")
+    assert "10 most similar 90.6 %, 5.2 px 25.0 %, 50.5 px" in section(page, "correspondence")
+    scene = "wall <1>.png and wall 3.png 32 21.9 %, 40.5 px 6.2 %, 80.5 px 75.0 %, 9.2 px 50.0 %, 70.5 px"
+    assert scene in section(page, "correspondence")
     assert "Norm of the input's gradient 0.000123" in section(page, "collapse")
     assert "Correspondences. Patches" in section(page, "figures")
     assert "load_model('runs/mine')" in section(page, "use-the-backbone")

@@ -1,6 +1,7 @@
 """What a trained teacher is worth: its frozen backbone as an encoder, k-NN (Sec. 4.3), and export to timm."""
 
 from glsd.evaluation.blocks import block_representations as block_representations
+from glsd.evaluation.collapse import COLLAPSE_MEASURES as COLLAPSE_MEASURES
 from glsd.evaluation.collapse import Collapsed as Collapsed
 from glsd.evaluation.collapse import CollapseWatch as CollapseWatch
 from glsd.evaluation.collapse import Verdict as Verdict
@@ -50,6 +51,7 @@ from glsd.evaluation.pretrained import load_model as load_model
 from glsd.evaluation.targets import export_to as export_to
 
 __all__ = [
+    "COLLAPSE_MEASURES",
     "CollapseWatch",
     "Collapsed",
     "ConversionReport",

@@ -23,6 +23,21 @@ from glsd.matching import match_by_similarity
 from glsd.models import Centers, Network, ViewOutputs
 from glsd.training import Batch, TrainState, autocast, initial_state, to_device, unit_losses
 
+COLLAPSE_MEASURES = {
+    "feature_std": ("Deviation of the features", "1 as isotropic vectors of unit length, 0 when all z̄ are equal"),
+    "effective_rank": ("Effective rank of the features", "a share of the most possible; 0 is a single direction"),
+    "rank_me": ("Effective rank, in directions", "RankMe"),
+    "k_star_entropy": ("Entropy of the matched locations", "a share: 1 is all locations alike, 0 always the same one"),
+    "k_star_distinct": ("Distinct matched locations", "the share of the locations that any other is matched to"),
+    "entropy_global": ("Entropy of the global head", "1 is uniform outputs, 0 is one prototype"),
+    "entropy_dense": ("Entropy of the dense head", "1 is uniform outputs, 0 is one prototype"),
+    "information_global": ("Information of the global head", "0 when all images have the same output"),
+    "information_dense": ("Information of the dense head", "0 when all locations have the same output"),
+    "loss_share": ("Global loss over ln I", "near 1 when outputs are uniform"),
+    "input_gradient_norm": ("Norm of the input's gradient", "near 0 when the outputs do not depend on the image"),
+}
+"""Name of each measure of collapse (Sec. 4.6), and how to read it."""
+
 _OUTPUT_ROWS = 64
 """Rows of a head whose outputs are looked at: 16 MB of logits over 65536 prototypes."""
 

@@ -129,7 +129,10 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
         replacing(path) as stream,
     ):
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a PNG shows a box; an SVG keeps the letter
-        figure.savefig(stream, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
+        if kind == "svg":
+            figure.savefig(stream, format=kind, dpi=_DPI, metadata={"Date": None})
+        else:
+            figure.savefig(stream, format=kind, dpi=_DPI, pil_kwargs={"compress_level": 1})  # photographs hardly shrink
     return path
 
 

@@ -71,6 +71,8 @@ def test_every_probe_says_what_it_rests_on(evaluated: Path) -> None:
     assert found["collapse"]["metrics"]["input_gradient_norm"] > 0
     assert found["correspondence"]["size"] == 64
     assert 0 <= found["correspondence"]["accuracy"] <= 1
+    assert found["correspondence"]["untrained"]["num_images"] == found["correspondence"]["num_images"]
+    assert found["correspondence"]["untrained"]["error_px"] != found["correspondence"]["error_px"]
     assert found["linear_quick"]["num_train"] == found["knn"]["num_anchors"]
     table = score_table(found)
     for word in ("k = 5", "linear, L-BFGS", "correspondence of", "collapse: healthy", "most frequent class"):
@@ -146,7 +148,8 @@ def test_photographs_of_a_scene_are_held_to_their_homography(
         crop=64,
     )
     same, mirrored = found["correspondence"]["scenes"]["pairs"]
-    assert (same["accuracy"], same["error_px"]) == (1.0, 0.0)
+    for model in (same, same["untrained"]):
+        assert (model["accuracy"], model["error_px"]) == (1.0, 0.0)
     assert Path(mirrored["image_b"]).name == "mirrored.png"
     assert 0 <= mirrored["accuracy"] < 1
     assert mirrored["num_locations"] == same["num_locations"] > 1

@@ -10,7 +10,7 @@ import torch
 from glsd.config import Config
 from glsd.data import Index, build_index, decode
 from glsd.evaluation import Encoder, block_representations, untrained_encoder
-from ray_jobs.features import AllImages, Features, Rows, Store, extract
+from ray_jobs.features import Features, Images, Rows, Selection, Store, extract, precompute
 from ray_jobs.labelled import LabelledImages
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.settings import JobSettings
@@ -60,7 +60,7 @@ def images_of(encoder: Encoder, index: Index, image_ids: np.ndarray) -> torch.Te
     return encoder.normalize(torch.from_numpy(np.stack(crops)))
 
 
-def extracted(encoder: Encoder, images: AllImages | LabelledImages, **options: int) -> Features:
+def extracted(encoder: Encoder, images: Images, **options: int) -> Features:
     workers = options.pop("workers", 1)
     with ProgressLine() as line:
         return extract(encoder, images, settings=JobSettings(workers=workers), line=line, name="embedding", **options)
@@ -80,7 +80,7 @@ def close(found: np.ndarray, expected: torch.Tensor) -> None:
 def test_every_image_is_embedded_once_whatever_the_number_of_workers(photos: Path, cache: Path, workers: int) -> None:
     encoder = encoder_of("test_resnet")
     index = build_index(photos, encoder.config.data)
-    found = extracted(encoder, AllImages(index), workers=workers)
+    found = extracted(encoder, Selection.all(index), workers=workers)
     assert embedded_ids(cache) == dict.fromkeys(range(NUM_IMAGES), 1)
     assert [image_id for image_id, _ in found.skipped] == [CORRUPT]
     assert "truncated" in found.skipped[0][1]
@@ -111,6 +111,27 @@ def test_what_is_there_is_not_computed_again_for_another_subset_and_nothing_is_r
     assert third.skipped == second.skipped == first.skipped
 
 
+def test_images_are_embedded_by_several_encoders_in_one_pass_each_as_far_as_it_lacks_them(
+    photos: Path, cache: Path, tmp_path: Path
+) -> None:
+    one, other = encoder_of("test_resnet"), encoder_of("test_vit")
+    own = shutil.copytree(photos, tmp_path / "photos")
+    index = build_index(own, one.config.data)
+    some, more = (Selection(index, np.array(ids)) for ids in ([CORRUPT, 5, 7], [7, 8]))
+    extracted(one, some)
+    union = Selection.union(some, more)
+    with ProgressLine() as line:
+        precompute([one, other, other], union, settings=JobSettings(), line=line, name="embedding")
+    assert embedded_ids(cache) == dict.fromkeys([CORRUPT, 5, 7, 8], 2)
+    images = images_of(one, index, np.array([5, 7, 8]))
+    shutil.rmtree(own)  # nothing is read from now on
+    for encoder in (one, other):
+        found = extracted(encoder, union)
+        assert found.image_ids.tolist() == [5, 7, 8]
+        with torch.no_grad():
+            close(found.values, encoder(images)[0])
+
+
 def test_dense_and_deeper_representations_are_kept_apart(photos: Path, cache: Path) -> None:
     encoder = encoder_of("test_vit")
     index = build_index(photos, encoder.config.data)
@@ -134,9 +155,9 @@ def test_a_file_that_is_gone_ends_the_extraction_in_words_and_what_was_computed_
     missing = Path(index.uri(NUM_IMAGES - 1))
     missing.rename(missing.with_suffix(".away"))
     with pytest.raises(ValueError, match=r"^\S+\.(png|jpg) is gone since the index was made"):
-        extracted(encoder, AllImages(index))
+        extracted(encoder, Selection.all(index))
     missing.with_suffix(".away").rename(missing)
-    assert len(extracted(encoder, AllImages(index)).image_ids) == NUM_IMAGES - 1
+    assert len(extracted(encoder, Selection.all(index)).image_ids) == NUM_IMAGES - 1
     assert embedded_ids(cache) == dict.fromkeys(range(NUM_IMAGES), 1)
 
 
@@ -144,7 +165,7 @@ def test_images_none_of_which_can_be_decoded_are_refused(cache: Path, tmp_path: 
     encoder = encoder_of("test_resnet")
     index = build_index(labelled_folder(tmp_path / "photos", 4, num_corrupt=4), encoder.config.data)
     with pytest.raises(ValueError, match=r"none of the 4 images could be decoded, such as \S+000\.png: .*truncated"):
-        extracted(encoder, AllImages(index))
+        extracted(encoder, Selection.all(index))
 
 
 def test_the_journal_of_values_that_were_deleted_is_not_believed(tmp_path: Path) -> None:

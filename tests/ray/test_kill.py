@@ -17,7 +17,7 @@ from glsd.training import load_checkpoint
 from ray_jobs.pretraining import Run
 from tests.ray.runs import STEPS_PER_EPOCH, TOTAL_STEPS, complete_checkpoints, json_lines, leaves, small_run
 
-TIMEOUT_S = 300
+TIMEOUT_S = 900
 MEASURED_BY_THE_CLOCK = {"images_per_s", "data_wait", "seconds_left"}
 
 
@@ -71,6 +71,15 @@ class Start:
         self.process.kill()
         self.process.wait()
 
+    def kill_actor(self, title: str) -> None:
+        """SIGKILL to the one process of its Ray with this title."""
+        (pid,) = [
+            pid
+            for pid in _session(self.process.pid)
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(f"ray::{title}".encode())
+        ]
+        os.kill(pid, signal.SIGKILL)
+
     def kill_all(self) -> None:
         """SIGKILL to all at once, as when the machine goes down."""
         while members := _session(self.process.pid):
@@ -108,7 +117,6 @@ def command(forty: Path, tmp_path: Path) -> Iterator[Command]:
 
 @pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes of a session in /proc")
-@pytest.mark.timeout(1800)
 def test_a_run_killed_at_every_kind_of_moment_ends_bit_for_bit_as_one_that_was_never_killed(
     uninterrupted: Run, command: Command
 ) -> None:

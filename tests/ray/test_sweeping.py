@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from ray_jobs.sweeping import sweep
 from ray_jobs.trial_states import trial_states
 from tests.ray.images import labelled_folder
 from tests.ray.runs import json_lines, leaves
-from tests.ray.test_kill import Start
+from tests.ray.test_kill import TIMEOUT_S, Start
 
 pytestmark = pytest.mark.ray
 
@@ -57,8 +58,17 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return kept | {"GLSD_CACHE": str(tmp_path / "cache")}
 
 
-def test_a_killed_sweep_keeps_what_ended_and_goes_on_with_the_rest(
-    cluster: None, textures: Path, tmp_path: Path, environment: dict[str, str]
+@pytest.fixture
+def starts() -> Iterator[list[Start]]:
+    """Sweeps as processes; what is left of them ends with the test."""
+    starts = list[Start]()
+    yield starts
+    for start in starts:
+        start.kill_all()
+
+
+def test_a_sweep_is_killed_then_one_of_its_trials_and_ends_as_if_nothing_had_happened(
+    cluster: None, textures: Path, tmp_path: Path, environment: dict[str, str], starts: list[Start]
 ) -> None:
     (tmp_path / "base.yaml").write_text(base().to_yaml())
     out = tmp_path / "sweep"
@@ -74,33 +84,37 @@ def test_a_killed_sweep_keeps_what_ended_and_goes_on_with_the_rest(
     command += ["--data", str(textures), "--out", str(out), "--pairs", "8"]
     command += ["--grid", "objective.setting=vanilla,geometric", "data.images_per_class=8,null"]
 
-    def start(number: int) -> Start:
-        log = tmp_path / f"{number}.log"
+    def start() -> Start:
+        log = tmp_path / f"{len(starts)}.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 command, stdout=stream, stderr=stream, env=environment, start_new_session=True, cwd=tmp_path
             )
-        return Start(process, log)
+        starts.append(Start(process, log))
+        return starts[-1]
 
-    first, second = (f"setting_vanilla-images_per_class_{n}-seed_0" for n in (8, "none"))
-    started = start(0)
-    started.wait_until(lambda: len(json_lines(out / "trials" / second / "metrics.jsonl")) > 4)
+    first, second = (out / "trials" / f"setting_vanilla-images_per_class_{n}-seed_0" for n in (8, "none"))
+    started = start()
+    started.wait_until(lambda: len(json_lines(second / "metrics.jsonl")) > 4)  # in the second epoch
     started.kill_all()
-    ended = (out / "trials" / first / "outcome.json").stat().st_mtime_ns
-    again = start(1)
-    assert again.process.wait(timeout=600) == 0, again.said
+    ended = (first / "outcome.json").stat().st_mtime_ns
+    again = start()
+    again.wait_until(lambda: len(json_lines(second / "metrics.jsonl")) > 12)  # in the fourth
+    again.kill_actor("ImplicitFunc")
+    assert again.process.wait(TIMEOUT_S) == 0, again.said
+    assert "died" in again.said
 
     states = trial_states(str(out))
     assert [state.status for state in states] == ["finished"] * 4
     assert [state.num_images for state in states] == [32, 64, 32, 64]
-    assert (out / "trials" / first / "outcome.json").stat().st_mtime_ns == ended
+    assert (first / "outcome.json").stat().st_mtime_ns == ended
     assert {state.evaluation["collapse"]["verdict"] for state in states if state.evaluation} <= {"healthy", "collapsed"}
     for state in states:
         assert state.evaluation is not None
         assert state.evaluation["knn"]["num_anchors"] + state.evaluation["knn"]["num_queries"] == 64
 
     undisturbed = pretrain(base(**{"objective.setting": "vanilla"}), str(textures), str(tmp_path / "undisturbed"))
-    killed = newest_checkpoint(str(out / "trials" / second))
+    killed = newest_checkpoint(str(second))
     assert killed is not None
     expected, found = (leaves(load_checkpoint(checkpoint)) for checkpoint in (undisturbed.checkpoint, killed))
     assert expected.keys() == found.keys()
@@ -143,7 +157,11 @@ def test_a_trial_that_is_stopped_early_leaves_nothing_reserved_though_another_ra
     out = tmp_path / "sweep"
     arguments = [str(path) for path in (tmp_path / "base.yaml", tmp_path / "grid.yaml", textures, out)]
     ended = subprocess.run(
-        [sys.executable, "-c", EARLY_STOP, *arguments], env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", EARLY_STOP, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
     )
     assert ended.returncode == 0, ended.stderr
     better, worse = trial_states(str(out))
