@@ -4,6 +4,8 @@ A verb with settings takes a preset's name (or a YAML file) first, which fills t
 by its dotted key. Verbs that need no cluster import no Ray.
 """
 
+import difflib
+import os
 import signal
 import sys
 import warnings
@@ -98,7 +100,7 @@ class Preview:
     Example: glsd preview cat.jpg --out matches.png
     """
 
-    image: Annotated[str, tyro.conf.Positional]
+    image: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """An image file."""
     out: str = "preview.png"
     """The picture."""
@@ -129,7 +131,7 @@ class Evaluate:
     Example: glsd evaluate runs/photos --data labelled --probes knn linear collapse --out runs/photos/labelled
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run directory, a checkpoint, an exported backbone, timm:NAME, or timm:NAME=FILE of weights; a file's images are
     normalised as ImageNet's, or with timm:NAME.TAG=FILE as timm has it for that tag."""
     data: tuple[str, ...]
@@ -187,7 +189,7 @@ class Sweep:
     Example: glsd sweep matching_by_regime --base small_data --data train --test val --seeds 0 1 --out sweeps/regimes
     """
 
-    study: Annotated[str, tyro.conf.Positional]
+    study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
     """matching_by_regime, matching_by_dataset, temperatures, threshold, learning_rate, or a YAML file of dotted keys
     with lists, or with distributions such as {loguniform: [1e-5, 1e-3]}."""
     data: tuple[str, ...]
@@ -275,7 +277,7 @@ class Report:
     Example: glsd report runs/photos
     """
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A run directory, finished or still running, or the folder of an evaluation or a sweep."""
     out: str | None = None
     """The file; by default report.html in that folder."""
@@ -294,7 +296,7 @@ class Embed:
     Example: glsd embed runs/photos --data photos --out features.parquet
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run directory, a checkpoint, an exported backbone, timm:NAME, or timm:NAME=FILE of weights."""
     data: tuple[str, ...]
     """Folders of images, lists (.txt, .csv), WebDataset tars or Parquet files; local, s3:// or gs://."""
@@ -321,9 +323,9 @@ class Convert:
     Example: glsd convert dino_deitsmall16_pretrain.pth backbones/dino --backbone vit_small_patch16_224
     """
 
-    src: Annotated[str, tyro.conf.Positional]
+    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """A .pth, .pt, .ckpt or .safetensors file."""
-    dst: Annotated[str, tyro.conf.Positional]
+    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """New folder."""
     backbone: str | None = None
     """Name of the timm model; by default the file says it, or its tensors do. Images are normalised as ImageNet's, or
@@ -343,9 +345,9 @@ class Pack:
     Example: glsd pack data/train s3://bucket/shards
     """
 
-    src: Annotated[str, tyro.conf.Positional]
+    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """Folder, list, tars or Parquet files; local, s3:// or gs://."""
-    dst: Annotated[str, tyro.conf.Positional]
+    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """New or empty folder or URI for the shards."""
     shard_mib: int = 256
     """Size of a shard in MiB."""
@@ -373,7 +375,7 @@ class Export:
     Example: glsd export runs/photos --out backbone --to timm
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run directory, a checkpoint, an exported backbone, timm:NAME, or timm:NAME=FILE of weights."""
     out: str = "backbone"
     """New folder."""
@@ -411,9 +413,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; what a user can mend is one line on stderr and exit status 2, and so is Ctrl-C with status 130."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the progress line may stand there
-    warnings.showwarning = lambda message, *_: print(f"{clear}glsd: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"{clear}glsd: warning: {message}", file=sys.stderr)
     try:
         parse(given).run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except ValidationError as error:
         sys.exit(_failed(explained(error)))
     except (ValueError, OSError, RuntimeError) as error:
@@ -448,7 +454,9 @@ def parse(given: list[str]) -> Any:
         sys.exit(0 if given else 2)
     verb, *rest = given
     if verb not in VERBS:
-        raise ValueError(f"there is no verb {verb!r}; glsd has {', '.join(VERBS)}")
+        nearest = difflib.get_close_matches(verb, VERBS, n=1)
+        meant = f", did you mean {nearest[0]}?" if nearest else ";"
+        raise ValueError(f"there is no verb {verb!r}{meant} glsd has {', '.join(VERBS)}")
     arguments, preset = VERBS[verb]
     program = f"glsd {verb}"
     if preset is None:

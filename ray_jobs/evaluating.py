@@ -128,6 +128,10 @@ def evaluate(
     _check_options(probes, ks, pairs, scenes, beside, draws=out is not None and figures)
     photographed = None if scenes is None else (scenes, read_scenes(scenes))
     settings, linear = JobSettings(**job), linear or LinearConfig()
+    folder = None if out is None else Folder(out)
+    for sources in (data, test or ()):
+        if folder is not None:
+            folder.check_apart(sources)
     with line or ProgressLine() as line:
         state = _checkpoint_state(model)
         encoder = _resized(load_model(model) if state is None else teacher_encoder(state), resize, crop)
@@ -142,7 +146,6 @@ def evaluate(
         images = _probed_images(encoder, index, tested, bool(NEEDING_LABELS & set(probes)), anchors)
         if "linear" in probes:
             check_batch(linear, len(images.trained.image_ids), settings.workers)
-        folder = None if out is None else Folder(out)
         found = _begun(folder, model, encoder, index, tested, anchors)
         probing = _Probing(model, encoder, images, settings, line, found["skipped"])
         measures: dict[Probe, Callable[[], dict[str, Any]]] = {

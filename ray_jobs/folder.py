@@ -4,7 +4,7 @@ Locally a file is renamed into place; an object store shows an object only when 
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import pyarrow.fs
@@ -84,6 +84,19 @@ class Folder:
                 f"--out {self.out} holds {named} but no {mark}, so it is not {article} {kind}; name a new or an empty "
                 "folder"
             )
+
+    def check_apart(self, sources: str | Path | Iterable[str | Path]) -> None:
+        """Refuse a folder within one of the sources of images: the figures in it would be images of the next call.
+
+        Raises:
+            ValueError: names both.
+        """
+        for source in [sources] if isinstance(sources, str | Path) else sources:
+            if self.location.startswith(f"{absolute(source)}/"):
+                raise ValueError(
+                    f"--out {self.out} lies within {source}, so that its figures would count as images; name a folder "
+                    "elsewhere"
+                )
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none."""

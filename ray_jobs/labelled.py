@@ -85,7 +85,7 @@ def _some(index: Index, labels: np.ndarray, image_ids: np.ndarray, at_most: int)
 def indexed(sources: Sources, config: Config, line: ProgressLine) -> Index:
     """The index of the sources, with its progress shown."""
     index = build_index(
-        sources, config.data, progress=lambda count: line.phase(f"indexing {count:,} images") if count else None
+        sources, config.data, progress=lambda count: line.phase(f"indexing: {count:,} images so far") if count else None
     )
     line.phase(
         f"found {len(index):,} images" + (f" of {len(index.classes):,} classes" if index.classes else ", no labels")

@@ -82,6 +82,8 @@ def pretrain(
     run = RunDirectory(out)
     if not config.auto:
         run.check_config(config)  # the cheapest check comes first
+    for sources in (data, knn_data or ()):
+        run.check_apart(sources)
     check_sizes(config)
     with line or ProgressLine() as line, run.lease(on_wait=line.phase):
         if init_from is not None:

@@ -139,6 +139,8 @@ def sweep(
     if stop_collapsed:
         base = base.with_overrides({"collapse": "stop"})
     shared = Shared(base, _absolute(data), _absolute(test or {}), folder.location, scheduler, pairs, job)
+    for sources in (*shared.data.values(), *shared.test.values()):
+        folder.check_apart(sources)
     if dry_run:
         with ProgressLine() as line:
             *_, cells = islice(_rounds(space, shared, samples, search, lambda: 1), 2)

@@ -1,6 +1,9 @@
 """Ray Train as the jobs use it: workers that consume one ordered stream, watched while they do."""
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray.data import Dataset
@@ -37,7 +40,7 @@ def fit(
         line: shows what they report.
 
     Raises:
-        BaseException: what a worker raised, without Ray's wrapping.
+        BaseException: what a worker raised, without Ray's wrapping; KeyboardInterrupt after Ctrl-C.
     """
     trainer = TorchTrainer(
         worker,
@@ -58,11 +61,24 @@ def fit(
         dataset_config=DataConfig(execution_options=stream_options()),
     )
     line.phase("starting workers")
-    with watch(monitor, line):
+    with watch(monitor, line), _keyboard_interrupts():
         try:
             trainer.fit()
         except TrainingFailedError as error:
             raise _cause(error) from None
+
+
+@contextmanager
+def _keyboard_interrupts() -> Iterator[None]:
+    """Python's way with Ctrl-C in place of Ray Train's, which stops the workers, exits, and would stay for good."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _cause(error: TrainingFailedError) -> BaseException:

@@ -1,5 +1,7 @@
 """The command line: help, errors, and the verbs that need no cluster."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,12 +32,19 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pretrian"], "there is no verb 'pretrian'"),
+        (["pretrian"], "there is no verb 'pretrian', did you mean pretrain? glsd has demo, "),
+        (["xyz"], "there is no verb 'xyz'; glsd has demo, "),
         (["pretrain"], "needs a preset first: demo, food101, imagenet100"),
         (["config", "papre"], "did you mean 'paper'"),
         (["config", "demo", "--optim.batch_size", "48"], "use data.unit_size 24"),
         (["preview", "nowhere.jpg"], "nowhere.jpg cannot be read"),
-        (["evaluate", "nowhere", "--data", "."], "nowhere is no run"),
+        (["evaluate", "nowhere", "--data", "."], "nowhere does not exist"),
+        (["evaluate", "nowhere", "--data", ".", "--out", "mine"], "--out mine lies within ."),
+        (
+            ["pretrain", "demo", "--data", "photos", "more", "--out", "more/runs/1"],
+            "--out more/runs/1 lies within more",
+        ),
+        (["sweep", "threshold", "--data", "photos", "--out", "photos/sweep"], "--out photos/sweep lies within "),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_exit_status_2(arguments, message, capsys, monkeypatch, tmp_path):
@@ -53,6 +62,15 @@ def test_a_misspelt_setting_is_answered_with_the_nearest(capsys):
         main(["config", "demo", "--optim.epoch", "3"])
     assert ended.value.code == 2
     assert "--optim.epochs" in capsys.readouterr().err
+
+
+def test_a_reader_may_leave_before_the_end():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "ray_jobs.cli", "config", "paper"]
+    ended = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True)
+    os.close(write_end)
+    assert (ended.stderr, ended.returncode) == ("", 128 + signal.SIGPIPE)
 
 
 def test_preview_draws_an_image(photograph, tmp_path):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from glsd.augment import normalize
 from glsd.config import Config
+from glsd.data.filesystems import is_remote
 from glsd.models import Backbone, build_backbone, build_student_teacher
 from glsd.training.checkpoint import load_checkpoint, newest_checkpoint
 
@@ -112,6 +113,8 @@ def load_encoder(path: str | Path) -> Encoder:
     try:
         state = load_checkpoint(newest_checkpoint(str(path)) or str(path))
     except FileNotFoundError as error:
+        if not is_remote(str(path)) and not folder.exists():
+            raise ValueError(f"{path} does not exist; name a run, a checkpoint or an exported backbone") from error
         raise ValueError(
             f"{path} is no run with a complete checkpoint, no checkpoint, and no exported backbone "
             f"({CONFIG_FILE} and {WEIGHTS_FILE})"
