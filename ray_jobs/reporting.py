@@ -522,7 +522,10 @@ _CAPTIONS = {
         "Patches of an image and of its mirrored and recoloured view, joined by the similarity of their features.",
     ),
     "different_images": ("Two different images", "The 15 most similar patches of two images."),
-    "scenes": ("Two photographs of a scene", "The 15 most similar patches of two photographs, held to their homography."),
+    "scenes": (
+        "Two photographs of a scene",
+        "The 15 most similar patches of two photographs, held to their homography.",
+    ),
     "neighbours": (
         "Nearest neighbours",
         "Tested images, each beside the most similar of those that vote, with their cosine similarity. The figure of a "

@@ -1,12 +1,13 @@
 """Ray Train as the jobs use it: workers that consume one ordered stream, watched while they do."""
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+import ray
+from ray.actor import ActorHandle
 from ray.data import Dataset
+from ray.exceptions import RayActorError
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
@@ -42,7 +43,7 @@ def fit(
     Raises:
         BaseException: what a worker raised, without Ray's wrapping; KeyboardInterrupt after Ctrl-C.
     """
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         worker,
         train_loop_config={"plan": plan},
         scaling_config=ScalingConfig(
@@ -61,24 +62,29 @@ def fit(
         dataset_config=DataConfig(execution_options=stream_options()),
     )
     line.phase("starting workers")
-    with watch(monitor, line), _keyboard_interrupts():
+    with watch(monitor, line):
         try:
             trainer.fit()
         except TrainingFailedError as error:
             raise _cause(error) from None
+        except KeyboardInterrupt:
+            trainer.abort()
+            raise
 
 
-@contextmanager
-def _keyboard_interrupts() -> Iterator[None]:
-    """Python's way with Ctrl-C in place of Ray Train's, which stops the workers, exits, and would stay for good."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
+class _Trainer(TorchTrainer):
+    """Ray Train's trainer, for which Ctrl-C is a KeyboardInterrupt: its own handler would exit without a word."""
+
+    _controller: ActorHandle[Any] | None = None
+
+    def abort(self) -> None:
+        """Stop the workers, if any have been started."""
+        if self._controller is not None:
+            with suppress(RayActorError):  # so ends the controller that has stopped them
+                ray.get(self._controller.abort.remote())
+
+    def _register_sigint_handler(self, controller: ActorHandle[Any]) -> None:
+        self._controller = controller
 
 
 def _cause(error: TrainingFailedError) -> BaseException:

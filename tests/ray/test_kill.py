@@ -143,6 +143,13 @@ def test_a_run_killed_at_every_kind_of_moment_ends_bit_for_bit_as_one_that_was_n
     start.kill_all()
     assert complete_checkpoints(out) == []
 
+    # By Ctrl-C, which is answered.
+    start = command.start()
+    start.wait_until(lambda: "step" in start.phase)
+    start.process.send_signal(signal.SIGINT)
+    assert start.process.wait(TIMEOUT_S) == 128 + signal.SIGINT, start.said
+    assert start.said.endswith("glsd: interrupted; the same command goes on where it was\n")
+
     # Within the writing of a checkpoint.
     start = command.start()
     start.wait_until(half_written)
