@@ -415,8 +415,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the progress line may stand there
     warnings.showwarning = lambda message, *_: print(f"{clear}glsd: warning: {message}", file=sys.stderr)
     try:
-        parse(given).run()
-        sys.stdout.flush()
+        try:
+            parse(given).run()
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

@@ -76,6 +76,7 @@ class Selection:
     @classmethod
     def union(cls, *parts: Images) -> Self:
         """The images that are in any of the parts, which are of one index."""
+        assert all(part.index is parts[0].index for part in parts)
         return cls(parts[0].index, np.unique(np.concatenate([part.image_ids for part in parts])))
 
 
@@ -170,12 +171,22 @@ def precompute(
 ) -> None:
     """Have the cache hold z̄ of images by each of the encoders, for which an image is read and decoded once.
 
-    The encoders prepare images alike; the other arguments and the errors are those of `extract`.
+    The encoders prepare images alike. An image that any of them lacks is embedded by all that lack images. The other
+    arguments and the errors are those of `extract`, but for images that cannot be decoded, of which nothing is said.
     """
     every = [_Embedding(encoder, dense=False, num_blocks=1) for encoder in encoders]
-    embeddings = list({_digest(embedding, images.index): embedding for embedding in every}.values())
-    with _stores(embeddings, images.index) as stores:
-        _complete(stores, embeddings, images, settings, line, name)
+    assert len({embedding.preparation for embedding in every}) == 1, "encoders that prepare images in different ways"
+    different = {_digest(embedding, images.index): embedding for embedding in every}.values()
+    embeddings = [embedding for embedding in different if _lacks_any(embedding, images)]
+    # No lock is held of a store that lacks nothing: trials that share the untrained backbone would wait for each other.
+    if embeddings:
+        with _stores(embeddings, images.index) as stores:
+            _complete(stores, embeddings, images, settings, line, name)
+
+
+def _lacks_any(embedding: "_Embedding", images: Images) -> bool:
+    with _stores([embedding], images.index) as (store,):
+        return bool(store.lacks(images.image_ids).any())
 
 
 @contextmanager
@@ -237,6 +248,12 @@ class _Embedding:
             return block_representations(self.encoder, images, self.num_blocks)
         z_bar, z = self.encoder(images)
         return torch.cat([z_bar[:, None], z.flatten(1, 2)], 1) if self.dense else z_bar
+
+    @property
+    def preparation(self) -> tuple[Any, ...]:
+        """What an image's crop depends on."""
+        config = self.encoder.config
+        return config.evaluation.resize, config.evaluation.crop, config.data.max_pixels, config.data.value_range
 
     @property
     def crop(self) -> int:

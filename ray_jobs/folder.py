@@ -92,7 +92,8 @@ class Folder:
             ValueError: names both.
         """
         for source in [sources] if isinstance(sources, str | Path) else sources:
-            if self.location.startswith(f"{absolute(source)}/"):
+            of_source = Folder(source)
+            if self.is_local == of_source.is_local and self.path.startswith(f"{of_source.path}/"):
                 raise ValueError(
                     f"--out {self.out} lies within {source}, so that its figures would count as images; name a folder "
                     "elsewhere"

@@ -1,7 +1,8 @@
 """What a running job says: metrics travel from rank 0 to the driver's progress line and to Prometheus.
 
-Rank 0 pushes into a tiny actor and never waits; the driver looks there twice a second. A job whose monitor has died
-goes on in silence. Ray is imported where it is used, so that the progress line serves verbs that need no cluster.
+Rank 0 pushes into a tiny actor and waits for it at its end alone; the driver looks there twice a second. A job whose
+monitor has died goes on in silence. Ray is imported where it is used, so that the progress line serves verbs that need
+no cluster.
 """
 
 import math

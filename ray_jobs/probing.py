@@ -209,6 +209,7 @@ def linear_worker(loop_config: dict[str, Any]) -> None:
         if epoch_ends and context.get_world_rank() == 0:
             save_checkpoint(plan.folder, probe.step, probe.state_dict(), {"settings": config.model_dump(mode="json")})
             prune_checkpoints(plan.folder, {probe.step})
+    report.close()
 
 
 def unit_size(num_images: int, crop: int) -> int:
@@ -244,6 +245,11 @@ class _Report:
                 "seconds_left": (source.num_steps - step) * seconds_per_step,
             }
             self._reporter.phase(f"linear {progress_text(metrics)}")
+
+    def close(self) -> None:
+        """Have the driver know the last loss."""
+        if self._reporter is not None:
+            self._reporter.close()
 
 
 def _remaining_stream(plan: LinearPlan) -> ray.data.Dataset:

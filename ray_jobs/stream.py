@@ -4,7 +4,8 @@ A row of `range` is a unit, so the stream is a pure function of the step: a resu
 of workers receives the same units. Blocks of equal size and `preserve_order` are what makes rank r of W get the units
 i * W + r, see `stream_options`.
 
-Ray Data's coordinators import this module and wait for it, so torch, which only the tasks need, is imported in them.
+Ray Data's coordinators import this module, one after the other, before the first unit comes. So torch, which the tasks
+alone need, is imported by the tasks.
 """
 
 import json

@@ -68,6 +68,7 @@ def fit(
         except TrainingFailedError as error:
             raise _cause(error) from None
         except KeyboardInterrupt:
+            line.phase("stopping the workers")
             trainer.abort()
             raise
 

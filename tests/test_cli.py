@@ -64,10 +64,11 @@ def test_a_misspelt_setting_is_answered_with_the_nearest(capsys):
     assert "--optim.epochs" in capsys.readouterr().err
 
 
-def test_a_reader_may_leave_before_the_end():
+@pytest.mark.parametrize("arguments", [["config", "paper"], ["--help"]])
+def test_a_reader_may_leave_before_the_end(arguments):
     read_end, write_end = os.pipe()
     os.close(read_end)
-    command = [sys.executable, "-m", "ray_jobs.cli", "config", "paper"]
+    command = [sys.executable, "-m", "ray_jobs.cli", *arguments]
     ended = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True)
     os.close(write_end)
     assert (ended.stderr, ended.returncode) == ("", 128 + signal.SIGPIPE)
@@ -78,6 +79,11 @@ def test_preview_draws_an_image(photograph, tmp_path):
     with Image.open(tmp_path / "preview.png") as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 300
+
+
+def test_the_module_of_the_streams_tasks_imports_no_torch():
+    code = "import sys, ray_jobs.stream; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_help_and_config_and_preview_import_no_ray_and_no_model(photograph, tmp_path):

@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 from collections import Counter
@@ -66,6 +67,18 @@ def extracted(encoder: Encoder, images: Images, **options: int) -> Features:
         return extract(encoder, images, settings=JobSettings(workers=workers), line=line, name="embedding", **options)
 
 
+class Heard(ProgressLine):
+    """A progress line that keeps all that it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(io.StringIO())
+        self.phases = list[str]()
+
+    def phase(self, text: str) -> None:
+        self.phases.append(text)
+        super().phase(text)
+
+
 def embedded_ids(cache: Path) -> Counter[int]:
     """How often each image was embedded or found undecodable, of all stores of a cache."""
     lines = [line for path in cache.glob("features-*/journal.jsonl") for line in path.read_text().splitlines()]
@@ -120,8 +133,9 @@ def test_images_are_embedded_by_several_encoders_in_one_pass_each_as_far_as_it_l
     some, more = (Selection(index, np.array(ids)) for ids in ([CORRUPT, 5, 7], [7, 8]))
     extracted(one, some)
     union = Selection.union(some, more)
-    with ProgressLine() as line:
+    with Heard() as line:
         precompute([one, other, other], union, settings=JobSettings(), line=line, name="embedding")
+    assert line.phases == ["embedding 0 of 4 images", "embedding 4 of 4 images"]
     assert embedded_ids(cache) == dict.fromkeys([CORRUPT, 5, 7, 8], 2)
     images = images_of(one, index, np.array([5, 7, 8]))
     shutil.rmtree(own)  # nothing is read from now on

@@ -73,11 +73,12 @@ class Start:
 
     def kill_actor(self, title: str) -> None:
         """SIGKILL to the one process of its Ray with this title."""
-        (pid,) = [
-            pid
-            for pid in _session(self.process.pid)
-            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(f"ray::{title}".encode())
-        ]
+        found = []
+        for pid in _session(self.process.pid):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(f"ray::{title}".encode()):
+                    found.append(pid)
+        (pid,) = found
         os.kill(pid, signal.SIGKILL)
 
     def kill_all(self) -> None:
@@ -142,13 +143,6 @@ def test_a_run_killed_at_every_kind_of_moment_ends_bit_for_bit_as_one_that_was_n
     start.wait_until(lambda: last_step() >= 2)
     start.kill_all()
     assert complete_checkpoints(out) == []
-
-    # By Ctrl-C, which is answered.
-    start = command.start()
-    start.wait_until(lambda: "step" in start.phase)
-    start.process.send_signal(signal.SIGINT)
-    assert start.process.wait(TIMEOUT_S) == 128 + signal.SIGINT, start.said
-    assert start.said.endswith("glsd: interrupted; the same command goes on where it was\n")
 
     # Within the writing of a checkpoint.
     start = command.start()

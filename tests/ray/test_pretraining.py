@@ -1,12 +1,16 @@
 """The pretrain job on a cluster: what a run leaves behind, what it refuses, what the number of workers may change."""
 
+import _thread
 import json
 import math
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import timm
 import torch
 import yaml
@@ -180,6 +184,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_step_and_images_and_keeps_th
 
 
 @pytest.mark.usefixtures("cluster")
+def test_ctrl_c_stops_the_workers_and_is_a_keyboard_interrupt(forty: Path, tmp_path: Path) -> None:
+    out, total = tmp_path / "run", ray.cluster_resources()["CPU"]
+
+    def interrupt() -> None:
+        while not json_lines(out / "metrics.jsonl"):
+            time.sleep(0.05)
+        _thread.interrupt_main()
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(small_run(**{"optim.epochs": 1000}), str(forty), str(out))
+    end = time.monotonic() + 300
+    while ray.available_resources().get("CPU", 0) < total and time.monotonic() < end:
+        time.sleep(0.5)
+    assert ray.available_resources()["CPU"] == total
+    assert not (out / "summary.json").exists()
+
+
 def test_more_undecodable_images_than_the_allowed_share_stop_the_run_with_a_list_of_them(tmp_path: Path) -> None:
     photos = labelled_folder(tmp_path / "photos", num_images=40, num_corrupt=10)
     message = r"of the \d+ images read so far could not be decoded, more than data\.max_skipped 10%; .*skipped\.jsonl"

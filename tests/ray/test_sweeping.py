@@ -81,7 +81,7 @@ def test_a_sweep_is_killed_then_one_of_its_trials_and_ends_as_if_nothing_had_hap
         "--base",
         str(tmp_path / "base.yaml"),
     ]
-    command += ["--data", str(textures), "--out", str(out), "--pairs", "8"]
+    command += ["--data", str(textures), "--out", str(out), "--pairs", "8", "--concurrent", "1"]
     command += ["--grid", "objective.setting=vanilla,geometric", "data.images_per_class=8,null"]
 
     def start() -> Start:
@@ -95,11 +95,11 @@ def test_a_sweep_is_killed_then_one_of_its_trials_and_ends_as_if_nothing_had_hap
 
     first, second = (out / "trials" / f"setting_vanilla-images_per_class_{n}-seed_0" for n in (8, "none"))
     started = start()
-    started.wait_until(lambda: len(json_lines(second / "metrics.jsonl")) > 4)  # in the second epoch
+    started.wait_until(lambda: len(json_lines(second / "metrics.jsonl")) > 5)  # in the second epoch
     started.kill_all()
     ended = (first / "outcome.json").stat().st_mtime_ns
     again = start()
-    again.wait_until(lambda: len(json_lines(second / "metrics.jsonl")) > 12)  # in the fourth
+    again.wait_until(lambda: len(json_lines(second / "metrics.jsonl")) > 13)  # in the fourth
     again.kill_actor("ImplicitFunc")
     assert again.process.wait(TIMEOUT_S) == 0, again.said
     assert "died" in again.said
