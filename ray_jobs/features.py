@@ -226,7 +226,7 @@ def _complete(
             assert not embedded[chunk[0].image_ids].any(), "an image was embedded twice"
             embedded[chunk[0].image_ids] = True
             for store, rows in zip(stores, chunk, strict=True):
-                store.add(rows)
+                store.add(rows.some(store.lacks(rows.image_ids)))
             num_done += len(chunk[0].image_ids)
             line.phase(f"{name} {num_done:,} of {len(image_ids):,} images")
     assert num_done == len(image_ids), f"{num_done} images were embedded, not {len(image_ids)}"
@@ -291,6 +291,10 @@ class Rows(NamedTuple):
     reasons: list[str]
     """Why an image could not be decoded; its values mean nothing then. Empty where it could."""
 
+    def some(self, chosen: NDArray[np.bool_]) -> "Rows":
+        """Those of the chosen images."""
+        return Rows(self.image_ids[chosen], self.values[chosen], list(compress(self.reasons, chosen)))
+
 
 class Store:
     """Rows on disk: `values.npy`, a sparse file with a row for each image, and `journal.jsonl`, which rows are there.
@@ -329,11 +333,9 @@ class Store:
         return np.asarray(self.state[image_ids] == _PENDING)
 
     def add(self, rows: Rows) -> None:
-        """Write the rows that are not there."""
-        lacks = self.lacks(rows.image_ids).tolist()
-        for image_id, row, reason in compress(
-            zip(rows.image_ids.tolist(), rows.values, rows.reasons, strict=True), lacks
-        ):
+        """Write rows that are not there."""
+        assert self.lacks(rows.image_ids).all(), "an image was embedded twice"
+        for image_id, row, reason in zip(rows.image_ids.tolist(), rows.values, rows.reasons, strict=True):
             if not reason:
                 self._values.seek(self._first + image_id * self._row_bytes)
                 self._values.write(row.data)

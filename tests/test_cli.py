@@ -38,7 +38,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["config", "papre"], "did you mean 'paper'"),
         (["config", "demo", "--optim.batch_size", "48"], "use data.unit_size 24"),
         (["preview", "nowhere.jpg"], "nowhere.jpg cannot be read"),
-        (["evaluate", "nowhere", "--data", "."], "nowhere does not exist"),
+        (["evaluate", "nowhere", "--data", "."], "nowhere is no run"),
         (["evaluate", "nowhere", "--data", ".", "--out", "mine"], "--out mine lies within ."),
         (
             ["pretrain", "demo", "--data", "photos", "more", "--out", "more/runs/1"],

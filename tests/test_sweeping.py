@@ -217,7 +217,7 @@ def test_a_trial_that_has_ended_is_not_read_again(tmp_path) -> None:
     assert (before[1].metrics != [], started.metrics) == (True, [])
 
 
-def test_ctrl_c_ends_a_verb_with_a_sentence(tmp_path) -> None:
+def test_ctrl_c_ends_a_verb_with_a_sentence(interruptible: None, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "image")
     started = subprocess.Popen(
         [sys.executable, "-m", "ray_jobs.cli", "preview", str(tmp_path / "image")], stderr=subprocess.PIPE, text=True

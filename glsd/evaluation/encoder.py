@@ -113,11 +113,10 @@ def load_encoder(path: str | Path) -> Encoder:
     try:
         state = load_checkpoint(newest_checkpoint(str(path)) or str(path))
     except FileNotFoundError as error:
-        if not is_remote(str(path)) and not folder.exists():
-            raise ValueError(f"{path} does not exist; name a run, a checkpoint or an exported backbone") from error
+        is_missing = not is_remote(str(path)) and not folder.exists()
         raise ValueError(
             f"{path} is no run with a complete checkpoint, no checkpoint, and no exported backbone "
-            f"({CONFIG_FILE} and {WEIGHTS_FILE})"
+            f"({CONFIG_FILE} and {WEIGHTS_FILE})" + (": it does not exist" if is_missing else "")
         ) from error
     return teacher_encoder(state)
 

@@ -262,7 +262,7 @@ def test_a_timm_name_has_the_hubs_weights_and_their_normalisation(
         ("timm:resnet50.of_mine", r"resnet50\.of_mine: timm has no weights of that tag"),
         ("timm:resnet50.of_mine=missing.pth", "timm has no weights of that tag"),
         ("timm:resnet50=missing.pth", r"missing\.pth is no file"),
-        ("missing", "missing is no run"),
+        ("missing", r"missing is no run .*: it does not exist$"),
     ],
 )
 def test_a_model_that_cannot_be_had_is_named(

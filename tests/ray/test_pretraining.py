@@ -184,7 +184,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_step_and_images_and_keeps_th
 
 
 @pytest.mark.usefixtures("cluster")
-def test_ctrl_c_stops_the_workers_and_is_a_keyboard_interrupt(forty: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_workers_and_is_a_keyboard_interrupt(
+    cluster: None, interruptible: None, forty: Path, tmp_path: Path
+) -> None:
     out, total = tmp_path / "run", ray.cluster_resources()["CPU"]
 
     def interrupt() -> None:
