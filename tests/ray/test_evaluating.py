@@ -11,7 +11,17 @@ from PIL import Image
 
 from glsd.config import LinearConfig
 from glsd.data import build_index, decode
-from glsd.evaluation import Encoder, embed, knn_accuracy, load_encoder
+from glsd.evaluation import (
+    Encoder,
+    correspondence,
+    embed,
+    flip_truth,
+    knn_accuracy,
+    load_encoder,
+    mean_correspondence,
+    transformed_view,
+    untrained_encoder,
+)
 from ray_jobs.evaluating import evaluate, score_table
 from ray_jobs.labelled import LabelledImages, labelled_split
 from ray_jobs.pretraining import Run
@@ -23,8 +33,15 @@ pytestmark = pytest.mark.ray
 def evaluated(uninterrupted: Run, forty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluated") / "evaluation"
     probes = ("knn", "linear_quick", "correspondence", "collapse")
-    evaluate(uninterrupted.out, str(forty), probes=probes, out=str(out), ks=(5, 100, 200), resize=64, crop=64)
+    evaluate(uninterrupted.out, str(forty), probes=probes, out=str(out), ks=(5, 100, 200), resize=128, crop=128)
     return out
+
+
+def probed(run: Run) -> Encoder:
+    """The encoder of a run as the evaluation has it."""
+    trained = load_encoder(run.checkpoint)
+    preprocessing = {"evaluation.resize": 128, "evaluation.crop": 128}
+    return Encoder(trained.backbone, trained.config.with_overrides(preprocessing))
 
 
 def representations(encoder: Encoder, images: LabelledImages) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,8 +58,7 @@ def representations(encoder: Encoder, images: LabelledImages) -> tuple[torch.Ten
 
 
 def test_knn_is_that_of_the_representations_made_one_by_one(evaluated: Path, uninterrupted: Run, forty: Path) -> None:
-    trained = load_encoder(uninterrupted.checkpoint)
-    encoder = Encoder(trained.backbone, trained.config.with_overrides({"evaluation.resize": 64, "evaluation.crop": 64}))
+    encoder = probed(uninterrupted)
     index = build_index(str(forty), encoder.config.data)
     split = labelled_split(index, None, encoder.config.evaluation)
     (anchors, anchor_labels), (queries, labels) = (
@@ -58,6 +74,26 @@ def test_knn_is_that_of_the_representations_made_one_by_one(evaluated: Path, uni
     assert [result["k"] for result in found["knn"]["results"]] == [5, expected.num_anchors]
 
 
+def test_correspondences_are_those_of_one_image_after_the_other_by_the_model_and_by_its_random_initialisation(
+    evaluated: Path, uninterrupted: Run, forty: Path
+) -> None:
+    encoder = probed(uninterrupted)
+    split = labelled_split(build_index(str(forty), encoder.config.data), None, encoder.config.evaluation)
+    truth = flip_truth(encoder.backbone.grid(128), 128)
+    found = json.loads((evaluated / "evaluation.json").read_text())["correspondence"]
+    for model, means in ((encoder, found), (untrained_encoder(encoder.config), found["untrained"])):
+        results = []
+        for image_id in split.queries.image_ids.tolist():
+            crop = model.preprocess(decode(split.queries.index.read(image_id), model.config.data.max_pixels, None))
+            sides = (torch.from_numpy(side[None]) for side in (crop, transformed_view(crop, 0, image_id)))
+            with torch.no_grad():
+                z_a, z_b = (model(model.normalize(side))[1] for side in sides)
+            results.append(correspondence(z_a, z_b, truth, 128))
+        expected = mean_correspondence(results)._asdict()
+        assert {key: means[key] for key in expected} == pytest.approx(expected)
+    assert found["accuracy_top"] != found["untrained"]["accuracy_top"]
+
+
 def test_the_corrupt_image_is_named(evaluated: Path) -> None:
     (skipped,) = json.loads((evaluated / "evaluation.json").read_text())["skipped"]
     assert skipped["uri"].endswith("000.png")
@@ -69,10 +105,8 @@ def test_every_probe_says_what_it_rests_on(evaluated: Path) -> None:
     assert found["collapse"]["verdict"] == "healthy"
     assert 0 < found["collapse"]["metrics"]["feature_std"] <= 1.5
     assert found["collapse"]["metrics"]["input_gradient_norm"] > 0
-    assert found["correspondence"]["size"] == 64
+    assert found["correspondence"]["size"] == 128
     assert 0 <= found["correspondence"]["accuracy"] <= 1
-    assert found["correspondence"]["untrained"]["num_images"] == found["correspondence"]["num_images"]
-    assert found["correspondence"]["untrained"]["error_px"] != found["correspondence"]["error_px"]
     assert found["linear_quick"]["num_train"] == found["knn"]["num_anchors"]
     table = score_table(found)
     for word in ("k = 5", "linear, L-BFGS", "correspondence of", "collapse: healthy", "most frequent class"):
@@ -94,8 +128,8 @@ def test_a_later_probe_is_added_to_the_evaluation(evaluated: Path, uninterrupted
         probes=("linear",),
         out=str(evaluated),
         linear=LinearConfig(epochs=2, batch_size=8),
-        resize=64,
-        crop=64,
+        resize=128,
+        crop=128,
         figures=False,
     )
     after = json.loads((evaluated / "evaluation.json").read_text())
@@ -112,7 +146,7 @@ def test_an_evaluation_of_something_else_is_refused(evaluated: Path, uninterrupt
 def test_an_evaluation_does_not_write_into_a_folder_of_something_else(uninterrupted: Run, forty: Path) -> None:
     before = sorted(forty.rglob("*"))
     with pytest.raises(ValueError, match=r"holds .* but no evaluation\.json, so it is not an evaluation; name a new"):
-        evaluate(uninterrupted.out, str(forty), out=str(forty), resize=64, crop=64)
+        evaluate(uninterrupted.out, str(forty), out=str(forty), resize=128, crop=128)
     assert sorted(forty.rglob("*")) == before
 
 
@@ -122,10 +156,10 @@ def test_images_without_labels_can_be_probed_for_collapse_and_not_by_knn(
     rng = np.random.default_rng(0)
     for number in range(6):
         Image.fromarray(rng.integers(0, 256, (80, 80, 3), np.uint8)).save(tmp_path / f"{number}.png")
-    found = evaluate(uninterrupted.out, str(tmp_path), probes=("collapse", "correspondence"), resize=64, crop=64)
+    found = evaluate(uninterrupted.out, str(tmp_path), probes=("collapse", "correspondence"), resize=128, crop=128)
     assert found["correspondence"]["num_images"] == 6
     with pytest.raises(ValueError, match="have no labels, which k-NN and linear layers need"):
-        evaluate(uninterrupted.out, str(tmp_path), probes=("knn",), resize=64, crop=64)
+        evaluate(uninterrupted.out, str(tmp_path), probes=("knn",), resize=128, crop=128)
 
 
 def test_photographs_of_a_scene_are_held_to_their_homography(
@@ -144,8 +178,8 @@ def test_photographs_of_a_scene_are_held_to_their_homography(
         out=str(out),
         scenes=str(tmp_path / "scenes.csv"),
         pairs=4,
-        resize=64,
-        crop=64,
+        resize=128,
+        crop=128,
     )
     same, mirrored = found["correspondence"]["scenes"]["pairs"]
     for model in (same, same["untrained"]):
@@ -184,7 +218,9 @@ def test_what_does_not_fit_model_or_images_is_said_before_anything_is_computed(
         ({"probes": ("collapse", "correspondence"), "crop": 32}, "has a single location in a crop of 32 px"),
     ):
         with pytest.raises(ValueError, match=said):
-            evaluate(uninterrupted.out, str(forty), out=str(tmp_path / "it"), **({"resize": 64, "crop": 64} | options))
+            evaluate(
+                uninterrupted.out, str(forty), out=str(tmp_path / "it"), **({"resize": 128, "crop": 128} | options)
+            )
     assert not list(tmp_path.iterdir())
 
 
@@ -192,7 +228,7 @@ def test_the_model_may_be_named_relative_to_where_the_command_runs(
     uninterrupted: Run, forty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(uninterrupted.out).parent)
-    found = evaluate(Path(uninterrupted.out).name, str(forty), probes=("collapse",), resize=64, crop=64)
+    found = evaluate(Path(uninterrupted.out).name, str(forty), probes=("collapse",), resize=128, crop=128)
     assert "input_gradient_norm" in found["collapse"]["metrics"]  # the heads were there
 
 
@@ -201,7 +237,7 @@ def test_a_linear_layer_alone_needs_representations_of_the_tested_images_only(
 ) -> None:
     monkeypatch.setenv("GLSD_CACHE", str(tmp_path / "cache"))
     protocol = LinearConfig(epochs=1, batch_size=16)
-    evaluate(uninterrupted.out, str(forty), probes=("linear",), linear=protocol, resize=64, crop=64)
+    evaluate(uninterrupted.out, str(forty), probes=("linear",), linear=protocol, resize=128, crop=128)
     (journal,) = (tmp_path / "cache").glob("features-*/journal.jsonl")
     rows = [row for line in journal.read_text().splitlines() for row in json.loads(line)]
     assert len(rows) == 8  # a fifth of forty
