@@ -1,6 +1,8 @@
 """One command says whether a backbone is good, whether it collapsed, and what it matches."""
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from glsd.config import LinearConfig
-from glsd.data import build_index, decode
+from glsd.data import UndecodableImage, build_index, decode
 from glsd.evaluation import (
     Encoder,
     correspondence,
@@ -44,17 +46,18 @@ def probed(run: Run) -> Encoder:
     return Encoder(trained.backbone, trained.config.with_overrides(preprocessing))
 
 
-def representations(encoder: Encoder, images: LabelledImages) -> tuple[torch.Tensor, torch.Tensor]:
-    """(z̄, labels) of the decodable ones, one image at a time."""
-    found, labels = [], []
+def crops(encoder: Encoder, images: LabelledImages) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(image_id, label, crop) of the decodable ones."""
     for image_id, label in zip(images.image_ids.tolist(), images.labels.tolist(), strict=True):
-        try:
-            crop = encoder.preprocess(decode(images.index.read(image_id), encoder.config.data.max_pixels, None))
-        except ValueError:
-            continue
-        found.append(embed(encoder, [torch.from_numpy(crop[None])]))
-        labels.append(label)
-    return torch.cat(found), torch.tensor(labels)
+        with suppress(UndecodableImage):
+            image = decode(images.index.read(image_id), encoder.config.data.max_pixels, None)
+            yield image_id, label, encoder.preprocess(image)
+
+
+def representations(encoder: Encoder, images: LabelledImages) -> tuple[torch.Tensor, torch.Tensor]:
+    """(z̄, labels), one image at a time."""
+    found = [(embed(encoder, [torch.from_numpy(crop[None])]), label) for _, label, crop in crops(encoder, images)]
+    return torch.cat([z_bar for z_bar, _ in found]), torch.tensor([label for _, label in found])
 
 
 def test_knn_is_that_of_the_representations_made_one_by_one(evaluated: Path, uninterrupted: Run, forty: Path) -> None:
@@ -83,8 +86,7 @@ def test_correspondences_are_those_of_one_image_after_the_other_by_the_model_and
     found = json.loads((evaluated / "evaluation.json").read_text())["correspondence"]
     for model, means in ((encoder, found), (untrained_encoder(encoder.config), found["untrained"])):
         results = []
-        for image_id in split.queries.image_ids.tolist():
-            crop = model.preprocess(decode(split.queries.index.read(image_id), model.config.data.max_pixels, None))
+        for image_id, _, crop in crops(model, split.queries):
             sides = (torch.from_numpy(side[None]) for side in (crop, transformed_view(crop, 0, image_id)))
             with torch.no_grad():
                 z_a, z_b = (model(model.normalize(side))[1] for side in sides)
