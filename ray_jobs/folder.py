@@ -92,8 +92,9 @@ class Folder:
             ValueError: names both.
         """
         for source in [sources] if isinstance(sources, str | Path) else sources:
-            of_source = Folder(source)
-            if self.is_local == of_source.is_local and self.path.startswith(f"{of_source.path}/"):
+            text = str(source)  # perhaps a whole bucket, which is no `Folder`
+            root = resolved(text)[1] if is_remote(text) else str(Path(text).expanduser().resolve())
+            if self.is_local != is_remote(text) and self.path.startswith(f"{root}/"):
                 raise ValueError(
                     f"--out {self.out} lies within {source}, so that its figures would count as images; name a folder "
                     "elsewhere"

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import fsspec
@@ -16,6 +17,7 @@ import pytest
 from glsd.config import Config
 from glsd.data.filesystems import joined
 from glsd.training import save_checkpoint
+from ray_jobs.folder import Folder
 from ray_jobs.lease import NAME, LeaseTimes, read_holder
 from ray_jobs.run_directory import RunDirectory, RunLog, read_metrics
 
@@ -69,6 +71,30 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(run: RunDirectory) 
     with pytest.raises(ValueError, match=r"holds thesis\.tex but no config\.yaml, so it is not a run"):
         run.claim(Config(), DATA)
     assert run.read("config.yaml") is None
+
+
+@pytest.mark.parametrize(
+    ("out", "source", "is_refused"),
+    [
+        ("photos/run", "photos", True),
+        ("photos/run", "link", True),
+        ("link/run", "photos", True),
+        ("photos_run", "photos", False),
+        ("photos", "photos/of_one_class", False),
+        ("s3://bucket/photos/run?region=eu-west-1", "s3://bucket/photos?region=eu-west-1", True),
+        ("s3://bucket/runs/run?region=eu-west-1", "s3://bucket?region=eu-west-1", True),
+        ("s3://bucket/runs/run?region=eu-west-1", "s3://bucket/photos?region=eu-west-1", False),
+        ("photos/run", "s3://bucket?region=eu-west-1", False),
+    ],
+)
+def test_a_folder_within_the_images_is_refused(
+    out: str, source: str, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Path("link").symlink_to("photos")
+    with pytest.raises(ValueError, match="lies within") if is_refused else nullcontext():
+        Folder(out).check_apart(["elsewhere", source])
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
