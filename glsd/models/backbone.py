@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import timm
@@ -29,6 +30,21 @@ _VIT_PATCH = re.compile(r"(\w*vit\w*?)_patch(\d+)_(\d+)")
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # whichever of them a model knows
 _SIZE_ERRORS = (AssertionError, IndexError, RuntimeError, ValueError)  # what timm and torch raise for a wrong size
 _SEARCH_PX = 32
+_known_shapes: "dict[str, Shapes]" = {}
+
+
+@dataclass
+class Shapes:
+    """What shapes alone tell of an architecture, whatever its weights: found once, and shared by its instances."""
+
+    dim: int
+    """d, the width of z."""
+    pools_itself: bool
+    """Whether what the model pools is z̄; some MobileNets widen it."""
+    unused: frozenset[str]
+    """Parameters that neither z̄ nor z depends on."""
+    grids: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """(H, W) of z by the size of a square crop."""
 
 
 class Backbone(nn.Module):
@@ -38,13 +54,16 @@ class Backbone(nn.Module):
         model: the timm model; its `state_dict` is what an exported backbone holds.
         name: what it is called in messages.
         dim: d, the width of z̄ and z.
+        shapes: what holds for every instance of the architecture.
     """
 
     model: Any
     drop_path_rates: Tensor
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any, name: str, shapes: Shapes | None = None) -> None:
         """Adapt `model` in place; its parameters that neither z̄ nor z depends on are frozen.
+
+        `shapes` are those of an earlier instance of the same architecture.
 
         Raises:
             ValueError: the model gives no feature map.
@@ -57,19 +76,11 @@ class Backbone(nn.Module):
         self._drop_paths = replace_drop_paths(model)
         rates = torch.tensor([layer.rate for layer in self._drop_paths])
         self.register_buffer("drop_path_rates", rates, persistent=False)
-        self._grids: dict[int, tuple[int, int]] = {}
-        size = int(model.pretrained_cfg["input_size"][-1])
-        with torch.inference_mode(False), torch.enable_grad():
-            parameters, z_bar, z = self._on_meta(size)
-            _, height, width, self.dim = z.shape
-            self._grids[size] = height, width
-            self._pools_itself = z_bar.shape[-1] == self.dim
-            outputs = [z_bar.sum(), z.sum()] if self._pools_itself else [z.sum()]
-            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(outputs, parameters, allow_unused=True)
-        # Some MobileNets widen what they pooled. Those layers are in no loss, and distributed training would wait for
-        # their gradients.
-        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-            if gradient is None:
+        self.shapes = shapes or self._shapes()
+        self.dim = self.shapes.dim
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name in self.shapes.unused:
+                # It is in no loss, and distributed training would wait for its gradient.
                 parameter.requires_grad_(False)
 
     def forward(
@@ -84,7 +95,7 @@ class Backbone(nn.Module):
         with dropping:
             features = self.model.forward_features(x)
         z = self._dense(features, x.shape[-2], x.shape[-1])
-        if self._pools_itself:
+        if self.shapes.pools_itself:
             return self.model.forward_head(features, pre_logits=True), z
         return z.mean((1, 2)), z
 
@@ -94,14 +105,14 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the backbone cannot take such crops.
         """
-        if size not in self._grids:
+        if size not in self.shapes.grids:
             try:
-                self._grids[size] = self._probe(size)
+                self.shapes.grids[size] = self._probe(size)
             except _SIZE_ERRORS as error:
                 raise ValueError(
                     f"backbone {self.name} cannot take crops of {size} px; it takes {self._sizes_near(size)}"
                 ) from error
-        return self._grids[size]
+        return self.shapes.grids[size]
 
     def check_crop_sizes(self, sizes: Iterable[int]) -> None:
         """Refuse crops that the model cannot take before any is made.
@@ -111,6 +122,18 @@ class Backbone(nn.Module):
         """
         for size in sizes:
             self.grid(size)
+
+    def _shapes(self) -> Shapes:
+        size = int(self.model.pretrained_cfg["input_size"][-1])
+        with torch.inference_mode(False), torch.enable_grad():
+            parameters, z_bar, z = self._on_meta(size)
+            _, height, width, dim = z.shape
+            pools_itself = z_bar.shape[-1] == dim
+            outputs = [z_bar.sum(), z.sum()] if pools_itself else [z.sum()]
+            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(outputs, parameters, allow_unused=True)
+        names = (name for name, _ in self.model.named_parameters())
+        unused = (name for name, gradient in zip(names, gradients, strict=True) if gradient is None)
+        return Shapes(dim, pools_itself, frozenset(unused), {size: (height, width)})
 
     def _probe(self, size: int) -> tuple[int, int]:
         """(H, W) of z for square crops of `size` px."""
@@ -149,12 +172,12 @@ class Backbone(nn.Module):
         below = (self._takes(other) for other in range(size - 1, max(size - _SEARCH_PX, 0), -1))
         above = (self._takes(other) for other in range(size + 1, size + _SEARCH_PX))
         near = [next(filter(None, below), None), next(filter(None, above), None)]
-        found = [other for other in near if other] or list(self._grids)
+        found = [other for other in near if other] or list(self.shapes.grids)
         return " or ".join(f"{other} px" for other in found)
 
     def _takes(self, size: int) -> int | None:
         try:
-            self._grids[size] = self._probe(size)
+            self.shapes.grids[size] = self._probe(size)
         except _SIZE_ERRORS:
             return None
         return size
@@ -173,7 +196,8 @@ def build_backbone(name: str, drop_path: float = 0.0) -> Backbone:
     """
     architecture, model_args = timm_architecture(name)
     model = _create(architecture, model_args, {**_ANY_SIZE, "drop_path_rate": drop_path})
-    backbone = Backbone(model, name)
+    backbone = Backbone(model, name, _known_shapes.get(name))
+    _known_shapes[name] = backbone.shapes
     if drop_path and not len(backbone.drop_path_rates):
         raise ValueError(f"model.drop_path {drop_path}: backbone {name} has no paths to drop; set model.drop_path 0")
     return backbone

@@ -4,6 +4,7 @@ The teacher drops no paths and gets no gradient. Like the authors' it stays in t
 normalises its views with their own statistics; the running statistics that an evaluation uses are the student's.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -77,12 +78,9 @@ def build_student_teacher(config: Config) -> tuple[Network, Network]:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # Not torch.manual_seed, which would also seed the accelerators.
         torch.default_generator.manual_seed(config.seed)
-        student = _build_network(config, config.model.drop_path)
-        teacher = _build_network(config, 0.0)
+        student = _build_network(config)
     student.backbone.check_crop_sizes(size for size, _ in config.augment.groups)
-    teacher.load_state_dict(student.state_dict())
-    teacher.requires_grad_(False)
-    return student, teacher
+    return student, copy.deepcopy(student).requires_grad_(False)
 
 
 @torch.no_grad()
@@ -114,9 +112,9 @@ def last_layers(student: Network, teacher: Network) -> LastLayers:
     )
 
 
-def _build_network(config: Config, drop_path: float) -> Network:
+def _build_network(config: Config) -> Network:
     model = config.model
-    backbone = build_backbone(model.backbone, drop_path)
+    backbone = build_backbone(model.backbone, model.drop_path)
     shape = (model.hidden_dim, model.bottleneck_dim, model.num_prototypes, model.norm_last_layer)
     head = Head(backbone.dim, *shape)
     dense_head = None if config.objective.setting == "vanilla" else Head(backbone.dim, *shape)

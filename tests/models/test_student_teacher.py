@@ -82,13 +82,6 @@ def test_gradients_reach_all_of_the_student_and_nothing_of_the_teacher() -> None
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
-def test_only_the_student_drops_paths() -> None:
-    config = config_of(model__drop_path=0.5)
-    student, teacher = build_student_teacher(config)
-    assert len(student.backbone.drop_path_rates) > 0
-    assert len(teacher.backbone.drop_path_rates) == 0
-
-
 def test_initial_weights_depend_on_the_seed_alone_and_disturb_no_random_numbers() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()

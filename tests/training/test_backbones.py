@@ -37,10 +37,10 @@ def test_a_backbone_trains_resumes_exactly_and_exports(backbone, tmp_path):
     resumed = initial_state(config, CPU)
     resumed.load_state_dict(torch.load(saved, weights_only=True))
     train_step(resumed, resumed.student, batches[1:], 1, config, 6)
-    for name, value in resumed.student.state_dict().items():
-        assert torch.equal(value, state.student.state_dict()[name]), name
-    for name, value in resumed.teacher.state_dict().items():
-        assert torch.equal(value, state.teacher.state_dict()[name]), name
+    for one, other in ((resumed.student, state.student), (resumed.teacher, state.teacher)):
+        expected = other.state_dict()
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, expected[name]), name
 
     report = export_backbone(Encoder(state.teacher.backbone, config), tmp_path / "backbone")
     at_224 = report.differences[224]

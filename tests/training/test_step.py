@@ -51,6 +51,14 @@ def test_the_teacher_moves_by_the_moving_average_alone_and_receives_no_gradient(
         assert parameter.grad is None
 
 
+def test_only_the_student_drops_paths():
+    configs = (small_config(backbone="test_vit", **{"model.drop_path": rate}) for rate in (0.0, 0.5))
+    (one, losses), (other, others) = (stepped(config) for config in configs)
+    assert torch.equal(one.centers.global_, other.centers.global_)  # means of what the teacher gives
+    assert torch.equal(one.centers.dense, other.centers.dense)
+    assert losses[0][0] != others[0][0]
+
+
 def test_the_last_layers_stay_as_they_are_in_the_first_epoch_and_then_learn():
     config = small_config(**{"optim.freeze_last_layer_epochs": 1})
     start = {name: value.clone() for name, value in initial_state(config, CPU).student.state_dict().items()}
