@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
+unexport PYTHONDONTWRITEBYTECODE # each of the processes of a test would compile anew
 
 .PHONY: demo check test format clean
 .DELETE_ON_ERROR:
@@ -22,12 +23,13 @@ demo: $(VENV)/.installed
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers auto
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" -n auto --doctest-modules --doctest-glob='*.md' glsd ray_jobs tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and not slow" -n auto --dist loadfile --doctest-modules --doctest-glob='*.md' \
+		tests glsd ray_jobs
 
 test: check
-	$(BIN)/python -m pytest -m ray tests/ray
+	$(BIN)/python -m pytest -m "ray or slow" tests
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

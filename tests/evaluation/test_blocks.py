@@ -15,7 +15,19 @@ def encoder_of(backbone: str) -> Encoder:
         return Encoder(build_backbone(backbone), CONFIG)
 
 
-SWIN, VIT = encoder_of("swin_tiny_patch4_window7_224"), encoder_of("vit_tiny_patch16_224")
+@pytest.fixture(scope="module")
+def swin() -> Encoder:
+    return encoder_of("swin_tiny_patch4_window7_224")
+
+
+@pytest.fixture(scope="module")
+def vit() -> Encoder:
+    return encoder_of("vit_tiny_patch16_224")
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Encoder:
+    return encoder_of("resnet10t")
 
 
 def images(size: int, num: int = 2) -> Tensor:
@@ -23,8 +35,8 @@ def images(size: int, num: int = 2) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [96, 224])
-def test_four_blocks_of_swin_t_are_those_of_its_stages_run_one_by_one(size: int) -> None:
-    model = SWIN.backbone.model
+def test_four_blocks_of_swin_t_are_those_of_its_stages_run_one_by_one(swin: Encoder, size: int) -> None:
+    model = swin.backbone.model
     with torch.no_grad():
         x = model.layers[1](model.layers[0](model.patch_embed(images(size))))
         x = model.layers[2].downsample(x)
@@ -33,40 +45,42 @@ def test_four_blocks_of_swin_t_are_those_of_its_stages_run_one_by_one(size: int)
         last_stage = [x := block(x) for block in model.layers[3].blocks]
         expected = [block.flatten(1, 2).mean(1) for block in third_stage[-2:]]
         expected += [model.norm(block).flatten(1, 2).mean(1) for block in last_stage]
-    found = block_representations(SWIN, images(size), 4)
+    found = block_representations(swin, images(size), 4)
     assert found.shape == (2, 2304)
     torch.testing.assert_close(found, torch.cat(expected, 1))
 
 
 @pytest.mark.parametrize("size", [96, 224])
-def test_blocks_of_a_vit_are_represented_by_their_class_token(size: int) -> None:
-    model = VIT.backbone.model
+def test_blocks_of_a_vit_are_represented_by_their_class_token(vit: Encoder, size: int) -> None:
+    model = vit.backbone.model
     with torch.no_grad():
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images(size)))))
         outputs = [x := block(x) for block in model.blocks]
     expected = torch.cat([model.norm(output)[:, 0] for output in outputs[-3:]], 1)
-    torch.testing.assert_close(block_representations(VIT, images(size), 3), expected)
+    torch.testing.assert_close(block_representations(vit, images(size), 3), expected)
 
 
-@pytest.mark.parametrize("encoder", [SWIN, VIT, encoder_of("resnet10t")], ids=["swin", "vit", "resnet"])
-def test_one_block_is_z_bar(encoder: Encoder) -> None:
+@pytest.mark.parametrize("backbone", ["swin", "vit", "resnet"])
+def test_one_block_is_z_bar(backbone: str, request: pytest.FixtureRequest) -> None:
+    encoder = request.getfixturevalue(backbone)
     assert torch.equal(block_representations(encoder, images(96), 1), encoder(images(96))[0])
 
 
-@pytest.mark.parametrize("encoder", [SWIN, VIT], ids=["swin", "vit"])
-def test_the_last_of_several_blocks_is_z_bar(encoder: Encoder) -> None:
+@pytest.mark.parametrize("backbone", ["swin", "vit"])
+def test_the_last_of_several_blocks_is_z_bar(backbone: str, request: pytest.FixtureRequest) -> None:
+    encoder = request.getfixturevalue(backbone)
     assert torch.equal(
         block_representations(encoder, images(96), 2)[:, -encoder.backbone.dim :], encoder(images(96))[0]
     )
 
 
-def test_the_encoder_is_left_as_it_was() -> None:
-    block_representations(SWIN, images(96), 4)
-    assert not any(module._forward_hooks for module in SWIN.modules())
+def test_the_encoder_is_left_as_it_was(swin: Encoder) -> None:
+    block_representations(swin, images(96), 4)
+    assert not any(module._forward_hooks for module in swin.modules())
 
 
-def test_a_backbone_without_blocks_and_too_many_blocks_are_errors() -> None:
+def test_a_backbone_without_blocks_and_too_many_blocks_are_errors(swin: Encoder, resnet: Encoder) -> None:
     with pytest.raises(ValueError, match=r"resnet10t has no blocks .* as Swin and ViT have; use num_blocks 1"):
-        block_representations(encoder_of("resnet10t"), images(96), 4)
+        block_representations(resnet, images(96), 4)
     with pytest.raises(ValueError, match=r"num_blocks must be in \[1, 12\] for backbone swin_tiny.*, not 13"):
-        block_representations(SWIN, images(96), 13)
+        block_representations(swin, images(96), 13)

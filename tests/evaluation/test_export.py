@@ -1,5 +1,5 @@
+import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from glsd.config import Config, load_config
-from glsd.evaluation import export_backbone, load_encoder, untrained_encoder
+from glsd.evaluation import Encoder, export_backbone, load_encoder, untrained_encoder
+from tests.processes import exit_code
 
 
 def config(backbone: str = "resnet10t") -> Config:
@@ -97,35 +98,24 @@ def test_a_folder_of_someone_elses_is_not_taken_for_an_export(tmp_path: Path) ->
         load_encoder(tmp_path / "ours")
 
 
-EXPORT_AND_DIE = """
-import os, signal, sys
-from glsd.config import Config
-from glsd.evaluation import export_backbone, untrained_encoder
+def export_and_die(encoder: Encoder, out: Path, event: str, source: str) -> None:
+    """Export to `out`, and be killed at doing `event` to `source`."""
 
-encoder = untrained_encoder(Config.model_validate_json(sys.argv[1]))
-out, event, source = sys.argv[2:]
+    def die(name: str, arguments: tuple[object, ...]) -> None:
+        if name == event and str(arguments[0]).endswith(source):
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def die(name, arguments):
-    if name == event and str(arguments[0]).endswith(source):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(die)
-export_backbone(encoder, out)
-"""
-
-
-def killed_export(config: Config, out: Path, event: str, source: str) -> int:
-    """Exit status of a process that kills itself when it does `event` to `source`, exporting to `out`."""
-    arguments = [config.model_dump_json(), str(out), event, source]
-    return subprocess.run([sys.executable, "-c", EXPORT_AND_DIE, *arguments], check=False).returncode
+    sys.addaudithook(die)
+    export_backbone(encoder, out)
 
 
 def test_an_export_killed_while_it_writes_leaves_no_folder_and_runs_again(tmp_path: Path) -> None:
     out = tmp_path / "backbone"
-    assert killed_export(config(), out, "open", ".backbone.partial/config.json") == -signal.SIGKILL
+    encoder = untrained_encoder(config())
+    assert exit_code(export_and_die, encoder, out, "open", ".backbone.partial/config.json") == -signal.SIGKILL
     assert (tmp_path / ".backbone.partial" / "model.safetensors").exists()
     assert not out.exists()
-    export_backbone(untrained_encoder(config()), out)
+    export_backbone(encoder, out)
     assert [entry.name for entry in tmp_path.iterdir()] == ["backbone"]
 
 
@@ -133,7 +123,7 @@ def test_an_export_killed_while_it_replaces_another_leaves_no_mixture_and_runs_a
     out = tmp_path / "backbone"
     earlier, newer = (untrained_encoder(config().with_overrides({"seed": seed})) for seed in (0, 1))
     export_backbone(earlier, out)
-    assert killed_export(newer.config, out, "os.rename", ".backbone.partial") == -signal.SIGKILL
+    assert exit_code(export_and_die, newer, out, "os.rename", ".backbone.partial") == -signal.SIGKILL
     assert not out.exists()
     export_backbone(newer, out)
     assert torch.equal(load_encoder(out)(images(96))[0], newer(images(96))[0])

@@ -19,6 +19,7 @@ from glsd.evaluation import (
     linear_learning_rate,
     linear_step,
 )
+from tests.processes import run_in_two
 
 CPU = torch.device("cpu")
 CONFIG = LinearConfig(batch_size=128, base_lr=0.5)
@@ -117,7 +118,7 @@ def shares_of_workers(rank: int, store: str, results: str) -> None:
 def test_workers_with_unequal_shares_learn_what_one_worker_learns(tmp_path: Path) -> None:
     alone = initial_probe(3, 4, CONFIG, CPU)
     losses = steps(alone, batches(2), total_steps=4)
-    torch.multiprocessing.spawn(shares_of_workers, (str(tmp_path / "store"), str(tmp_path / "result")), nprocs=2)
+    run_in_two(shares_of_workers, str(tmp_path / "store"), str(tmp_path / "result"))
     for rank in range(2):
         result = torch.load(tmp_path / f"result{rank}")
         torch.testing.assert_close(result["weight"], alone.layer.weight.detach())

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import jaxtyping
 import numpy as np
-import onnxruntime
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModel
 
 from glsd.config import load_config
 from glsd.evaluation import Encoder, ExportReport, export_to
@@ -73,6 +71,8 @@ def assert_states_a_difference_at(report: ExportReport, encoder: Encoder, size: 
 
 
 def assert_transformers_finds_every_tensor_and_no_other(report: ExportReport, **arguments: bool) -> None:
+    from transformers import AutoModel
+
     _, info = AutoModel.from_pretrained(report.path, output_loading_info=True, **arguments)
     assert not any(info.values())
 
@@ -171,6 +171,8 @@ def test_transformers_preprocesses_as_our_evaluation_does(tmp_path: Path) -> Non
     export_to(encoder, tmp_path / "out", "huggingface")
     generator = np.random.default_rng(0)
     image = np.kron(generator.integers(0, 256, (9, 13, 3)), np.ones((20, 20, 1))).astype(np.uint8)
+    from transformers import AutoImageProcessor
+
     theirs = AutoImageProcessor.from_pretrained(tmp_path / "out")(image, return_tensors="pt").pixel_values
     ours = encoder.normalize(torch.from_numpy(encoder.preprocess(image))[None])
     assert theirs.shape == ours.shape
@@ -185,6 +187,7 @@ def _symbolic_sizes() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.mark.slow  # traces
 @pytest.mark.usefixtures("_symbolic_sizes")
 @pytest.mark.parametrize(
     ("backbone", "smaller"),
@@ -199,6 +202,8 @@ def test_one_onnx_graph_is_the_same_function_at_every_size(tmp_path: Path, backb
     report = export_to(encoder, tmp_path / "out", "onnx")
     for size in (224, 96):
         assert_equal_at(report, encoder, size)
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(report.path / "model.onnx")
     images = torch.randn(1, 3, 96, 160)
     outputs = session.run(["z_bar", "z"], {"images": images.numpy()})
@@ -207,6 +212,7 @@ def test_one_onnx_graph_is_the_same_function_at_every_size(tmp_path: Path, backb
     assert not report.note
 
 
+@pytest.mark.slow  # traces
 @pytest.mark.usefixtures("_symbolic_sizes")
 def test_an_onnx_graph_of_a_backbone_of_one_size_takes_that_size(tmp_path: Path) -> None:
     encoder = encoder_of("vit_tiny_patch16_224", **VIT | {"dynamic_img_size": False})

@@ -13,9 +13,10 @@ CPU = torch.device("cpu")
 PAPER = ["swin_tiny_patch4_window7_224", "swin_tiny_patch4_window14_224", "swin_small_patch4_window7_224"]
 OTHERS = ["vit_small_patch16_224", "resnet50", "convnext_tiny"]
 SMALL = ["resnet10t", "lcnet_050", "test_vit", "test_convnext"]
+LARGE = [pytest.param(backbone, marks=pytest.mark.slow) for backbone in (*PAPER, *OTHERS)]
 
 
-@pytest.mark.parametrize("backbone", [*PAPER, *OTHERS, *SMALL])
+@pytest.mark.parametrize("backbone", [*LARGE, *SMALL])
 def test_a_backbone_trains_resumes_exactly_and_exports(backbone, tmp_path):
     config = small_config(
         backbone=backbone, **{"model.drop_path": 0.1, "data.unit_size": 2, "optim.batch_size": 2, "optim.base_lr": 1e-3}

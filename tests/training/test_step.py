@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
 
 from glsd.config import Config
 from glsd.training import Metrics, TrainState, initial_state, to_device, train, train_step
+from tests.processes import run_in_two
 from tests.training.small import small_config, small_order, units
 
 CPU = torch.device("cpu")
@@ -127,7 +127,7 @@ def _worker(rank: int, folder: str, config: Config) -> None:
 
 def test_two_processes_learn_what_one_with_twice_the_units_learns(tmp_path: Path):
     config = small_config(**{"optim.freeze_last_layer_epochs": 0, "model.drop_path": 0.3, "optim.base_lr": 0.005})
-    torch.multiprocessing.spawn(_worker, (str(tmp_path), config), nprocs=2)
+    run_in_two(_worker, str(tmp_path), config)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     state = initial_state(config, CPU)
     losses: list[float] = []
@@ -140,7 +140,7 @@ def test_two_processes_learn_what_one_with_twice_the_units_learns(tmp_path: Path
 
 def test_two_processes_train_a_backbone_with_layers_that_reach_no_loss(tmp_path: Path):
     config = small_config(backbone="lcnet_050", **{"optim.epochs": 1})
-    torch.multiprocessing.spawn(_worker, (str(tmp_path), config), nprocs=2)
+    run_in_two(_worker, str(tmp_path), config)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert len(first["losses"]) == 3
     for name, parameter in initial_state(config, CPU).student.named_parameters():
