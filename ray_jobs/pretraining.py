@@ -29,9 +29,9 @@ from ray_jobs.loggers import check_loggers
 from ray_jobs.monitor import ProgressLine, start_monitor
 from ray_jobs.run_directory import CONFIG, RunDirectory
 from ray_jobs.settings import JobSettings
-from ray_jobs.stream import MAX_UNIT_BYTES, UnitSource, share_files, unit_bytes
+from ray_jobs.stream import MAX_UNIT_BYTES, UnitSource, remaining, share_files, unit_bytes
 from ray_jobs.trainer import fit
-from ray_jobs.worker import Plan, remaining_stream, train_worker
+from ray_jobs.worker import Plan, train_worker
 
 SUBSET = "subset.csv"
 """The regime of a run, as a list that `--data` takes."""
@@ -180,4 +180,5 @@ def _train_on_ray(
         monitor = start_monitor()
         assert run.token is not None
         plan = Plan(config, run, run.token, source, split, monitor, resources.torch_threads, settings.loggers)
-        fit(train_worker, plan, partial(remaining_stream, plan), run, settings, resources, monitor, line)
+        units = partial(remaining, source, config.units_per_step, run.location)
+        fit(train_worker, plan, units, run, settings, resources, monitor, line)

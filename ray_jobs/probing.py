@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from glsd.config import DataConfig, LinearConfig
-from glsd.data import Index, Order
+from glsd.config import LinearConfig
 from glsd.evaluation import (
     Encoder,
     block_representations,
     initial_probe,
     linear_accuracy,
-    linear_crop,
     linear_step,
     model_digest,
 )
@@ -43,7 +41,7 @@ from ray_jobs.labelled import LabelledImages, LabelledSplit
 from ray_jobs.monitor import Handle, ProgressLine, Reporter, progress_text, start_monitor
 from ray_jobs.run_directory import RunDirectory
 from ray_jobs.settings import JobSettings
-from ray_jobs.stream import MAX_UNIT_BYTES, Files, UnitReader, received, share_files, stream
+from ray_jobs.stream import MAX_UNIT_BYTES, LinearSource, received, remaining, share_files
 from ray_jobs.trainer import fit
 
 LINEAR = "linear"
@@ -51,55 +49,6 @@ LINEAR = "linear"
 MAX_UNIT_SIZE = 32
 """Most images that go through the encoder at once."""
 LOG_EVERY_STEPS = 10
-
-
-@dataclass(frozen=True)
-class LinearSource:
-    """The units of a probe: m random crops of training images with their labels."""
-
-    config: LinearConfig
-    limits: DataConfig
-    """How images are decoded."""
-    crop: int
-    unit_size: int
-    index: Index
-    files: Files
-    image_ids: "ray.ObjectRef[np.ndarray]"
-    """The training images in the object store, and their labels in the same order."""
-    labels: "ray.ObjectRef[np.ndarray]"
-    num_images: int
-
-    @cached_property
-    def order(self) -> Order:
-        """Which images make up which unit."""
-        return Order(self.config.seed, self.num_images, self.config.batch_size, self.unit_size)
-
-    @property
-    def num_units(self) -> int:
-        """Units of all epochs."""
-        return self.config.epochs * self.order.units_per_epoch
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of all epochs."""
-        return self.config.epochs * self.order.steps_per_epoch
-
-    def unit(self, k: int) -> dict[str, np.ndarray]:
-        """`unit` (m,), `crops` (m, S, S, 3) uint8 and `label` (m,) of unit k; an image that stands in for an
-        undecodable one brings its own label.
-        """
-        decoded = UnitReader(self.order, self.index, self.image_ids, self.limits).read(k)
-        crops = [
-            linear_crop(image, self.crop, self.config, decoded.epoch, image_id)
-            for image, image_id in zip(decoded.images, decoded.image_ids.tolist(), strict=True)
-        ]
-        labels: np.ndarray = ray.get(self.labels)
-        return {"unit": np.full(len(crops), k), "crops": np.stack(crops), "label": labels[decoded.members]}
-
-    def blank(self, k: int) -> dict[str, np.ndarray]:
-        """Arrays of the shapes of unit k."""
-        crops = np.zeros((self.unit_size, self.crop, self.crop, 3), np.uint8)
-        return {"unit": np.full(self.unit_size, k), "crops": crops, "label": np.zeros(self.unit_size, np.int64)}
 
 
 @dataclass(frozen=True)
@@ -169,7 +118,7 @@ def linear_probe(
         monitor, shared = start_monitor(), ray.put(copy.deepcopy(encoder).cpu())
         dim = test_features.shape[1]
         plan = LinearPlan(config, shared, dim, num_classes, source, location, monitor, resources.torch_threads)
-        units = partial(_remaining_stream, plan)
+        units = partial(remaining, source, source.order.units_per_step, location)
         fit(linear_worker, plan, units, RunDirectory(location), settings, resources, monitor, line)
     layer = load_checkpoint(checkpoints(location)[num_steps])["layer"]
     logits = functional.linear(test_features.cpu(), layer["weight"], layer["bias"])
@@ -250,11 +199,6 @@ class _Report:
         """Have the driver know the last loss."""
         if self._reporter is not None:
             self._reporter.close()
-
-
-def _remaining_stream(plan: LinearPlan) -> ray.data.Dataset:
-    """The units after the newest checkpoint; Ray Train asks anew whenever it starts the workers."""
-    return stream(plan.source, max(checkpoints(plan.folder), default=0) * plan.source.order.units_per_step)
 
 
 @torch.no_grad()

@@ -22,9 +22,10 @@ import ray
 import ray.data
 from ray.data import Dataset, ExecutionOptions
 
-from glsd.config import Config, DataConfig
+from glsd.config import Config, DataConfig, LinearConfig
 from glsd.data import Index, Order, UndecodableImage, decode
 from glsd.data.filesystems import replace_file
+from glsd.training import checkpoints
 
 MAX_REPLACEMENTS = 100
 """Undecodable images in a row after which the data, and not an image, is at fault."""
@@ -32,11 +33,15 @@ MAX_UNIT_BYTES = 64 * 2**20
 """Ray Data splits blocks above 1.5 * 128 MiB without a word, and the order of the units would be lost."""
 
 
+Files = dict[str, "ray.ObjectRef[bytes]"]
+"""Contents of files by their path: one object a node, however many tasks need them."""
+
+
 class Source(Protocol):
     """What a task needs to make any unit; small, because every task reads it."""
 
     @property
-    def files(self) -> "Files":
+    def files(self) -> Files:
         """The indexes' files, for nodes that lack them."""
 
     @property
@@ -124,7 +129,7 @@ class UnitSource:
 
     config: Config
     index: Index
-    files: "Files"
+    files: Files
     """The index's file, for nodes that lack it."""
     image_ids: "ray.ObjectRef[np.ndarray] | None"
     """The regime's images in the object store; None is all."""
@@ -167,8 +172,55 @@ class UnitSource:
         return {"unit": np.full(len(ids), k), "image_id": ids, "skips": np.array(skips), **travelling}
 
 
-Files = dict[str, "ray.ObjectRef[bytes]"]
-"""Contents of files by their path: one object a node, however many tasks need them."""
+@dataclass(frozen=True)
+class LinearSource:
+    """The units of a probe: m random crops of training images with their labels."""
+
+    config: LinearConfig
+    limits: DataConfig
+    """How images are decoded."""
+    crop: int
+    unit_size: int
+    index: Index
+    files: Files
+    image_ids: "ray.ObjectRef[np.ndarray]"
+    """The training images in the object store, and their labels in the same order."""
+    labels: "ray.ObjectRef[np.ndarray]"
+    num_images: int
+
+    @cached_property
+    def order(self) -> Order:
+        """Which images make up which unit."""
+        return Order(self.config.seed, self.num_images, self.config.batch_size, self.unit_size)
+
+    @property
+    def num_units(self) -> int:
+        """Units of all epochs."""
+        return self.config.epochs * self.order.units_per_epoch
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all epochs."""
+        return self.config.epochs * self.order.steps_per_epoch
+
+    def unit(self, k: int) -> dict[str, np.ndarray]:
+        """`unit` (m,), `crops` (m, S, S, 3) uint8 and `label` (m,) of unit k; an image that stands in for an
+        undecodable one brings its own label.
+        """
+        from glsd.evaluation import linear_crop
+
+        decoded = UnitReader(self.order, self.index, self.image_ids, self.limits).read(k)
+        crops = [
+            linear_crop(image, self.crop, self.config, decoded.epoch, image_id)
+            for image, image_id in zip(decoded.images, decoded.image_ids.tolist(), strict=True)
+        ]
+        labels: np.ndarray = ray.get(self.labels)
+        return {"unit": np.full(len(crops), k), "crops": np.stack(crops), "label": labels[decoded.members]}
+
+    def blank(self, k: int) -> dict[str, np.ndarray]:
+        """Arrays of the shapes of unit k."""
+        crops = np.zeros((self.unit_size, self.crop, self.crop, 3), np.uint8)
+        return {"unit": np.full(self.unit_size, k), "crops": crops, "label": np.zeros(self.unit_size, np.int64)}
 
 
 def share_files(indexes: Sequence[Index]) -> Files:
@@ -193,6 +245,11 @@ def stream(source: Source, start_unit: int) -> Dataset:
     return units.repartition(target_num_rows_per_block=1).map_batches(
         partial(_make_unit, source=ray.put(source), first=start_unit), batch_size=None, batch_format="numpy", num_cpus=1
     )
+
+
+def remaining(source: Source, units_per_step: int, run: str) -> Dataset:
+    """The units after the newest checkpoint of a run; Ray Train asks anew whenever it starts the workers."""
+    return stream(source, max(checkpoints(run), default=0) * units_per_step)
 
 
 def stream_options() -> ExecutionOptions:

@@ -41,7 +41,7 @@ from ray_jobs.monitor import Reporter
 from ray_jobs.online_knn import OnlineKnn
 from ray_jobs.run_directory import RunDirectory, RunLog, read_metrics
 from ray_jobs.settings import Logger
-from ray_jobs.stream import UnitSource, place_files, received, stream
+from ray_jobs.stream import UnitSource, place_files, received
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -74,12 +74,6 @@ class Plan:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.config.optim.epochs * self.steps_per_epoch
-
-
-def remaining_stream(plan: Plan) -> ray.data.Dataset:
-    """The units after the newest checkpoint; Ray Train asks anew whenever it starts the workers."""
-    start_step = max(checkpoints(plan.run.location), default=0)
-    return stream(plan.source, start_step * plan.config.units_per_step)
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:

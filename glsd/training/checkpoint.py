@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `checkpoints/step_00000120` with `state.pt`, tensors and plain values only, and `manifest.json`
 with sizes and digests. The manifest is written last, so a checkpoint with a manifest is complete; on a local disk the
-folder is also renamed into place.
+folder is also renamed into place. Only what reads or writes a state imports torch.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
-import torch
 
 from glsd.data.filesystems import is_remote, joined, resolved, sync_folder, synced
 
@@ -43,6 +42,8 @@ def save_checkpoint(
         RuntimeError: it may not be published; earlier checkpoints are untouched.
         OSError: the disk is full or gone; earlier checkpoints are untouched.
     """
+    import torch
+
     filesystem, root = _place(run)
     name = f"step_{step:08d}"
     buffer = io.BytesIO()
@@ -97,6 +98,8 @@ def load_checkpoint(checkpoint: str) -> dict[str, Any]:
     Raises:
         ValueError: the files are not those of the manifest.
     """
+    import torch
+
     filesystem, path = _place(checkpoint)
     expected = manifest(checkpoint)["files"]["state.pt"]
     with filesystem.open_input_stream(f"{path}/state.pt") as stream:
