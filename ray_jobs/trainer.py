@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import ray
@@ -44,8 +45,8 @@ def fit(
         BaseException: what a worker raised, without Ray's wrapping; KeyboardInterrupt after Ctrl-C.
     """
     trainer = _Trainer(
-        worker,
-        train_loop_config={"plan": plan},
+        _work,
+        train_loop_config={"worker": (worker.__module__, worker.__qualname__), "plan": ray.put(plan)},
         scaling_config=ScalingConfig(
             num_workers=settings.workers, use_gpu=resources.gpu, resources_per_worker=resources.per_worker
         ),
@@ -71,6 +72,13 @@ def fit(
             line.phase("stopping the workers")
             trainer.abort()
             raise
+
+
+def _work(loop_config: dict[str, Any]) -> None:
+    """The worker. Ray Train's controller unpickles it too before any worker starts, so modules with models in them are
+    imported here, and the plan is read here."""
+    module, name = loop_config["worker"]
+    getattr(import_module(module), name)({"plan": ray.get(loop_config["plan"])})
 
 
 class _Trainer(TorchTrainer):
