@@ -76,7 +76,8 @@ def fit(
 
 def _work(loop_config: dict[str, Any]) -> None:
     """The worker. Ray Train's controller unpickles it too before any worker starts, so modules with models in them are
-    imported here, and the plan is read here."""
+    imported here, and the plan is read here.
+    """
     module, name = loop_config["worker"]
     getattr(import_module(module), name)({"plan": ray.get(loop_config["plan"])})
 
