@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 unexport PYTHONDONTWRITEBYTECODE # each of the processes of a test would compile anew
@@ -25,11 +26,11 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --num-workers auto
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and not slow" -n auto --dist loadfile --doctest-modules --doctest-glob='*.md' \
-		tests glsd ray_jobs
+	$(PARALLEL) -m "not ray and not slow" --doctest-modules --doctest-glob='*.md' tests glsd ray_jobs
 
 test: check
-	$(BIN)/python -m pytest -m "ray or slow" tests
+	$(PARALLEL) -m slow tests
+	$(BIN)/python -m pytest -m ray tests/ray
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

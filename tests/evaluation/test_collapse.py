@@ -110,6 +110,7 @@ def verdicts(logged: list[Metrics], **overrides: object) -> list[float | None]:
     return [watch.judge(metrics).get("collapsed") for metrics in logged]
 
 
+@pytest.mark.slow
 def test_a_teacher_collapsed_by_training_without_centring_is_found_and_a_healthy_one_is_not(
     without_centring: tuple[TrainState, list[Metrics]], healthy: tuple[TrainState, list[Metrics]]
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_teacher_collapsed_by_training_without_centring_is_found_and_a_healthy
     assert without_centring[1][-1]["feature_std"] > 0  # and not because its tensors were constant
 
 
+@pytest.mark.slow
 def test_a_run_is_collapsed_once_that_has_lasted_for_an_epoch_and_three_readings(
     without_centring: tuple[TrainState, list[Metrics]], healthy: tuple[TrainState, list[Metrics]]
 ) -> None:
@@ -140,6 +142,7 @@ def test_one_healthy_reading_starts_the_count_anew() -> None:
     assert [watch.judge(m | {"epoch": epoch})["collapsed"] for epoch, m in readings] == [0, 0, 0, 0, 0, 0, 0, 1]
 
 
+@pytest.mark.slow
 def test_the_offline_report_finds_what_the_run_found(
     without_centring: tuple[TrainState, list[Metrics]], healthy: tuple[TrainState, list[Metrics]]
 ) -> None:

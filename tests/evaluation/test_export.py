@@ -109,6 +109,7 @@ def export_and_die(encoder: Encoder, out: Path, event: str, source: str) -> None
     export_backbone(encoder, out)
 
 
+@pytest.mark.slow
 def test_an_export_killed_while_it_writes_leaves_no_folder_and_runs_again(tmp_path: Path) -> None:
     out = tmp_path / "backbone"
     encoder = untrained_encoder(config())
@@ -119,6 +120,7 @@ def test_an_export_killed_while_it_writes_leaves_no_folder_and_runs_again(tmp_pa
     assert [entry.name for entry in tmp_path.iterdir()] == ["backbone"]
 
 
+@pytest.mark.slow
 def test_an_export_killed_while_it_replaces_another_leaves_no_mixture_and_runs_again(tmp_path: Path) -> None:
     out = tmp_path / "backbone"
     earlier, newer = (untrained_encoder(config().with_overrides({"seed": seed})) for seed in (0, 1))

@@ -115,6 +115,7 @@ def shares_of_workers(rank: int, store: str, results: str) -> None:
     torch.save({"weight": probe.layer.weight.detach(), "losses": total}, f"{results}{rank}")
 
 
+@pytest.mark.slow
 def test_workers_with_unequal_shares_learn_what_one_worker_learns(tmp_path: Path) -> None:
     alone = initial_probe(3, 4, CONFIG, CPU)
     losses = steps(alone, batches(2), total_steps=4)

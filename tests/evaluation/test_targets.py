@@ -16,6 +16,7 @@ from glsd.config import load_config
 from glsd.evaluation import Encoder, ExportReport, export_to
 from glsd.models import Backbone, timm_architecture
 
+pytestmark = pytest.mark.slow
 EQUAL = 1e-5  # of the largest entry: another order of the same sums
 VIT = {"depth": 2, "embed_dim": 48, "dynamic_img_size": True}
 CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 40)}
@@ -187,7 +188,6 @@ def _symbolic_sizes() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@pytest.mark.slow  # traces
 @pytest.mark.usefixtures("_symbolic_sizes")
 @pytest.mark.parametrize(
     ("backbone", "smaller"),
@@ -212,7 +212,6 @@ def test_one_onnx_graph_is_the_same_function_at_every_size(tmp_path: Path, backb
     assert not report.note
 
 
-@pytest.mark.slow  # traces
 @pytest.mark.usefixtures("_symbolic_sizes")
 def test_an_onnx_graph_of_a_backbone_of_one_size_takes_that_size(tmp_path: Path) -> None:
     encoder = encoder_of("vit_tiny_patch16_224", **VIT | {"dynamic_img_size": False})

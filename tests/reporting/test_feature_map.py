@@ -72,7 +72,7 @@ def test_large_sets_are_thinned_evenly() -> None:
     assert [len(drawn.get_offsets()) for drawn in axes.collections] == [2000, 2000]
 
 
-@pytest.mark.slow  # compiles
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")  # UMAP's other form wants it
 @pytest.mark.skipif(not umap_available(), reason="umap-learn is not installed")
 def test_umap_keeps_classes_apart_that_are_apart_and_repeats_itself() -> None:

@@ -125,6 +125,7 @@ def _worker(rank: int, folder: str, config: Config) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_with_twice_the_units_learns(tmp_path: Path):
     config = small_config(**{"optim.freeze_last_layer_epochs": 0, "model.drop_path": 0.3, "optim.base_lr": 0.005})
     run_in_two(_worker, str(tmp_path), config)
@@ -138,6 +139,7 @@ def test_two_processes_learn_what_one_with_twice_the_units_learns(tmp_path: Path
         torch.testing.assert_close(ranks[0]["tensors"][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_backbone_with_layers_that_reach_no_loss(tmp_path: Path):
     config = small_config(backbone="lcnet_050", **{"optim.epochs": 1})
     run_in_two(_worker, str(tmp_path), config)
