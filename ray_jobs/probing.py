@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import ray.data
 import ray.train
 import ray.train.torch
 import torch
@@ -126,9 +125,8 @@ def linear_probe(
     return accuracy._asdict() | {"epochs": config.epochs, "settings": config.model_dump(mode="json")}
 
 
-def linear_worker(loop_config: dict[str, Any]) -> None:
-    """One worker of a probe, from the newest checkpoint to the end; `loop_config` is `{"plan": LinearPlan}`."""
-    plan: LinearPlan = loop_config["plan"]
+def linear_worker(plan: LinearPlan) -> None:
+    """One worker of a probe, from the newest checkpoint to the end."""
     config, order, num_steps = plan.config, plan.source.order, plan.source.num_steps
     if plan.torch_threads is not None:
         torch.set_num_threads(plan.torch_threads)

@@ -1,11 +1,11 @@
-"""The stream: training units made by Ray Data's CPU tasks, as one execution over all epochs.
+"""The stream: units of a training or of a probe, made by Ray Data's CPU tasks, as one execution over all epochs.
 
 A row of `range` is a unit, so the stream is a pure function of the step: a resume starts `range` later, and any number
 of workers receives the same units. Blocks of equal size and `preserve_order` are what makes rank r of W get the units
 i * W + r, see `stream_options`.
 
-Ray Data's coordinators import this module, one after the other, before the first unit comes. So torch, which the tasks
-alone need, is imported by the tasks.
+Ray Train's controller and Ray Data's coordinators import this module, one after the other, before the first unit comes.
+So torch, which the tasks alone need, is imported by the tasks.
 """
 
 import json

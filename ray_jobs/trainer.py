@@ -1,11 +1,13 @@
 """Ray Train as the jobs use it: workers that consume one ordered stream, watched while they do."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 import ray
+import ray.train
 from ray.actor import ActorHandle
 from ray.data import Dataset
 from ray.exceptions import RayActorError
@@ -20,7 +22,7 @@ from ray_jobs.stream import stream_options
 
 
 def fit(
-    worker: Callable[[dict[str, Any]], None],
+    worker: Callable[[Any], None],
     plan: Any,
     units: Callable[[], Dataset],
     run: RunDirectory,
@@ -29,7 +31,7 @@ def fit(
     monitor: Handle,
     line: ProgressLine,
 ) -> None:
-    """Run `worker({"plan": plan})` on every training worker, until all have ended.
+    """Run `worker(plan)` on every training worker, until all have ended.
 
     Args:
         worker: finds its units in the dataset shard "train"; rank r of W gets the units i * W + r.
@@ -75,11 +77,14 @@ def fit(
 
 
 def _work(loop_config: dict[str, Any]) -> None:
-    """The worker. Ray Train's controller unpickles it too before any worker starts, so modules with models in them are
-    imported here, and the plan is read here.
+    """The worker, as Ray Train takes it: by name and references, since its controller unpickles this too before any
+    worker starts. Ray Data's coordinator starts while the worker's module is imported, models and all.
     """
-    module, name = loop_config["worker"]
-    getattr(import_module(module), name)({"plan": ray.get(loop_config["plan"])})
+    with ThreadPoolExecutor(1) as meanwhile:
+        meanwhile.submit(ray.train.get_dataset_shard, "train")  # the worker asks again, and hears of an error then
+        module, name = loop_config["worker"]
+        worker = getattr(import_module(module), name)
+    worker(ray.get(loop_config["plan"]))
 
 
 class _Trainer(TorchTrainer):

@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.data
 import ray.train
 import ray.train.torch
 import torch
@@ -76,9 +75,8 @@ class Plan:
         return self.config.optim.epochs * self.steps_per_epoch
 
 
-def train_worker(loop_config: dict[str, Any]) -> None:
-    """One worker of a run, from the newest checkpoint to the end; `loop_config` is `{"plan": Plan}`."""
-    plan: Plan = loop_config["plan"]
+def train_worker(plan: Plan) -> None:
+    """One worker of a run, from the newest checkpoint to the end."""
     failure = json.loads(plan.run.read(FAILURE) or b"{}")
     if failure.get("token") == plan.token:
         # A worker that is started again would only meet the same data or the same loss once more.

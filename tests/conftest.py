@@ -1,17 +1,20 @@
 """What tests of several folders share."""
 
 import importlib
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 
+os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"  # read when Ray Data is imported
 LIBRARIES = ("cv2", "matplotlib.figure", "pandas", "ray.data", "ray.train.torch", "ray.tune", "timm", "tensorboardX")
 
 
 def pytest_collectstart() -> None:
-    """Libraries come before the first module of ours: Python finds no compiled file of one that is imported by a module
-    whose types are checked, and compiles it anew in every process."""
+    """Libraries come before the modules whose types are checked: Python finds no compiled file of what such a module
+    imports first, and compiles it anew. A hook, because the process that hands out the tests needs none of them.
+    """
     for library in LIBRARIES:
         importlib.import_module(library)
 

@@ -86,6 +86,11 @@ def test_the_module_of_the_streams_tasks_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_the_module_of_ray_trains_controller_imports_no_model():
+    code = "import sys, ray_jobs.trainer; assert not {'timm', 'torchvision', 'glsd.models'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def test_help_and_config_and_preview_import_no_ray_and_no_model(photograph, tmp_path):
     code = """
 import sys

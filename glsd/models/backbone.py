@@ -30,12 +30,11 @@ _VIT_PATCH = re.compile(r"(\w*vit\w*?)_patch(\d+)_(\d+)")
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # whichever of them a model knows
 _SIZE_ERRORS = (AssertionError, IndexError, RuntimeError, ValueError)  # what timm and torch raise for a wrong size
 _SEARCH_PX = 32
-_known_shapes: "dict[str, Shapes]" = {}
 
 
 @dataclass
 class Shapes:
-    """What shapes alone tell of an architecture, whatever its weights: found once, and shared by its instances."""
+    """What shapes alone tell of an architecture, whatever its weights; found once a process by `build_backbone`."""
 
     dim: int
     """d, the width of z."""
@@ -44,7 +43,10 @@ class Shapes:
     unused: frozenset[str]
     """Parameters that neither z̄ nor z depends on."""
     grids: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """(H, W) of z by the size of a square crop."""
+    """(H, W) of z by the size of a square crop; it grows."""
+
+
+_known_shapes: dict[str, Shapes] = {}  # by the name that `build_backbone` takes
 
 
 class Backbone(nn.Module):

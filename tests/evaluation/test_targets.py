@@ -16,7 +16,7 @@ from glsd.config import load_config
 from glsd.evaluation import Encoder, ExportReport, export_to
 from glsd.models import Backbone, timm_architecture
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow  # and libraries are imported late, for those who collect this file and run nothing of it
 EQUAL = 1e-5  # of the largest entry: another order of the same sums
 VIT = {"depth": 2, "embed_dim": 48, "dynamic_img_size": True}
 CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 40)}
@@ -168,12 +168,12 @@ def test_transformers_swin_differs_by_an_epsilon_and_takes_no_map_smaller_than_a
 
 
 def test_transformers_preprocesses_as_our_evaluation_does(tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor
+
     encoder = encoder_of("resnet18", crop=96)
     export_to(encoder, tmp_path / "out", "huggingface")
     generator = np.random.default_rng(0)
     image = np.kron(generator.integers(0, 256, (9, 13, 3)), np.ones((20, 20, 1))).astype(np.uint8)
-    from transformers import AutoImageProcessor
-
     theirs = AutoImageProcessor.from_pretrained(tmp_path / "out")(image, return_tensors="pt").pixel_values
     ours = encoder.normalize(torch.from_numpy(encoder.preprocess(image))[None])
     assert theirs.shape == ours.shape
@@ -198,12 +198,12 @@ def _symbolic_sizes() -> Iterator[None]:
     ],
 )
 def test_one_onnx_graph_is_the_same_function_at_every_size(tmp_path: Path, backbone: str, smaller) -> None:
+    import onnxruntime
+
     encoder = encoder_of(backbone, **smaller)
     report = export_to(encoder, tmp_path / "out", "onnx")
     for size in (224, 96):
         assert_equal_at(report, encoder, size)
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(report.path / "model.onnx")
     images = torch.randn(1, 3, 96, 160)
     outputs = session.run(["z_bar", "z"], {"images": images.numpy()})

@@ -14,7 +14,7 @@ TOTAL_STEPS = EPOCHS * STEPS_PER_EPOCH
 def small_run(**overrides: object) -> Config:
     """Four epochs of five steps of two units on forty images; no batch norm, which would see units and not batches.
 
-    A checkpoint of 60 MB and a k-NN at 256 px take long enough for a kill to fall into them.
+    A checkpoint of 60 MB and a k-NN at 512 px take long enough for a kill to fall into them.
     """
     return Config().with_overrides(
         {
@@ -32,8 +32,8 @@ def small_run(**overrides: object) -> Config:
             "optim.base_lr": 0.01,
             "evaluation.knn_every_epochs": 1,
             "evaluation.k": 5,
-            "evaluation.resize": 256,
-            "evaluation.crop": 256,
+            "evaluation.resize": 512,
+            "evaluation.crop": 512,
             "data.unit_size": 4,
             "log_every_steps": 1,
             **overrides,

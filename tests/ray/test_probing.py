@@ -20,9 +20,9 @@ from ray_jobs.cluster import cluster as connected
 from ray_jobs.labelled import LabelledSplit, labelled_split
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.online_knn import embedded, preprocessed
-from ray_jobs.probing import LinearSource, linear_probe
+from ray_jobs.probing import linear_probe
 from ray_jobs.settings import JobSettings
-from ray_jobs.stream import share_files
+from ray_jobs.stream import LinearSource, share_files
 from tests.ray.images import CLASSES, labelled_folder
 from tests.ray.runs import leaves, small_run
 from tests.ray.test_kill import Start
