@@ -10,18 +10,21 @@ unexport PYTHONDONTWRITEBYTECODE # each of the processes of a test would compile
 .PHONY: demo check test format clean
 .DELETE_ON_ERROR:
 
-$(VENV)/.installed: pyproject.toml
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("glsd needs Python 3.11 or newer; name one with: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
+
+# glsd with an extra of pyproject.toml: .installed-demo or .installed-dev
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@echo "Downloading glsd's dependencies from the package index: a few minutes, once."
-	@start=$$(date +%s); $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]' \
+	@start=$$(date +%s); $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]' \
 		&& echo "download and installation: $$(( $$(date +%s) - start )) s"
 	@touch $@
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed-demo
 	$(BIN)/glsd demo --out runs/demo
 
-check: $(VENV)/.installed
+check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --num-workers auto
@@ -32,7 +35,7 @@ test: check
 	$(PARALLEL) -m slow tests
 	$(BIN)/python -m pytest -m ray tests/ray
 
-format: $(VENV)/.installed
+format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

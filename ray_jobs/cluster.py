@@ -51,6 +51,7 @@ def cluster(settings: JobSettings) -> Iterator[None]:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # no one takes this machine away
         port = _dashboard_port() if settings.dashboard else None
         if port is not None:
             # What frees the resources of a killed trial asks the dashboard. It would look for it by itself, and give up

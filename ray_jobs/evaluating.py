@@ -38,6 +38,7 @@ from glsd.evaluation import (
     logistic_regression,
     mean_correspondence,
     model_digest,
+    standard_error,
     teacher_encoder,
     transformed_view,
     untrained_encoder,
@@ -48,9 +49,7 @@ from ray_jobs.features import Features, Images, Selection, extract, precompute
 from ray_jobs.folder import Folder
 from ray_jobs.labelled import LabelledImages, LabelledSplit, Sources, indexed, labelled_split
 from ray_jobs.monitor import ProgressLine
-from ray_jobs.online_knn import standard_error
 from ray_jobs.picturing import (
-    FIGURES,
     NUM_PICTURED,
     decodable,
     picture_correspondences,
@@ -61,7 +60,7 @@ from ray_jobs.picturing import (
     some_decodable,
 )
 from ray_jobs.probing import LINEAR, check_batch, linear_probe
-from ray_jobs.run_directory import EVALUATION, environment
+from ray_jobs.run_directory import EVALUATION, FIGURES, environment
 from ray_jobs.settings import JobSettings
 from ray_jobs.stream import Files, place_files, share_files
 

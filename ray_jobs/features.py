@@ -13,8 +13,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -22,7 +21,6 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
-import cv2
 import numpy as np
 import ray
 import ray.data
@@ -31,14 +29,15 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, ExecutionResources
 from torch import Tensor
 
-from glsd.data import Index, UndecodableImage, cache_folder, decode
+from glsd.data import Index, cache_folder
 from glsd.data.filesystems import replacing
 from glsd.data.shards import alone
 from glsd.evaluation import Encoder, block_representations, model_digest
 from ray_jobs.cluster import check_resources, cluster
+from ray_jobs.decoding import read_chunk
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.settings import JobSettings
-from ray_jobs.stream import Files, place_files, share_files
+from ray_jobs.stream import share_files
 
 _CHUNK_IMAGES = 64
 _CHUNK_BYTES = 32 * 2**20
@@ -380,8 +379,8 @@ def _computed(
     size = min(max(_CHUNK_BYTES // image_bytes, 1), _CHUNK_IMAGES)
     num_chunks = math.ceil(len(image_ids) / size)
     read = partial(
-        _read_chunk,
-        encoder=copy.deepcopy(embeddings[0].encoder).to("meta"),  # it prepares images without weights too
+        read_chunk,
+        config=embeddings[0].encoder.config,
         index=index,
         files=share_files([index]),
         image_ids=ray.put(image_ids),
@@ -413,37 +412,6 @@ def _computed(
             raise ValueError(failure)
         image_id, reasons = np.asarray(batch["image_id"]), batch["reason"].tolist()
         yield [Rows(image_id, np.asarray(batch[f"values_{n}"]), reasons) for n in range(len(embeddings))]
-
-
-def _read_chunk(
-    row: Mapping[str, NDArray[Any]],
-    encoder: Encoder,
-    index: Index,
-    files: Files,
-    image_ids: "ray.ObjectRef[NDArray[np.int64]]",
-    size: int,
-) -> dict[str, NDArray[Any]]:
-    """A task: a chunk of images as the encoder takes them, those that cannot be decoded black and with the reason.
-
-    Of an exception Ray Data brings home a traceback and no message, so what a user can mend travels as a row.
-    """
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    first = int(row["id"][0]) * size
-    ids: NDArray[np.int64] = ray.get(image_ids)[first : first + size]
-    limits, side = encoder.config.data, encoder.config.evaluation.crop
-    crops, reasons, failure = np.zeros((len(ids), side, side, 3), np.uint8), [""] * len(ids), ""
-    try:
-        place_files(files)
-        with ThreadPoolExecutor(8) as readers:
-            for place, data in enumerate(readers.map(index.read, ids.tolist())):
-                try:
-                    crops[place] = encoder.preprocess(decode(data, limits.max_pixels, limits.value_range))
-                except UndecodableImage as error:
-                    reasons[place] = str(error)
-    except (ValueError, OSError) as error:
-        failure = str(error)
-    return {"image_id": ids, "crops": crops, "reason": np.array(reasons), "failure": np.full(len(ids), failure)}
 
 
 class _Embedder:

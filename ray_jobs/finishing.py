@@ -14,20 +14,18 @@ import torch
 from glsd.config import Config
 from glsd.data import Index
 from glsd.data.filesystems import joined
-from glsd.evaluation import export_backbone, load_encoder
+from glsd.evaluation import export_backbone, load_encoder, standard_error
 from glsd.training import manifest, newest_checkpoint
 from ray_jobs.labelled import LabelledSplit
 from ray_jobs.monitor import ProgressLine
-from ray_jobs.online_knn import standard_error
 from ray_jobs.picturing import (
-    FIGURES,
     NUM_PICTURED,
     picture_learning,
     picture_method,
     picture_neighbours,
     some_decodable,
 )
-from ray_jobs.run_directory import CONFIG, DATA, METRICS, TENSORBOARD, RunDirectory, read_metrics
+from ray_jobs.run_directory import CONFIG, DATA, FIGURES, METRICS, TENSORBOARD, RunDirectory, read_metrics
 
 BACKBONE = "backbone"
 
@@ -38,21 +36,23 @@ def finish(
     index: Index,
     image_ids: np.ndarray,
     split: LabelledSplit | None,
+    figures: bool,
     line: ProgressLine,
 ) -> None:
-    """Export the teacher's backbone, draw the figures, and write the summary, last."""
+    """Export the teacher's backbone, draw the figures where asked to, and write the summary, last."""
     checkpoint = newest_checkpoint(run.location)
     assert checkpoint is not None
     encoder = load_encoder(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="glsd-") as folder:
         line.phase("exporting the backbone")
         export = export_backbone(encoder, Path(folder) / BACKBONE)
-        line.phase("drawing the figures")
-        figures = Path(folder) / FIGURES
-        picture_method(encoder, some_decodable(index, image_ids, config.data, config.seed, NUM_PICTURED), figures)
-        picture_learning(read_metrics(run), figures)
-        if split is not None:
-            picture_neighbours(encoder, split, figures)
+        if figures:
+            line.phase("drawing the figures")
+            drawn = Path(folder) / FIGURES
+            picture_method(encoder, some_decodable(index, image_ids, config.data, config.seed, NUM_PICTURED), drawn)
+            picture_learning(read_metrics(run), drawn)
+            if split is not None:
+                picture_neighbours(encoder, split, drawn)
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             run.write(path.relative_to(folder).as_posix(), path.read_bytes())
         lines = export.lines.replace(str(export.path), run.uri(BACKBONE))

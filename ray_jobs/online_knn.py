@@ -1,6 +1,5 @@
 """k-NN of the teacher during a run (Sec. 4.3): its images are decoded once, kept as bytes and shared by the workers."""
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -70,11 +69,6 @@ class OnlineKnn:
             torch.cat([part.features for part in everyones]).to(self._device),
             torch.cat([part.labels for part in everyones]),
         )
-
-
-def standard_error(accuracy: float, num_queries: int) -> float:
-    """Of a share of that many images: how far chance alone may carry it."""
-    return math.sqrt(accuracy * (1 - accuracy) / num_queries)
 
 
 def score(anchors: Labelled, queries: Labelled, split: LabelledSplit, evaluation: EvaluationConfig) -> KnnResult:

@@ -42,7 +42,6 @@ from glsd.reporting import (
 from ray_jobs.labelled import LabelledImages, LabelledSplit
 from ray_jobs.online_knn import Preprocessed, preprocessed
 
-FIGURES = "figures"
 NUM_PICTURED = 3
 _NUM_QUERIES, _NUM_NEIGHBOURS, _MAX_ANCHORS = 6, 5, 1000
 _DIFFERENT_TOP = 15  # Fig. 12

@@ -56,6 +56,7 @@ def pretrain(
     *,
     knn_data: Sources | None = None,
     init_from: str | None = None,
+    figures: bool = True,
     line: ProgressLine | None = None,
     **job: Any,
 ) -> Run:
@@ -69,6 +70,7 @@ def pretrain(
             a share of `data` is tested. Labels are never trained on.
         init_from: a model that `glsd.evaluation.load_model` knows, with whose backbone student and teacher start; the
             heads and the schedules are new. The run keeps a copy, so the model is not needed to resume.
+        figures: draw into `out` at the end.
         line: shows what goes on; by default a line of the terminal.
         job: fields of `JobSettings`.
 
@@ -108,7 +110,7 @@ def pretrain(
             split = labelled_split(index, tested, config.evaluation) if index.labels is not None or tested else None
             if max(checkpoints(run.location), default=0) < config.optim.epochs * order.steps_per_epoch:
                 _train_on_ray(config, settings, run, index, image_ids, split, claim, line)
-            finish(run, config, index, image_ids, split, line)
+            finish(run, config, index, image_ids, split, figures, line)
         else:
             line.phase(f"{out} is finished: nothing is left to do")
     checkpoint, summary = newest_checkpoint(run.location), run.finished

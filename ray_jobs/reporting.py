@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from glsd.config import Config, LinearConfig, documentation, explained
 from glsd.data.filesystems import is_remote, replace_file
-from glsd.evaluation import COLLAPSE_MEASURES, Verdict, collapse_verdict
+from glsd.evaluation import COLLAPSE_MEASURES, Verdict, collapse_verdict, standard_error
 from glsd.reporting import (
     Badge,
     Bar,
@@ -43,13 +43,12 @@ from glsd.reporting import (
 )
 from ray_jobs.folder import Folder
 from ray_jobs.lease import TIMES, read_holder
-from ray_jobs.online_knn import standard_error
-from ray_jobs.picturing import FIGURES
 from ray_jobs.run_directory import (
     CONFIG,
     DATA,
     ENVIRONMENT,
     EVALUATION,
+    FIGURES,
     RunDirectory,
     read_metrics,
     read_skipped,

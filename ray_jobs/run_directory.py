@@ -20,7 +20,6 @@ from typing import Any, Protocol, Self, TextIO
 
 import yaml
 from pydantic import ValidationError
-from tensorboardX import SummaryWriter
 
 import glsd.config
 from glsd.config import Config
@@ -30,7 +29,7 @@ from ray_jobs.lease import NAME as LEASE
 from ray_jobs.lease import TIMES, LeaseTimes, held_lease, holds_lease
 
 CONFIG, DATA, ENVIRONMENT, SUMMARY = "config.yaml", "data.json", "environment.json", "summary.json"
-METRICS, SKIPPED, TENSORBOARD = "metrics.jsonl", "skipped.jsonl", "tensorboard"
+METRICS, SKIPPED, TENSORBOARD, FIGURES = "metrics.jsonl", "skipped.jsonl", "tensorboard", "figures"
 EVALUATION = "evaluation.json"  # of `glsd evaluate`, in a folder of its own
 PACKAGES = (
     *("glsd", "ray", "pyarrow", "torch", "torchvision", "timm"),
@@ -162,6 +161,8 @@ class RunLog:
     """
 
     def __init__(self, run: RunDirectory, resume_step: int = 0, external: Sequence[ExternalLog] = ()) -> None:
+        from tensorboardX import SummaryWriter  # which imports torch
+
         self._run, self._external = run, external
         self._folder = Path(run.path) if run.is_local else Path(tempfile.mkdtemp(prefix="glsd-log-"))
         self._folder.mkdir(parents=True, exist_ok=True)

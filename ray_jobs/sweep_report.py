@@ -54,7 +54,7 @@ from glsd.reporting.html import (
 from glsd.reporting.tables import SEED, SETTING
 from ray_jobs.folder import Folder
 from ray_jobs.lease import TIMES, read_holder
-from ray_jobs.picturing import FIGURES
+from ray_jobs.run_directory import FIGURES
 from ray_jobs.trial_states import SWEEP, TRIALS, TrialState, trial_states
 
 _REGIME = "data.images_per_class"

@@ -82,7 +82,8 @@ def _trained(plan: TrialPlan, folder: Folder) -> tuple[Status, str]:
         status, message = json.loads(noted)
         return status, message
     try:
-        pretrain(plan.config, plan.data, plan.out, knn_data=plan.test or None, line=_TuneLine(plan), **plan.job)
+        test, line = plan.test or None, _TuneLine(plan)
+        pretrain(plan.config, plan.data, plan.out, knn_data=test, figures=False, line=line, **plan.job)
     except Collapsed as error:
         status, message = "collapsed", str(error)
     except NonFiniteLoss as error:

@@ -81,13 +81,14 @@ def test_preview_draws_an_image(photograph, tmp_path):
         assert min(picture.size) > 300
 
 
-def test_the_module_of_the_streams_tasks_imports_no_torch():
-    code = "import sys, ray_jobs.stream; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
-
-def test_the_module_of_ray_trains_controller_imports_no_model():
-    code = "import sys, ray_jobs.trainer; assert not {'timm', 'torchvision', 'glsd.models'} & set(sys.modules)"
+def test_tasks_that_decode_import_no_torch_and_ray_trains_controller_no_model():
+    code = """
+import sys
+import ray_jobs.decoding, ray_jobs.stream
+assert "torch" not in sys.modules
+import ray_jobs.trainer
+assert not {"timm", "torchvision", "glsd.models"} & set(sys.modules)
+"""
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 

@@ -7,7 +7,6 @@ backbone alone. `load_encoder` finds it in a run, a checkpoint or an exported fo
 import copy
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,22 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from glsd.augment import normalize
 from glsd.config import Config
 from glsd.data.filesystems import is_remote
+from glsd.evaluation.preprocessing import evaluation_crop
 from glsd.models import Backbone, build_backbone, build_student_teacher
 from glsd.training.checkpoint import load_checkpoint, newest_checkpoint
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 """Files of an exported backbone; timm looks for these names in a `local-dir:`."""
-
-_STRIP_PIXELS = 2**22
-"""A resized image with more pixels is a strip, of which only the crop is made. That costs equality with torchvision to
-the last bit, and 2**22 are 64 times as long as wide at the default `evaluation.resize`."""
 
 
 class Encoder(nn.Module):
@@ -59,15 +54,7 @@ class Encoder(nn.Module):
 
     def preprocess(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "crop crop 3"]:
         """Bicubic resize of the shorter side to `evaluation.resize`, then the central `evaluation.crop` pixels."""
-        resize, crop = self.config.evaluation.resize, self.config.evaluation.crop
-        shorter = min(image.shape[:2])
-        # The longer side is rounded down and the crop's corner to the nearest even, as torchvision does.
-        height, width = (resize * side // shorter for side in image.shape[:2])
-        top, left = round((height - crop) / 2), round((width - crop) / 2)
-        if height * width > _STRIP_PIXELS:
-            return _resized_part(image, (height, width), (top, left), crop)
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-        return np.array(resized.crop((left, top, left + crop, top + crop)))
+        return evaluation_crop(image, self.config.evaluation)
 
     def normalize(self, crops: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 3 height width"]:
         """Preprocessed images as float32 of the training's mean and standard deviation, on the device they are on."""
@@ -172,20 +159,3 @@ def _load_exported(folder: Path) -> Encoder:
     return build_encoder(
         Config.model_validate(facts["glsd"]["config"]), {f"model.{key}": value for key, value in weights.items()}
     )
-
-
-def _resized_part(
-    image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int], corner: tuple[int, int], crop: int
-) -> UInt8[np.ndarray, "crop crop 3"]:
-    """The square of side `crop` at `corner`, (top, left), of the image resized to `size`, (height, width)."""
-    box = []  # (start, stop) in the image, for its rows and its columns
-    for axis in (0, 1):
-        start, stop = (place * image.shape[axis] / size[axis] for place in (corner[axis], corner[axis] + crop))
-        # Pillow keeps a box in single precision, which cannot tell half pixels apart far out in a long strip.
-        support = math.ceil(2 * max(1, (stop - start) / crop)) + 1  # bicubic
-        first = max(0, math.floor(start) - support)
-        image = image.take(range(first, min(image.shape[axis], math.ceil(stop) + support)), axis)
-        box.append((start - first, stop - first))
-    (top, bottom), (left, right) = box
-    part = Image.fromarray(image).resize((crop, crop), Image.Resampling.BICUBIC, (left, top, right, bottom))
-    return np.array(part)

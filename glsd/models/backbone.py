@@ -240,7 +240,8 @@ def timm_architecture(name: str) -> tuple[str, dict[str, Any]]:
 def _create(architecture: str, model_args: dict[str, Any], optional: dict[str, Any]) -> nn.Module:
     """The timm model with those of the optional arguments that it knows; timm lists them nowhere."""
     try:
-        return timm.create_model(architecture, pretrained=False, num_classes=0, **model_args, **optional)
+        model: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=0, **model_args, **optional)
+        return model
     except TypeError as error:
         refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if refused is None or refused[1] not in optional:

@@ -58,6 +58,7 @@ def picture_panel(figure: Figure, left: float, top: float, width: float, height:
     """A panel for images: it has no axis to be seen."""
     axes = panel(figure, left, top, width, height)
     axes.set_axis_off()
+    axes.set(xticks=[], yticks=[])  # matplotlib would make those that no one sees whenever it walks the figure
     return axes
 
 

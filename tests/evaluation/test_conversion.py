@@ -192,6 +192,7 @@ def swin_of_the_authors(state: State) -> State:
     return renamed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", [None, {"cfg": "experiments/swin/swin_tiny_patch4_window7_224.yaml", "arch": "swin"}])
 def test_a_swin_of_the_papers_code_is_recognised_and_gives_its_features(
     tmp_path: Path, swin: tuple[Any, State], args: dict[str, str] | None
@@ -216,6 +217,7 @@ def test_a_swin_of_the_papers_code_is_recognised_and_gives_its_features(
     assert same_features(encoder, backbone)
 
 
+@pytest.mark.slow
 def test_a_swin_in_timms_names_is_told_from_one_in_its_authors(tmp_path: Path, swin: tuple[Any, State]) -> None:
     backbone, state = swin
     for head in ({}, {"head.fc.weight": torch.ones(10, 768), "head.fc.bias": torch.ones(10)}):

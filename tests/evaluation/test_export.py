@@ -34,6 +34,7 @@ def test_timms_model_equals_ours_at_every_size(tmp_path: Path, backbone: str) ->
         assert torch.equal(names["z_bar"], encoder(images(size))[0])
 
 
+@pytest.mark.slow
 def test_timms_swin_differs_by_its_epsilon_alone_at_224_px_by_more_at_96_px_and_ours_loads_exactly(
     tmp_path: Path,
 ) -> None:

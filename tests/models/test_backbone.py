@@ -145,7 +145,12 @@ def test_a_backbone_may_be_built_where_no_gradients_are_taken(
     [
         ("vit_tiny_patch16_224", 100, "vit_tiny_patch16_224 cannot take crops of 100 px; it takes 96 px or 112 px"),
         ("swin_tiny_patch4_window7_224", 95, "window7_224 cannot take crops of 95 px; it takes 92 px or 96 px"),
-        ("mixer_s16_224", 96, "mixer_s16_224 cannot take crops of 96 px; it takes 224 px"),
+        pytest.param(
+            "mixer_s16_224",
+            96,
+            "mixer_s16_224 cannot take crops of 96 px; it takes 224 px",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_sizes_that_a_backbone_cannot_take_name_the_nearest(name: str, size: int, message: str) -> None:

@@ -13,6 +13,9 @@ os.environ |= {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # what has imported models serves the next test too
+    "RAY_enable_worker_prestart": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
 }
 
 import pytest

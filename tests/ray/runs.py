@@ -8,6 +8,7 @@ from glsd.config import Config
 
 STEPS_PER_EPOCH = 5
 EPOCHS = 4
+KNN_EVERY_EPOCHS = 2
 TOTAL_STEPS = EPOCHS * STEPS_PER_EPOCH
 
 
@@ -30,7 +31,7 @@ def small_run(**overrides: object) -> Config:
             "optim.epochs": EPOCHS,
             "optim.warmup_epochs": 1,
             "optim.base_lr": 0.01,
-            "evaluation.knn_every_epochs": 1,
+            "evaluation.knn_every_epochs": KNN_EVERY_EPOCHS,
             "evaluation.k": 5,
             "evaluation.resize": 512,
             "evaluation.crop": 512,

@@ -60,7 +60,7 @@ def test_a_collapsed_run_that_should_only_warn_goes_on_and_warns_once(
     cluster: None, textures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    pretrain(collapsing_run(collapse="warn"), str(textures), str(out), workers=1)
+    pretrain(collapsing_run(collapse="warn"), str(textures), str(out), figures=False)
     assert json_lines(out / "metrics.jsonl")[-1]["collapsed"] == 1.0
     said = capfd.readouterr().err
     assert said.count("the teacher has collapsed at step") == 1

@@ -121,7 +121,10 @@ def test_figures_are_drawn_for_the_screen_and_for_print(evaluated: Path) -> None
         assert {path.suffix for path in (evaluated / "figures").glob(f"{stem}.*")} == {".png", ".svg"}
 
 
-def test_a_later_probe_is_added_to_the_evaluation(evaluated: Path, uninterrupted: Run, forty: Path) -> None:
+def test_a_later_probe_is_added_to_the_evaluation_and_a_linear_layer_has_only_tested_images_represented(
+    evaluated: Path, uninterrupted: Run, forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLSD_CACHE", str(tmp_path / "cache"))
     before = json.loads((evaluated / "evaluation.json").read_text())
     evaluate(
         uninterrupted.out,
@@ -137,6 +140,9 @@ def test_a_later_probe_is_added_to_the_evaluation(evaluated: Path, uninterrupted
     assert after["knn"] == before["knn"]
     assert after["linear"]["epochs"] == 2
     assert 0 <= after["linear"]["top1"] <= 1
+    (journal,) = (tmp_path / "cache").glob("features-*/journal.jsonl")
+    rows = [row for line in journal.read_text().splitlines() for row in json.loads(line)]
+    assert len(rows) == 8  # a fifth of forty
 
 
 def test_an_evaluation_of_something_else_is_refused(evaluated: Path, uninterrupted: Run, forty: Path) -> None:
@@ -231,17 +237,6 @@ def test_the_model_may_be_named_relative_to_where_the_command_runs(
     monkeypatch.chdir(Path(uninterrupted.out).parent)
     found = evaluate(Path(uninterrupted.out).name, str(forty), probes=("collapse",), resize=128, crop=128)
     assert "input_gradient_norm" in found["collapse"]["metrics"]  # the heads were there
-
-
-def test_a_linear_layer_alone_needs_representations_of_the_tested_images_only(
-    uninterrupted: Run, forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GLSD_CACHE", str(tmp_path / "cache"))
-    protocol = LinearConfig(epochs=1, batch_size=16)
-    evaluate(uninterrupted.out, str(forty), probes=("linear",), linear=protocol, resize=128, crop=128)
-    (journal,) = (tmp_path / "cache").glob("features-*/journal.jsonl")
-    rows = [row for line in journal.read_text().splitlines() for row in json.loads(line)]
-    assert len(rows) == 8  # a fifth of forty
 
 
 def test_a_run_on_all_images_has_no_smaller_regime(uninterrupted: Run, forty: Path) -> None:

@@ -55,7 +55,8 @@ def run(
     cluster: None, forty: Path, source: Path, weights: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
     """A finished run that started from the source, which then was deleted."""
-    run = pretrain(still(), str(forty), str(tmp_path_factory.mktemp("from") / "run"), init_from=str(source))
+    out = str(tmp_path_factory.mktemp("from") / "run")
+    run = pretrain(still(), str(forty), out, init_from=str(source), figures=False)
     shutil.rmtree(source)
     return run
 
@@ -80,7 +81,8 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_resumes_without_the_s
 ) -> None:
     killed = shutil.copytree(run.out, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "summary.json"))
     assert not source.exists()
-    state = load_checkpoint(pretrain(still(), str(forty), str(killed), init_from=str(source)).checkpoint)
+    resumed = pretrain(still(), str(forty), str(killed), init_from=str(source), figures=False)
+    state = load_checkpoint(resumed.checkpoint)
     assert all(torch.equal(state["teacher"][f"backbone.{key}"], value) for key, value in weights.items())
 
 

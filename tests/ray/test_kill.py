@@ -64,7 +64,7 @@ class Start:
         while not reached():
             assert self.process.poll() is None, f"it ended before it was killed:\n{self.said}"
             assert time.monotonic() < end, f"not reached in {TIMEOUT_S} s:\n{self.said}"
-            time.sleep(0.002)
+            time.sleep(0.02)
 
     def kill_driver(self) -> None:
         """SIGKILL to the driver alone: its workers live on until they notice."""

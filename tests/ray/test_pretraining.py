@@ -21,10 +21,18 @@ from glsd.evaluation import load_encoder
 from glsd.training import NonFiniteLoss, load_checkpoint, manifest
 from ray_jobs.pretraining import Run, pretrain
 from tests.ray.images import labelled_folder
-from tests.ray.runs import STEPS_PER_EPOCH, TOTAL_STEPS, complete_checkpoints, json_lines, leaves, small_run
+from tests.ray.runs import (
+    KNN_EVERY_EPOCHS,
+    STEPS_PER_EPOCH,
+    TOTAL_STEPS,
+    complete_checkpoints,
+    json_lines,
+    leaves,
+    small_run,
+)
 
 pytestmark = pytest.mark.ray
-KNN_STEPS = list(range(0, TOTAL_STEPS + 1, STEPS_PER_EPOCH))
+KNN_STEPS = list(range(0, TOTAL_STEPS + 1, KNN_EVERY_EPOCHS * STEPS_PER_EPOCH))
 
 
 def test_a_run_logs_every_step_once_and_the_k_nn_of_the_teacher_from_before_training_to_the_end(
@@ -106,7 +114,7 @@ def test_a_run_directory_refuses_other_settings_and_other_data_by_name(
 def test_two_workers_learn_from_the_same_batches_what_one_learns(
     uninterrupted: Run, forty: Path, tmp_path: Path
 ) -> None:
-    two = pretrain(small_run(), str(forty), str(tmp_path / "run"), workers=2)
+    two = pretrain(small_run(), str(forty), str(tmp_path / "run"), workers=2, figures=False)
     for ones, twos in zip(*(json_lines(Path(run.out) / "metrics.jsonl") for run in (uninterrupted, two)), strict=True):
         same = {"step", "loss", "loss_global", "loss_local", "matched", "lr", "epoch", "knn"} & ones.keys()
         assert {name: twos[name] for name in same} == pytest.approx({name: ones[name] for name in same}, rel=1e-4)

@@ -113,7 +113,8 @@ def test_a_sweep_is_killed_then_one_of_its_trials_and_ends_as_if_nothing_had_hap
         assert state.evaluation is not None
         assert state.evaluation["knn"]["num_anchors"] + state.evaluation["knn"]["num_queries"] == 64
 
-    undisturbed = pretrain(base(**{"objective.setting": "vanilla"}), str(textures), str(tmp_path / "undisturbed"))
+    alone = str(tmp_path / "undisturbed")
+    undisturbed = pretrain(base(**{"objective.setting": "vanilla"}), str(textures), alone, figures=False)
     killed = newest_checkpoint(str(second))
     assert killed is not None
     expected, found = (leaves(load_checkpoint(checkpoint)) for checkpoint in (undisturbed.checkpoint, killed))

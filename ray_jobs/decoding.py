@@ -1,0 +1,47 @@
+"""The task that reads images for an encoder; without torch, whose import takes longer than many a chunk."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from glsd.config import Config
+from glsd.data import Index, UndecodableImage, decode
+from glsd.evaluation.preprocessing import evaluation_crop
+from ray_jobs.stream import Files, place_files
+
+
+def read_chunk(
+    row: Mapping[str, NDArray[Any]],
+    config: Config,
+    index: Index,
+    files: Files,
+    image_ids: "ray.ObjectRef[NDArray[np.int64]]",
+    size: int,
+) -> dict[str, NDArray[Any]]:
+    """A chunk of images as the encoder of `config` takes them, those that cannot be decoded black and with the reason.
+
+    Of an exception Ray Data brings home a traceback and no message, so what a user can mend travels as a row.
+    """
+    cv2.setNumThreads(1)
+    first = int(row["id"][0]) * size
+    ids: NDArray[np.int64] = ray.get(image_ids)[first : first + size]
+    limits, side = config.data, config.evaluation.crop
+    crops, reasons, failure = np.zeros((len(ids), side, side, 3), np.uint8), [""] * len(ids), ""
+    try:
+        place_files(files)
+        with ThreadPoolExecutor(8) as readers:
+            for place, data in enumerate(readers.map(index.read, ids.tolist())):
+                try:
+                    crops[place] = evaluation_crop(
+                        decode(data, limits.max_pixels, limits.value_range), config.evaluation
+                    )
+                except UndecodableImage as error:
+                    reasons[place] = str(error)
+    except (ValueError, OSError) as error:
+        failure = str(error)
+    return {"image_id": ids, "crops": crops, "reason": np.array(reasons), "failure": np.full(len(ids), failure)}
