@@ -14,10 +14,10 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("glsd needs Python 3.11 or newer; name one with: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
-# glsd with an extra of pyproject.toml: .installed-demo or .installed-dev
+# glsd with an extra of pyproject.toml, demo or dev. What is imported is compiled then; all the rest would take a minute.
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@echo "Downloading glsd's dependencies from the package index: a few minutes, once."
-	@start=$$(date +%s); $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]' \
+	@start=$$(date +%s); $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[$*]' \
 		&& echo "download and installation: $$(( $$(date +%s) - start )) s"
 	@touch $@
 

@@ -51,8 +51,8 @@ def initial_state(config: Config, device: torch.device, init: Mapping[str, torch
     if init is not None:
         student.backbone.load_state_dict(init)
         teacher.backbone.load_state_dict(init)
-    student.to(device)
-    teacher.to(device)
+    for network in (student, teacher):  # pixels come channels last, and convolutions of such weights keep them so
+        network.to(device).to(memory_format=torch.channels_last)
     prototypes = config.model.num_prototypes
     centers = Centers(
         torch.zeros(prototypes, device=device),

@@ -52,6 +52,19 @@ def test_a_run_continued_from_any_checkpoint_ends_bit_for_bit_as_one_that_was_ne
         assert_equal_states(state.state_dict(), final)
 
 
+def test_convolutions_and_their_moments_lie_channels_last_as_the_pixels_do_after_a_resume_too():
+    config = small_config(backbone="test_resnet")
+    first, resumed = initial_state(config, CPU), initial_state(config, CPU)
+    train(first, units(config), config, 3, CPU, lambda metrics, state: None)
+    resumed.load_state_dict(torch.load(io.BytesIO(saved(first)), weights_only=True))
+    for state in (first, resumed):
+        kernels = [weight for weight in state.student.backbone.parameters() if weight.ndim == 4]
+        moments = [state.optimizer.state[weight]["exp_avg"] for weight in kernels if weight in state.optimizer.state]
+        assert len(kernels) > 10
+        assert len(moments) > 10
+        assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (*kernels, *moments))
+
+
 def test_logs_come_at_the_interval_and_checkpoints_at_the_end_of_each_epoch():
     config = small_config(**{"log_every_steps": 2})
     seen: list[tuple[int, bool]] = []
