@@ -9,6 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE # each of the processes of a test would compile
 
 .PHONY: demo check test format clean
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("glsd needs Python 3.11 or newer; name one with: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -16,7 +17,7 @@ $(BIN)/python:
 
 # glsd with an extra of pyproject.toml, demo or dev. What is imported is compiled then; all the rest would take a minute.
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
-	@echo "Downloading glsd's dependencies from the package index: a few minutes, once."
+	@echo "Downloading what glsd needs for $*: minutes, once."
 	@start=$$(date +%s); $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[$*]' \
 		&& echo "download and installation: $$(( $$(date +%s) - start )) s"
 	@touch $@

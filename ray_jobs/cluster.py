@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +25,9 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # each report waits for the next check
 }
+
+_OWN_RAY = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""Of a Ray that is started for a job: where its machine is taken away, the job's driver goes too."""
 
 
 class Resources(NamedTuple):
@@ -48,26 +51,38 @@ def cluster(settings: JobSettings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # no one takes this machine away
-        port = _dashboard_port() if settings.dashboard else None
-        if port is not None:
-            # What frees the resources of a killed trial asks the dashboard. It would look for it by itself, and give up
-            # on a machine with several Rays.
-            os.environ.setdefault("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")
-        _start(
-            # One slot more than cores: the training worker takes a hair of one and would cost the stream a whole task.
-            num_cpus=num_cores() + 1,
-            include_dashboard=settings.dashboard,
-            dashboard_port=port,
-        )
-    with _ended_by_sigterm():
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    with _defaults({} if "RAY_ADDRESS" in os.environ else _OWN_RAY):
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            port = _dashboard_port() if settings.dashboard else None
+            if port is not None:
+                # What frees the resources of a killed trial asks the dashboard. It would look for it by itself, and
+                # give up on a machine with several Rays.
+                os.environ.setdefault("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")
+            _start(
+                # One slot more than cores: the training worker takes a hair of one, which would cost the stream a task.
+                num_cpus=num_cores() + 1,
+                include_dashboard=settings.dashboard,
+                dashboard_port=port,
+            )
+        with _ended_by_sigterm():
+            try:
+                yield
+            finally:
+                ray.shutdown()
+
+
+@contextmanager
+def _defaults(values: Mapping[str, str]) -> Iterator[None]:
+    """Set the environment variables that are not set; they are gone afterwards."""
+    new = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ |= new
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
 
 
 def _start(**options: Any) -> None:

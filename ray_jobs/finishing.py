@@ -56,7 +56,8 @@ def finish(
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             run.write(path.relative_to(folder).as_posix(), path.read_bytes())
         lines = export.lines.replace(str(export.path), run.uri(BACKBONE))
-    run.finish(_summary(run, checkpoint, config, split) | {"timm": lines, "timm_difference": export.largest_difference})
+    facts = {"figures": figures, "timm": lines, "timm_difference": export.largest_difference}
+    run.finish(_summary(run, checkpoint, config, split) | facts)
 
 
 def closing_words(out: str, summary: dict[str, Any]) -> str:
@@ -75,7 +76,7 @@ def closing_words(out: str, summary: dict[str, Any]) -> str:
         f"backbone  {joined(out, BACKBONE)}",
         f"config    {joined(out, CONFIG)}",
         f"metrics   {joined(out, METRICS)}, and tensorboard --logdir {joined(out, TENSORBOARD)}",
-        f"pictures  {joined(out, FIGURES)}",
+        *([f"pictures  {joined(out, FIGURES)}"] if summary["figures"] else []),
         "",
         summary["timm"],
     ]

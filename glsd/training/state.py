@@ -37,6 +37,9 @@ class TrainState:
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for weight, moments in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):  # the fused AdamW takes it for granted that they lie as the weight
+                moments[name] = torch.empty_like(weight).copy_(moments[name])
         device = self.centers.global_.device
         global_, dense = state["centers"]["global_"], state["centers"]["dense"]
         self.centers = Centers(global_.to(device), None if dense is None else dense.to(device))
@@ -51,8 +54,11 @@ def initial_state(config: Config, device: torch.device, init: Mapping[str, torch
     if init is not None:
         student.backbone.load_state_dict(init)
         teacher.backbone.load_state_dict(init)
-    for network in (student, teacher):  # pixels come channels last, and convolutions of such weights keep them so
-        network.to(device).to(memory_format=torch.channels_last)
+    for network in (student, teacher):
+        network.to(device)
+        for weight in network.parameters():
+            if weight.ndim == 4:  # convolutions of such weights keep their maps channels last
+                weight.data = weight.data.to(memory_format=torch.channels_last)
     prototypes = config.model.num_prototypes
     centers = Centers(
         torch.zeros(prototypes, device=device),

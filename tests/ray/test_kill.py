@@ -59,12 +59,12 @@ class Start:
         """The last line of its progress."""
         return self.said.rpartition("\n")[0].rpartition("\n")[2]
 
-    def wait_until(self, reached: Callable[[], object]) -> None:
+    def wait_until(self, reached: Callable[[], object], every_s: float = 0.02) -> None:
         end = time.monotonic() + TIMEOUT_S
         while not reached():
             assert self.process.poll() is None, f"it ended before it was killed:\n{self.said}"
             assert time.monotonic() < end, f"not reached in {TIMEOUT_S} s:\n{self.said}"
-            time.sleep(0.02)
+            time.sleep(every_s)
 
     def kill_driver(self) -> None:
         """SIGKILL to the driver alone: its workers live on until they notice."""
@@ -146,7 +146,7 @@ def test_a_run_killed_at_every_kind_of_moment_ends_bit_for_bit_as_one_that_was_n
 
     # Within the writing of a checkpoint.
     start = command.start()
-    start.wait_until(half_written)
+    start.wait_until(half_written, every_s=0.002)
     start.kill_all()
     assert half_written()
 

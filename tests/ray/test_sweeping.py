@@ -108,6 +108,7 @@ def test_a_sweep_is_killed_then_one_of_its_trials_and_ends_as_if_nothing_had_hap
     assert [state.status for state in states] == ["finished"] * 4
     assert [state.num_images for state in states] == [32, 64, 32, 64]
     assert (first / "outcome.json").stat().st_mtime_ns == ended
+    assert not list(out.glob("trials/*/figures")), "a trial draws nothing"
     assert {state.evaluation["collapse"]["verdict"] for state in states if state.evaluation} <= {"healthy", "collapsed"}
     for state in states:
         assert state.evaluation is not None
