@@ -76,7 +76,7 @@ def closing_words(out: str, summary: dict[str, Any]) -> str:
         f"backbone  {joined(out, BACKBONE)}",
         f"config    {joined(out, CONFIG)}",
         f"metrics   {joined(out, METRICS)}, and tensorboard --logdir {joined(out, TENSORBOARD)}",
-        *([f"pictures  {joined(out, FIGURES)}"] if summary["figures"] else []),
+        *([f"pictures  {joined(out, FIGURES)}"] if summary.get("figures", True) else []),
         "",
         summary["timm"],
     ]

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -124,6 +124,20 @@ def train_worker(plan: Plan) -> None:
         recorder.close(failed=sys.exception() is not None)
 
 
+def kept_steps(knn: Mapping[int, float | None], every: int | None) -> set[int]:
+    """Of the steps with a checkpoint, and the k-NN of each: the last, the best (the later of equals), and all `every`.
+
+    >>> sorted(kept_steps({10: 0.3, 20: 0.5, 30: 0.5, 40: 0.4, 50: None}, every=None))
+    [30, 50]
+    >>> sorted(kept_steps({10: 0.3, 20: 0.2, 30: None, 40: 0.1}, every=20))
+    [10, 20, 40]
+    """
+    keep = {max(knn)}
+    if measured := {step: value for step, value in knn.items() if value is not None}:
+        keep.add(max(measured, key=lambda step: (measured[step], step)))
+    return keep | {step for step in knn if every is not None and step % every == 0}
+
+
 class _CollapseAlarm:
     """Looks for a collapse (Sec. 4.6) whenever metrics are logged, and warns or stops as `collapse` says.
 
@@ -239,13 +253,9 @@ class _Recorder:
         content = state.state_dict() | {"config": config.model_dump(mode="json")}
         save_checkpoint(run.location, state.step, content, facts, partial(run.holds_lease, self._plan.token))
         saved = checkpoints(run.location)
-        keep = {state.step}
         knn = {step: manifest(path)["metrics"].get("knn") for step, path in saved.items()}
-        if measured := {step: value for step, value in knn.items() if value is not None}:
-            keep.add(max(measured, key=lambda step: (measured[step], step)))
-        if config.keep_every_epochs is not None:
-            keep |= {step for step in saved if step % (config.keep_every_epochs * self._plan.steps_per_epoch) == 0}
-        prune_checkpoints(run.location, keep)
+        every = config.keep_every_epochs and config.keep_every_epochs * self._plan.steps_per_epoch
+        prune_checkpoints(run.location, kept_steps(knn, every))
 
     def _gathered_skips(self) -> list[tuple[int, str]]:
         mine, self._skips = self._skips, []
