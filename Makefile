@@ -1,4 +1,4 @@
-# make demo, make check and make test set everything up by themselves; PYTHON chooses the interpreter (3.11 or newer).
+# All targets set up what they need by themselves; PYTHON chooses the interpreter (3.11 or newer). `make test slow` is every test.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 unexport PYTHONDONTWRITEBYTECODE # each of the processes of a test would compile anew
 
-.PHONY: demo check test format clean
+.PHONY: demo check test slow format clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -33,8 +33,11 @@ check: $(VENV)/.installed-dev
 	$(PARALLEL) -m "not ray and not slow" --doctest-modules --doctest-glob='*.md' tests glsd ray_jobs
 
 test: check
-	$(PARALLEL) -m slow tests
-	$(BIN)/python -m pytest -m ray tests/ray
+	$(BIN)/python -m pytest -m "ray and not slow" tests/ray
+
+slow: $(VENV)/.installed-dev
+	$(PARALLEL) -m "slow and not ray" tests
+	$(BIN)/python -m pytest -m "ray and slow" tests/ray
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

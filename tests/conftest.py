@@ -1,5 +1,6 @@
 """What tests of several folders share."""
 
+import gc
 import importlib
 import os
 import signal
@@ -17,6 +18,12 @@ def pytest_collectstart() -> None:
     """
     for library in LIBRARIES:
         importlib.import_module(library)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def vit() -> Encoder:
 
 @pytest.fixture(scope="module")
 def resnet() -> Encoder:
-    return encoder_of("resnet10t")
+    return encoder_of("test_resnet")
 
 
 def images(size: int, num: int = 2) -> Tensor:
@@ -80,7 +80,7 @@ def test_the_encoder_is_left_as_it_was(swin: Encoder) -> None:
 
 
 def test_a_backbone_without_blocks_and_too_many_blocks_are_errors(swin: Encoder, resnet: Encoder) -> None:
-    with pytest.raises(ValueError, match=r"resnet10t has no blocks .* as Swin and ViT have; use num_blocks 1"):
+    with pytest.raises(ValueError, match=r"test_resnet has no blocks .* as Swin and ViT have; use num_blocks 1"):
         block_representations(resnet, images(96), 4)
     with pytest.raises(ValueError, match=r"num_blocks must be in \[1, 12\] for backbone swin_tiny.*, not 13"):
         block_representations(swin, images(96), 13)

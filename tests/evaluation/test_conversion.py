@@ -227,6 +227,7 @@ def test_a_swin_in_timms_names_is_told_from_one_in_its_authors(tmp_path: Path, s
         assert report.ignored == ({"head": 2} if head else {})
 
 
+@pytest.mark.slow
 def test_dinov2s_register_tokens_take_their_place_beside_the_class_token(tmp_path: Path) -> None:
     backbone, state = trained("vit_small_patch14_reg4_dinov2")
     theirs = {key: value for key, value in state.items() if key not in ("cls_token", "reg_token", "pos_embed")}

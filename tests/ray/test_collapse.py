@@ -12,7 +12,7 @@ from tests.evaluation.collapsing import CENTERING_OFF, textures_config
 from tests.ray.images import labelled_folder
 from tests.ray.runs import complete_checkpoints, json_lines
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 LOG_EVERY = 2
 

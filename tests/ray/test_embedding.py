@@ -18,7 +18,7 @@ from ray_jobs.embedding import EmbedReport, embed
 from tests.ray.images import labelled_folder
 from tests.ray.test_kill import Start
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 NUM_IMAGES = 300
 NUM_CORRUPT = 2

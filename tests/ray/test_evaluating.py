@@ -28,7 +28,7 @@ from ray_jobs.evaluating import evaluate, score_table
 from ray_jobs.labelled import LabelledImages, labelled_split
 from ray_jobs.pretraining import Run
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

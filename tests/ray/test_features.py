@@ -17,7 +17,7 @@ from ray_jobs.monitor import ProgressLine
 from ray_jobs.settings import JobSettings
 from tests.ray.images import labelled_folder
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 NUM_IMAGES = 150  # more than two chunks
 CORRUPT = 0

@@ -27,7 +27,7 @@ from tests.ray.images import CLASSES, labelled_folder
 from tests.ray.runs import leaves, small_run
 from tests.ray.test_kill import Start
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 # An untrained ResNet's representations differ by a hundredth, hence the learning rate; a larger one is chaotic.
 PROTOCOL = LinearConfig(epochs=30, batch_size=16, base_lr=15.0, scale=(0.3, 1.0))
 STEPS_PER_EPOCH = 6

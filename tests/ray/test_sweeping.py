@@ -11,7 +11,6 @@ import pytest
 
 from glsd.config import Config
 from glsd.training import load_checkpoint, newest_checkpoint
-from ray_jobs.pretraining import pretrain
 from ray_jobs.sweeping import sweep
 from ray_jobs.trial_states import trial_states
 from tests.ray.images import labelled_folder
@@ -67,22 +66,41 @@ def starts() -> Iterator[list[Start]]:
         start.kill_all()
 
 
-def test_a_sweep_is_killed_then_one_of_its_trials_and_ends_as_if_nothing_had_happened(
+# All images vote alike in vanilla's trials, so these name the same class for each: worse than geometric's. Sixteen
+# images a class are all there are, so both trials of a setting train alike.
+TWO_BY_TWO = """
+good:
+- {objective.setting: geometric}
+- {objective.setting: vanilla, evaluation.k: 1000, evaluation.temperature: 1000.0}
+data.images_per_class: [16, null]
+"""
+
+# `glsd sweep` on a Ray that outlives it, so that one can see what it left reserved.
+COMMAND = """
+import json, sys, time
+import ray
+from ray_jobs.cli import main
+from ray_jobs.cluster import cluster
+from ray_jobs.settings import JobSettings
+with cluster(JobSettings(dashboard=True)):
+    total = ray.cluster_resources()["CPU"]
+    main(["sweep", *sys.argv[1:]])
+    end = time.monotonic() + 120
+    while ray.available_resources()["CPU"] < total and time.monotonic() < end:
+        time.sleep(0.5)
+    groups = [group["state"] for group in ray.util.placement_group_table().values()]
+    print(json.dumps({"free": ray.available_resources()["CPU"], "total": total, "groups": groups}))
+"""
+
+
+def test_a_sweep_is_killed_then_one_of_its_trials_and_ends_as_if_nothing_had_happened_with_nothing_left_reserved(
     cluster: None, textures: Path, tmp_path: Path, environment: dict[str, str], starts: list[Start]
 ) -> None:
     (tmp_path / "base.yaml").write_text(base().to_yaml())
+    (tmp_path / "grid.yaml").write_text(TWO_BY_TWO)
     out = tmp_path / "sweep"
-    command = [
-        sys.executable,
-        "-m",
-        "ray_jobs.cli",
-        "sweep",
-        "matching_by_regime",
-        "--base",
-        str(tmp_path / "base.yaml"),
-    ]
-    command += ["--data", str(textures), "--out", str(out), "--pairs", "8", "--concurrent", "1"]
-    command += ["--grid", "objective.setting=vanilla,geometric", "data.images_per_class=8,null"]
+    command = [sys.executable, "-c", COMMAND, "grid.yaml", "--base", "base.yaml", "--data", str(textures)]
+    command += ["--out", str(out), "--scheduler", "asha", "--concurrent", "1", "--pairs", "8"]
 
     def start() -> Start:
         log = tmp_path / f"{len(starts)}.log"
@@ -93,91 +111,51 @@ def test_a_sweep_is_killed_then_one_of_its_trials_and_ends_as_if_nothing_had_hap
         starts.append(Start(process, log))
         return starts[-1]
 
-    first, second = (out / "trials" / f"setting_vanilla-images_per_class_{n}-seed_0" for n in (8, "none"))
+    undisturbed, killed = (out / "trials" / f"setting_geometric-images_per_class_{n}-seed_0" for n in (16, "none"))
     started = start()
-    started.wait_until(lambda: len(json_lines(second / "metrics.jsonl")) > 5)  # in the second epoch
+    started.wait_until(lambda: len(json_lines(killed / "metrics.jsonl")) > 5)  # in the second epoch
     started.kill_all()
-    ended = (first / "outcome.json").stat().st_mtime_ns
+    ended = (undisturbed / "outcome.json").stat().st_mtime_ns
     again = start()
-    again.wait_until(lambda: len(json_lines(second / "metrics.jsonl")) > 13)  # in the fourth
+    again.wait_until(lambda: len(json_lines(killed / "metrics.jsonl")) > 13)  # in the fourth
     again.kill_actor("ImplicitFunc")
     assert again.process.wait(TIMEOUT_S) == 0, again.said
     assert "died" in again.said
 
     states = trial_states(str(out))
-    assert [state.status for state in states] == ["finished"] * 4
-    assert [state.num_images for state in states] == [32, 64, 32, 64]
-    assert (first / "outcome.json").stat().st_mtime_ns == ended
+    assert [state.status for state in states] == ["finished", "finished", "stopped", "stopped"]
+    assert [state.last("epoch") for state in states][:2] == [4, 4]
+    assert all(0 < (state.last("epoch") or 0) < 4 for state in states[2:])
+    assert [state.num_images for state in states] == [64] * 4
+    assert (undisturbed / "outcome.json").stat().st_mtime_ns == ended
     assert not list(out.glob("trials/*/figures")), "a trial draws nothing"
-    assert {state.evaluation["collapse"]["verdict"] for state in states if state.evaluation} <= {"healthy", "collapsed"}
-    for state in states:
-        assert state.evaluation is not None
-        assert state.evaluation["knn"]["num_anchors"] + state.evaluation["knn"]["num_queries"] == 64
+    one, other = (state.evaluation for state in states[:2])
+    assert one is not None
+    assert other is not None
+    assert one["collapse"]["verdict"] in {"healthy", "collapsed"}
+    assert one["knn"]["num_anchors"] + one["knn"]["num_queries"] == 64
+    for probe in ("knn", "correspondence", "collapse"):
+        assert one[probe] == other[probe]
 
-    alone = str(tmp_path / "undisturbed")
-    undisturbed = pretrain(base(**{"objective.setting": "vanilla"}), str(textures), alone, figures=False)
-    killed = newest_checkpoint(str(second))
-    assert killed is not None
-    expected, found = (leaves(load_checkpoint(checkpoint)) for checkpoint in (undisturbed.checkpoint, killed))
+    checkpoints = [newest_checkpoint(str(folder)) for folder in (undisturbed, killed)]
+    expected, found = (leaves(load_checkpoint(checkpoint)) for checkpoint in checkpoints if checkpoint is not None)
+    assert expected.pop("config.data.images_per_class") == 16
+    assert found.pop("config.data.images_per_class") is None
     assert expected.keys() == found.keys()
     for key, value in expected.items():
         same = value.equal(found[key]) if hasattr(value, "equal") else value == found[key]
         assert same, key
 
+    left = json.loads(again.said.strip().splitlines()[-1])
+    assert left["free"] == left["total"]
+    assert left["groups"]
+    assert set(left["groups"]) == {"REMOVED"}
     page = (out / "report.html").read_text().replace("<wbr>", "")
     assert all(state.name in page for state in states)
     assert (out / "results.csv").exists()
 
 
-EARLY_STOP = """
-import json, sys, time
-import ray
-from glsd.config import load_config
-from ray_jobs.cluster import cluster
-from ray_jobs.settings import JobSettings
-from ray_jobs.sweeping import sweep
-base, grid, data, out = sys.argv[1:]
-with cluster(JobSettings(dashboard=True)):
-    total = ray.cluster_resources()["CPU"]
-    sweep(load_config(base), grid, {"data": [data]}, out, scheduler="asha", concurrent=1, pairs=8)
-    end = time.monotonic() + 120
-    while ray.available_resources()["CPU"] < total and time.monotonic() < end:
-        time.sleep(0.5)
-    groups = [group["state"] for group in ray.util.placement_group_table().values()]
-    print(json.dumps({"free": ray.available_resources()["CPU"], "total": total, "groups": groups}))
-"""
-
-
-def test_a_trial_that_is_stopped_early_leaves_nothing_reserved_though_another_ray_runs_on_the_machine(
-    cluster: None, textures: Path, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    (tmp_path / "base.yaml").write_text(base().to_yaml())
-    # All images vote alike in the second trial, so it names the same class for each: worse than the first.
-    (tmp_path / "grid.yaml").write_text(
-        "votes:\n- {evaluation.k: 5}\n- {evaluation.k: 1000, evaluation.temperature: 1000.0}\n"
-    )
-    out = tmp_path / "sweep"
-    arguments = [str(path) for path in (tmp_path / "base.yaml", tmp_path / "grid.yaml", textures, out)]
-    ended = subprocess.run(
-        [sys.executable, "-c", EARLY_STOP, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
-    assert ended.returncode == 0, ended.stderr
-    better, worse = trial_states(str(out))
-    assert better.status == "finished"
-    assert worse.status == "stopped"
-    epoch = worse.last("epoch")
-    assert epoch is not None
-    assert epoch < 4
-    left = json.loads(ended.stdout.strip().splitlines()[-1])
-    assert left["free"] == left["total"]
-    assert left["groups"]
-    assert set(left["groups"]) == {"REMOVED"}
-
-
+@pytest.mark.slow
 def test_optuna_searches_until_it_has_tried_as_many_as_asked_for(
     cluster: None, textures: Path, tmp_path: Path, index_cache: None
 ) -> None:
