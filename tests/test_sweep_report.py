@@ -111,7 +111,9 @@ def test_an_axis_that_a_larger_grid_added_has_the_base_value_in_earlier_trials(t
     assert trials["optim.base_lr"].tolist() == [BASE.optim.base_lr, 0.25]
 
 
-def test_a_finished_sweep_is_reported_with_tables_and_figures_beside_the_page(tmp_path: Path) -> None:
+def test_a_finished_sweep_has_tables_and_figures_that_place_all_images_at_their_number_of_a_class(
+    tmp_path: Path,
+) -> None:
     folder = a_sweep(tmp_path / "regimes", FINISHED)
     page = page_of(folder)
     assert "✓ 8 trials ended" in text_of(page)

@@ -28,7 +28,6 @@ from glsd.training.checkpoint import save_checkpoint
 CONFIG = load_config(
     "demo",
     {
-        "model.backbone": "test_resnet",
         "model.hidden_dim": 8,
         "model.bottleneck_dim": 4,
         "model.num_prototypes": 6,

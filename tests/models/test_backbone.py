@@ -20,6 +20,7 @@ FAMILIES = {
     "convnext_atto": (320, (7, 7), (3, 3)),
     "mobilenetv3_small_050": (288, (7, 7), (3, 3)),  # pools to another width than its map's
 }
+# Slow; the paper's own, as large, is tested with the quick ones.
 LARGE = {"swin_tiny_patch4_window14_224", "vit_small_patch16_224", "resnet50", "convnext_tiny"}
 
 
