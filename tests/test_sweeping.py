@@ -217,6 +217,7 @@ def test_a_trial_that_has_ended_is_not_read_again(tmp_path) -> None:
     assert (before[1].metrics != [], started.metrics) == (True, [])
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_verb_with_a_sentence(interruptible: None, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "image")
     started = subprocess.Popen(

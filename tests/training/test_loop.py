@@ -95,7 +95,7 @@ def test_probes_see_the_teacher_at_their_epochs_and_change_nothing():
     assert_equal_states(probed.state_dict(), plain.state_dict())
 
 
-@pytest.mark.parametrize("backbone", ["test_convnext", "test_resnet", "test_vit"])
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_training_with_a_look_for_collapse_ends_bit_for_bit_as_training_without(backbone):
     config = small_config(backbone=backbone, **{"model.drop_path": 0.2 if backbone != "test_resnet" else 0.0})
     plain, watched = initial_state(config, CPU), initial_state(config, CPU)
