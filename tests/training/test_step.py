@@ -125,7 +125,6 @@ def _worker(rank: int, folder: str, config: Config) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_learn_what_one_with_twice_the_units_learns(tmp_path: Path):
     config = small_config(**{"optim.freeze_last_layer_epochs": 0, "model.drop_path": 0.3, "optim.base_lr": 0.005})
     run_in_two(_worker, str(tmp_path), config)
