@@ -26,6 +26,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def index_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Indexes of the tests' images do not go into the user's cache."""
+    os.environ["GLSD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """Ctrl-C is heard, also where a shell has it ignored since it runs the tests in the background."""

@@ -1,6 +1,6 @@
 """What a run looks like: figures drawn with matplotlib, tables, and pages of HTML.
 
-A name is imported when it is first used: a preview needs no model.
+A name is imported when it is first used: a report needs no torch.
 """
 
 from importlib import import_module

@@ -1,9 +1,10 @@
-"""One image's crops and geometric matchings from the settings alone, without a model: what training would see."""
+"""One image's crops and geometric matchings, as training would see them."""
 
 from matplotlib.figure import Figure
 
 from glsd.augment import multicrop
 from glsd.config import Config
+from glsd.models import build_backbone
 from glsd.reporting.canvas import WIDTH, Image, blank_figure
 from glsd.reporting.crops import crops_row_height, draw_crops_row, view_crops
 from glsd.reporting.matchings import draw_matching, geometric_pair
@@ -16,16 +17,18 @@ def preview(
     seed: int = 0,
     epoch: int = 0,
     image_id: int = 0,
-    stride: int = 32,
 ) -> Figure:
     """Crops of one image and the geometric matchings of (g1, g2) and of (g1, a local crop), as training draws them.
 
-    Feature maps are taken to be `stride` times smaller than their crops, as those of Swin and ResNet are, so no model
-    is built. The local crop shown is the one with the largest share of matches that count.
+    The local crop shown is the one with the largest share of matches that count.
+
+    Raises:
+        ValueError: the backbone does not exist or cannot take the crops.
     """
+    backbone = build_backbone(config.model.backbone)
     views = multicrop(image, config.augment, seed, epoch, image_id)
     crops = view_crops(views)
-    grids = [(-(-crop.shape[0] // stride), -(-crop.shape[1] // stride)) for crop in crops]
+    grids = [backbone.grid(crop.shape[0]) for crop in crops]
     scale = config.objective.threshold_scale
     pairs = [geometric_pair(views, 0, view, grids[0], grids[view], scale) for view in range(1, len(crops))]
     shown = [pairs[0], *sorted(pairs[1:], key=lambda pair: -pair.keep.mean())[:1]]

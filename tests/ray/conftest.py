@@ -55,12 +55,6 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def index_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Indexes of the tests' images do not go into the user's cache."""
-    os.environ["GLSD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-
-
 @pytest.fixture(scope="session")
 def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty labelled images, the first of them corrupt."""

@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pytest
+
 from glsd.reporting import geometric_pair, preview, save_figure
 from tests.reporting.drawn import CONFIG, lines, photo, views
 
@@ -13,10 +15,13 @@ def test_a_preview_is_a_function_of_seed_epoch_and_image(tmp_path: Path) -> None
     assert first not in (content(seed=1), content(epoch=1), content(image_id=1))
 
 
-def test_a_preview_shows_the_matchings_that_training_makes() -> None:
-    *_, global_global, global_local = preview(photo(), CONFIG, seed=3).axes
-    w = views(3)
-    pairs = [geometric_pair(w, 0, view, (3, 3), grid) for view, grid in enumerate([(3, 3)] + 4 * [(2, 2)], start=1)]
+@pytest.mark.parametrize(("backbone", "global_side", "local_side"), [("test_resnet", 3, 2), ("test_vit", 6, 3)])
+def test_a_preview_shows_the_matchings_that_training_makes(backbone: str, global_side: int, local_side: int) -> None:
+    config = CONFIG.with_overrides({"model.backbone": backbone})
+    *_, global_global, global_local = preview(photo(), config, seed=3).axes
+    w, teacher = views(3), (global_side, global_side)
+    grids = [teacher] + 4 * [(local_side, local_side)]
+    pairs = [geometric_pair(w, 0, view, teacher, grid) for view, grid in enumerate(grids, start=1)]
     assert len(lines(global_global)) == pairs[0].keep.sum()
     assert len(lines(global_local)) == max(pair.keep.sum() for pair in pairs[1:])
 
