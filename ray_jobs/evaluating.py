@@ -514,7 +514,8 @@ def _photographs(scene: Scene, limits: DataConfig) -> tuple[np.ndarray, np.ndarr
     images = []
     for uri in (scene.image_a, scene.image_b):
         try:
-            images.append(decode(read(uri, -1, -1), limits.max_pixels, limits.value_range))
+            content, _ = read(uri)
+            images.append(decode(content, limits.max_pixels, limits.value_range))
         except UndecodableImage as error:
             raise ValueError(f"{uri}: {error}") from error
     return images[0], images[1]

@@ -29,6 +29,8 @@ _SCHEMES: Final = ("file", "s3", "gs", "gcs")
 # Headers of a tar are an image apart: few large reads beat many small ones, above all of an object store.
 _BUFFER_BYTES: Final = 1 << 20
 _PAUSES: Final = (0.5, 2.0)
+# Without credentials or network, `gs://` is tried again for more than a quarter of an hour by default, without a word.
+_GOOGLE_RETRY_SECONDS: Final = 30
 _PERMANENT: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
@@ -130,8 +132,8 @@ def open_stream(uri: str) -> io.BufferedReader:
     return io.BufferedReader(filesystem.open_input_stream(path, compression=None), _BUFFER_BYTES)
 
 
-def read(uri: str, offset: int, length: int) -> bytes:
-    """Bytes [offset, offset + length) of a file; offset -1 is the whole file.
+def read(uri: str, offset: int = -1, length: int = -1) -> tuple[bytes, int]:
+    """Bytes [offset, offset + length) of a file, by default all, and the size of the file.
 
     Errors that may pass are retried twice after a pause.
 
@@ -151,15 +153,21 @@ def read(uri: str, offset: int, length: int) -> bytes:
     raise AssertionError("unreachable")
 
 
-def _read_once(uri: str, offset: int, length: int) -> bytes:
+def _read_once(uri: str, offset: int, length: int) -> tuple[bytes, int]:
     if is_remote(uri):
         filesystem, path = resolved(uri)
+        if offset < 0 and filesystem.type_name == "gcs":
+            # A file that can be read anywhere would be asked for twice, and waited for with Python's lock held.
+            with filesystem.open_input_stream(path, compression=None) as stream:
+                data = b"".join(iter(lambda: stream.read(_BUFFER_BYTES), b""))
+            return data, len(data)
         with filesystem.open_input_file(path) as file:
-            return cast(bytes, file.read() if offset < 0 else file.read_at(length, offset))
+            if file.closed:  # so says a file of `gs://` that could not be asked for, and hides the reason
+                raise OSError("the object store did not send it")
+            return cast(bytes, file.read() if offset < 0 else file.read_at(length, offset)), file.size()
     with open(uri, "rb", buffering=0) as file:  # noqa: PTH123
-        if offset < 0:
-            return file.readall()
-        return os.pread(file.fileno(), length, offset)
+        data = file.readall() if offset < 0 else os.pread(file.fileno(), length, offset)
+        return data, os.fstat(file.fileno()).st_size
 
 
 @contextmanager
@@ -227,6 +235,8 @@ def resolved(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 def _filesystem(scheme: str, authority: str, options: str) -> pyarrow.fs.FileSystem:
     if scheme not in _SCHEMES:
         raise ValueError(f"{scheme}:// is not known; use a local path or one of {', '.join(_SCHEMES)}")
+    if scheme in ("gs", "gcs") and "retry_limit_seconds=" not in options:
+        options += f"{'&' if options else '?'}retry_limit_seconds={_GOOGLE_RETRY_SECONDS}"
     return pyarrow.fs.FileSystem.from_uri(f"{scheme}://{authority or '/'}{options}")[0]
 
 

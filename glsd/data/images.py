@@ -164,8 +164,7 @@ def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
     metadata = data[: _start_of_scan(data)]
     if b"Exif\0" in metadata or b"tiff:Orientation" in metadata:
         with _quiet:
-            orientation = JpegImagePlugin.JpegImageFile(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1)
-        return _upright(pixels, orientation)
+            return _upright(pixels, _orientation(JpegImagePlugin.JpegImageFile(io.BytesIO(data))))
     return pixels
 
 
@@ -184,7 +183,7 @@ def _shallow(data: bytes, plugin: type[ImageFile.ImageFile], max_pixels: int) ->
         _check_size(*image.size, max_pixels)
         image.load()
         # After loading, since Pillow turns TIFFs itself and PNGs may carry the tag behind their pixels.
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = _orientation(image)
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return _upright(np.array(image.convert("RGB")), orientation)
@@ -197,8 +196,7 @@ def _deep_png(data: bytes, max_pixels: int, value_range: Range | None) -> NDArra
     if b"eXIf" not in data:
         return pixels
     with _quiet:
-        orientation = PngImagePlugin.PngImageFile(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1)
-    return _upright(pixels, orientation)
+        return _upright(pixels, _orientation(PngImagePlugin.PngImageFile(io.BytesIO(data))))
 
 
 class _TiffTags(NamedTuple):
@@ -272,6 +270,15 @@ def _scaled_to_rgb(values: NDArray[Any], value_range: Range | None) -> NDArray[n
         shares = 1 - alpha + alpha * shares
     pixels = np.rint(255 * shares).astype(np.uint8)
     return np.ascontiguousarray(pixels) if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; broken metadata say nothing, and the pixels beside them are whole."""
+    try:
+        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _BROKEN:
+        return 1
+    return orientation
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -1,8 +1,8 @@
 """Which images there are: an Arrow file in the user's cache folder with a row for each image.
 
-Columns: uri, member (its name within a tar), offset (-1 is the whole file), length, label. Rows are sorted by uri and
-offset, and `image_id` is the row. The file is keyed by a digest of all names, sizes and times, so unchanged data
-are never indexed twice and changed data never go by an old index; workers map it into memory and never copy it.
+Columns: uri, member (its name within a tar), offset (-1 is the whole file), length, file_size, label. Rows are sorted
+by uri and offset, and `image_id` is the row. The file is keyed by a digest of all names, sizes and times, so unchanged
+data are never indexed twice and changed data never go by an old index; workers map it into memory and never copy it.
 The data themselves are only read.
 """
 
@@ -26,7 +26,7 @@ from glsd.data.images import IMAGE_EXTENSIONS
 from glsd.data.shards import alone, pack, scan_tars
 from glsd.data.sources import CLASS_NAMES, Labels, Source, find_sources
 
-_FORMAT: Final = "1"
+_FORMAT: Final = "2"
 _LARGEST_CLASS_ID: Final = 1_000_000
 
 
@@ -37,6 +37,7 @@ class Place(NamedTuple):
     member: str | None
     offset: int
     length: int
+    file_size: int
 
 
 class Index:
@@ -110,13 +111,13 @@ class Index:
         """
         place = self.place(image_id)
         try:
-            data = filesystems.read(place.uri, place.offset, place.length)
+            data, file_size = filesystems.read(place.uri, place.offset, place.length)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"{self.uri(image_id)} is gone since the index was made; {_REMEDY}") from error
-        if len(data) != place.length:
+        if file_size != place.file_size:
             raise ValueError(
-                f"{self.uri(image_id)} has changed since the index was made ({len(data)} bytes, not {place.length}); "
-                f"{_REMEDY}"
+                f"{self.uri(image_id)} has changed since the index was made (a file of {file_size} bytes, not "
+                f"{place.file_size}); {_REMEDY}"
             )
         return data
 
@@ -229,7 +230,7 @@ def _table(found: list[Source], config: DataConfig, cache: Path, digest: str, ti
             members = scan_tars(files, tick if source.kind == "tars" else lambda _: None)
             if not members.uris:
                 raise ValueError(f"{source.name} holds no image; images end in {', '.join(IMAGE_EXTENSIONS)}")
-            part, part_labels = dict(zip(Place._fields, members[:4], strict=True)), members.labels
+            part, part_labels = dict(zip(Place._fields, members[:5], strict=True)), members.labels
         parts.append(part)
         labels.append(part_labels)
         class_names.append(_fitting(source, part_labels))
@@ -239,6 +240,7 @@ def _table(found: list[Source], config: DataConfig, cache: Path, digest: str, ti
         "member": _strings(parts, "member"),
         "offset": pa.array(np.concatenate([part["offset"] for part in parts])),
         "length": pa.array(np.concatenate([part["length"] for part in parts])),
+        "file_size": pa.array(np.concatenate([part["file_size"] for part in parts])),
     }
     columns["label"] = pa.nulls(len(columns["uri"]), pa.int64()) if ids is None else pa.array(ids)
     table = pa.table(columns).sort_by([("uri", "ascending"), ("offset", "ascending")]).combine_chunks()
@@ -253,7 +255,8 @@ def _whole_files(source: Source) -> dict[str, Any]:
         raise ValueError(f"{closed[0]} cannot be read by this user ({len(closed)} of {len(files.uris)} images cannot)")
     offset = np.full(len(files.uris), -1) if source.offsets is None else source.offsets
     length = files.sizes if source.lengths is None else np.where(offset < 0, files.sizes, source.lengths)
-    return {"uri": files.uris, "member": [None] * len(files.uris), "offset": offset, "length": length}
+    columns = (files.uris, [None] * len(files.uris), offset, length, files.sizes)
+    return dict(zip(Place._fields, columns, strict=True))
 
 
 def _strings(parts: list[dict[str, Any]], column: str) -> pa.Array:

@@ -56,12 +56,14 @@ def subset(
     return np.sort(np.concatenate(chosen))
 
 
-def write_subset(path: str | Path, index: Index, image_ids: NDArray[np.int64]) -> None:
+def write_subset(
+    path: str | Path, index: Index, image_ids: NDArray[np.int64], label_column: str = DataConfig().label_column
+) -> None:
     """Writes the images as a CSV list that `build_index` reads: uri, the bytes' place in it, and the class if any."""
     labels, classes = index.labels, index.classes
     with Path(path).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["uri", "offset", "length"] + ([] if classes is None else ["label"]))
+        writer.writerow(["uri", "offset", "length"] + ([] if classes is None else [label_column]))
         for image_id in image_ids.tolist():
             place = index.place(image_id)
             name = [] if labels is None or classes is None else [classes[labels[image_id]]]

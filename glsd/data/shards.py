@@ -47,6 +47,7 @@ class Members(NamedTuple):
     names: list[str]
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    file_sizes: NDArray[np.int64]
     labels: Labels | None
 
 
@@ -61,21 +62,22 @@ def scan_tars(files: Files, tick: Callable[[int], None]) -> Members:
     uris: list[str] = []
     names: list[str] = []
     texts: list[str | None] = []
-    places: list[tuple[int, int]] = []
+    places: list[tuple[int, int, int]] = []
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        for uri, images in zip(files.uris, pool.map(_scan_tar, files.uris), strict=True):
+        scanned = pool.map(_scan_tar, files.uris)
+        for uri, file_size, images in zip(files.uris, files.sizes.tolist(), scanned, strict=True):
             uris += [uri] * len(images)
             for name, offset, length, label in images:
                 names.append(name)
-                places.append((offset, length))
+                places.append((offset, length, file_size))
                 texts.append(label)
             tick(len(images))
-    offsets, lengths = np.array(places, np.int64).reshape(-1, 2).T
+    offsets, lengths, file_sizes = np.array(places, np.int64).reshape(-1, 3).T
     labelled = [text for text in texts if text is not None]
     if labelled and len(labelled) < len(texts):
         first = texts.index(None)
         raise ValueError(f"{names[first]} in {uris[first]} has no .cls beside it; label all images or none")
-    return Members(uris, names, offsets, lengths, as_labels(labelled) if labelled else None)
+    return Members(uris, names, offsets, lengths, file_sizes, as_labels(labelled) if labelled else None)
 
 
 def pack(source: Source, config: DataConfig, cache: Path, tick: Callable[[int], None]) -> Path:

@@ -146,7 +146,7 @@ def _class_names(uri: str) -> list[str] | None:
     if filesystems.what_is_at(uri) != "file":
         return None
     try:
-        entries = json.loads(filesystems.read(uri, -1, -1))
+        entries = json.loads(filesystems.read(uri)[0])
         if all(isinstance(entry, dict) for entry in entries):
             by_label = {entry["label"]: entry.get("name", entry.get("words")) for entry in entries}
             entries = [by_label[label] for label in range(len(entries))]
@@ -197,12 +197,27 @@ def _csv_list(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Sour
                 f"{uri}, line {numbers[texts.index('')]}: no {config.label_column}; label all images or none"
             )
         labels = as_labels(texts)
-    ranges = {}
-    for name in ("offset", "length"):
-        if name in columns:
-            ranges[f"{name}s"] = np.array([int(number) for number in columns[name]], np.int64)
+    if "offset" in columns and "length" not in columns:
+        raise ValueError(f"{uri} has a column 'offset' and no 'length'; name both for images within files, or neither")
+    offset = length = None
+    if "offset" in columns:
+        offset, length = (_whole_numbers(uri, name, columns[name], numbers) for name in ("offset", "length"))
+        within = (offset == -1) | ((offset >= 0) & (length >= 0) & (offset + length <= files.sizes))
+        if not within.all():
+            row = int(np.flatnonzero(~within)[0])
+            raise ValueError(
+                f"{uri}, line {numbers[row]}: bytes {offset[row]} to {offset[row] + length[row]} do not lie within the "
+                f"file of {files.sizes[row]} bytes; offset -1 is the whole file"
+            )
     tick(len(numbers))
-    return Source(uri, "images", files, labels, ranges.get("offsets"), ranges.get("lengths"), content=content)
+    return Source(uri, "images", files, labels, offset, length, content=content)
+
+
+def _whole_numbers(uri: str, column: str, texts: list[str], line_numbers: list[int]) -> NDArray[np.int64]:
+    for text, number in zip(texts, line_numbers, strict=True):
+        if not _INTEGER.fullmatch(text.strip()):
+            raise ValueError(f"{uri}, line {number}: the {column} {text!r} is no whole number of bytes")
+    return np.array([int(text) for text in texts], np.int64)
 
 
 def read_csv(uri: str) -> tuple[dict[str, list[str]], list[int], str]:
@@ -228,7 +243,7 @@ def read_csv(uri: str) -> tuple[dict[str, list[str]], list[int], str]:
 
 
 def _text(uri: str) -> tuple[str, str]:
-    data = filesystems.read(uri, -1, -1)
+    data, _ = filesystems.read(uri)
     try:
         return data.decode("utf-8-sig"), hashlib.sha256(data).hexdigest()
     except UnicodeDecodeError as error:

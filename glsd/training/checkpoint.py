@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from glsd.data.filesystems import is_remote, joined, resolved, sync_folder, synced
+from glsd.data.filesystems import absolute, is_remote, joined, read, resolved, sync_folder, synced
 
 _NAME = re.compile(r"step_(\d{8,})")
 
@@ -57,26 +57,26 @@ def save_checkpoint(
         if not may_publish():
             raise RuntimeError(f"another start has taken {run} over; the checkpoint of step {step} is not published")
 
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        _save_locally(Path(root) / "checkpoints", name, {"state.pt": content, "manifest.json": manifest}, check)
-    else:
-        _upload(filesystem, f"{root}/checkpoints/{name}/state.pt", content)
-        check()
-        _upload(filesystem, f"{root}/checkpoints/{name}/manifest.json", manifest)
+    try:
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            _save_locally(Path(root) / "checkpoints", name, {"state.pt": content, "manifest.json": manifest}, check)
+        else:
+            _upload(filesystem, f"{root}/checkpoints/{name}/state.pt", content)
+            check()
+            _upload(filesystem, f"{root}/checkpoints/{name}/manifest.json", manifest)
+    except OSError as error:
+        raise OSError(
+            f"the checkpoint of step {step} could not be written to {run}: {error}; earlier ones stay, and a new start "
+            "goes on from there"
+        ) from error
     return joined(run, f"checkpoints/{name}")
 
 
 def checkpoints(run: str) -> dict[int, str]:
     """Complete checkpoints of a run by step, in order."""
-    filesystem, root = _place(run)
-    found = filesystem.get_file_info(pafs.FileSelector(f"{root}/checkpoints", allow_not_found=True))
-    steps = {int(match[1]): info.path for info in found if (match := _NAME.fullmatch(info.base_name))}
-    complete = [
-        step
-        for step, path in steps.items()
-        if filesystem.get_file_info(f"{path}/manifest.json").type == pafs.FileType.File
-    ]
-    return {step: joined(run, f"checkpoints/{Path(steps[step]).name}") for step in sorted(complete)}
+    names = [name for name, files in _found(run).items() if "manifest.json" in files]
+    steps = {int(match[1]): name for name in names if (match := _NAME.fullmatch(name))}
+    return {step: joined(run, f"checkpoints/{steps[step]}") for step in sorted(steps)}
 
 
 def newest_checkpoint(run: str) -> str | None:
@@ -86,9 +86,8 @@ def newest_checkpoint(run: str) -> str | None:
 
 def manifest(checkpoint: str) -> dict[str, Any]:
     """Step, files and facts of a complete checkpoint."""
-    filesystem, path = _place(checkpoint)
-    with filesystem.open_input_stream(f"{path}/manifest.json") as stream:
-        facts: dict[str, Any] = json.loads(stream.read())
+    content, _ = read(joined(absolute(checkpoint), "manifest.json"))
+    facts: dict[str, Any] = json.loads(content)
     return facts
 
 
@@ -100,10 +99,8 @@ def load_checkpoint(checkpoint: str) -> dict[str, Any]:
     """
     import torch
 
-    filesystem, path = _place(checkpoint)
     expected = manifest(checkpoint)["files"]["state.pt"]
-    with filesystem.open_input_stream(f"{path}/state.pt") as stream:
-        content = stream.read()
+    content, _ = read(joined(absolute(checkpoint), "state.pt"))
     if len(content) != expected["bytes"] or _digest(content) != expected["sha256"]:
         raise ValueError(
             f"{checkpoint}/state.pt is damaged: it is not what its manifest.json describes; use another one"
@@ -115,13 +112,26 @@ def load_checkpoint(checkpoint: str) -> dict[str, Any]:
 def prune_checkpoints(run: str, keep: set[int]) -> None:
     """Delete the run's checkpoints of other steps, and what a killed run left half written."""
     filesystem, root = _place(run)
-    for info in filesystem.get_file_info(pafs.FileSelector(f"{root}/checkpoints", allow_not_found=True)):
-        match = _NAME.fullmatch(info.base_name)
+    for name, files in _found(run).items():
+        match = _NAME.fullmatch(name)
         if match is None or int(match[1]) not in keep:
-            # Without its manifest a checkpoint no longer counts, should this be killed half-way.
-            if filesystem.get_file_info(f"{info.path}/manifest.json").type == pafs.FileType.File:
-                filesystem.delete_file(f"{info.path}/manifest.json")
-            filesystem.delete_dir(info.path)
+            # Without its manifest, deleted first, a checkpoint no longer counts, should this be killed half-way.
+            folder = f"{root}/checkpoints/{name}"
+            for file in sorted(files):
+                filesystem.delete_file(f"{folder}/{file}")
+            if filesystem.get_file_info(folder).type == pafs.FileType.Directory:  # object stores need not have any
+                filesystem.delete_dir(folder)
+
+
+def _found(run: str) -> dict[str, list[str]]:
+    """The folders of checkpoints, complete or not, and the files in each: Google's store lists only files."""
+    filesystem, root = _place(run)
+    folder = f"{root}/checkpoints"
+    folders: dict[str, list[str]] = {}
+    for info in filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=True)):
+        name, _, file = info.path.removeprefix(f"{folder}/").partition("/")
+        folders.setdefault(name, []).extend([file] if file else [])
+    return folders
 
 
 def _place(uri: str) -> tuple[pafs.FileSystem, str]:

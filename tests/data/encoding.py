@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,12 @@ def tiff(values: NDArray[Any], orientation: int = 1, photometric: int | None = N
 
 def _packed(kind: str, numbers: list[int]) -> bytes:
     return struct.pack(f"<{len(numbers)}{kind}", *numbers)
+
+
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))

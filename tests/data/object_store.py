@@ -1,4 +1,4 @@
-"""A small S3 server over a folder of buckets: enough of the protocol to list, look at, read by range and write."""
+"""A small S3 server over a folder of buckets: enough of the protocol to list, look at, read by range, write, delete."""
 
 import io
 from collections.abc import Iterator
@@ -13,9 +13,27 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 
-class _Handler(BaseHTTPRequestHandler):
+class BucketHandler(BaseHTTPRequestHandler):
+    """What servers of several protocols have in common."""
+
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or a body waits until its headers are acknowledged, 40 ms later
     root: Path
+
+    def answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+class _Handler(BucketHandler):
     uploads: dict[str, dict[int, bytes]]
 
     def do_HEAD(self) -> None:
@@ -66,6 +84,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.uploads.setdefault(target, {})[int(number)] = self.body()
         self.answer(200, b"", {"ETag": '"etag"'})
 
+    def do_DELETE(self) -> None:
+        (self.root / unquote(urlsplit(self.path).path).lstrip("/")).unlink()
+        self.answer(204, b"", {})
+
     def body(self) -> bytes:
         """What was sent, in chunks of HTTP with chunks of S3 within, or as it is."""
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -86,18 +108,6 @@ class _Handler(BaseHTTPRequestHandler):
         head = f"<Name>{bucket.name}</Name><KeyCount>{count}</KeyCount><IsTruncated>false</IsTruncated>"
         return f'<?xml version="1.0"?><ListBucketResult>{head}{contents}</ListBucketResult>'.encode()
 
-    def answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
-
 
 def unchunked(stream: BinaryIO) -> bytes:
     """Chunks put together: each has its size before it, an empty one is the last, and trailers follow it."""
@@ -113,9 +123,15 @@ def unchunked(stream: BinaryIO) -> bytes:
 @contextmanager
 def object_store(root: Path) -> Iterator[str]:
     """The address of a server whose buckets are the folders in root."""
-    handler = type("Handler", (_Handler,), {"root": root, "uploads": {}})
+    with serving(type("Handler", (_Handler,), {"root": root, "uploads": {}})) as address:
+        yield address
+
+
+@contextmanager
+def serving(handler: type[BucketHandler]) -> Iterator[str]:
+    """The address of a server that answers so."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever, daemon=True)
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         yield f"127.0.0.1:{server.server_port}"
         server.shutdown()

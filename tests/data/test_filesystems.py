@@ -1,8 +1,10 @@
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from glsd.data.filesystems import replace_file, replacing
+from glsd.data.filesystems import read, replace_file, replacing, resolved
+from tests.data.google_store import REQUESTS, google_store
 
 
 def test_a_file_is_replaced_when_its_content_is_whole(tmp_path: Path) -> None:
@@ -29,3 +31,33 @@ def test_what_fails_half_way_leaves_the_file_and_nothing_beside_it(tmp_path: Pat
         fail()
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_written_to_google_cloud_storage_is_read_back(tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    with google_store(tmp_path) as address:
+        options = f"?endpoint_override={address}&scheme=http&retry_limit_seconds=1"
+        filesystem, folder = resolved(f"gs://anonymous@bucket/my run{options}")
+        filesystem.create_dir(folder)
+        for name, data in {"ö 100%": b"first", "empty": b"", "large": bytes(20 << 20)}.items():
+            with filesystem.open_output_stream(f"{folder}/{name}") as stream:
+                stream.write(data)
+            assert (tmp_path / "bucket/my run" / name).read_bytes() == data
+        assert read(f"gs://anonymous@bucket/my run/ö 100%25{options}") == (b"first", 5)
+        filesystem.delete_dir(folder)
+    assert not any((tmp_path / "bucket/my run").iterdir())
+
+
+def test_a_whole_file_of_google_cloud_storage_is_one_request(tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket/a.jpg").write_bytes(b"image" * 300_000)
+    with google_store(tmp_path) as address:
+        uri = f"gs://anonymous@bucket/a.jpg?endpoint_override={address}&scheme=http&retry_limit_seconds=1"
+        assert read(uri) == (b"image" * 300_000, 1_500_000)
+    assert (tmp_path / REQUESTS).read_text().splitlines() == ["GET /storage/v1/b/bucket/o/a.jpg?alt=media HTTP/1.1"]
+
+
+def test_google_cloud_storage_is_not_tried_for_minutes_unless_a_uri_says_so() -> None:
+    for options, seconds in {"": 30, "?scheme=https": 30, "?retry_limit_seconds=900": 900}.items():
+        filesystem, _ = resolved(f"gs://anonymous@bucket/photos{options}")
+        assert filesystem.__reduce__()[1][0]["retry_time_limit"] == timedelta(seconds=seconds)

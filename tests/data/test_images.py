@@ -257,6 +257,12 @@ def test_the_limit_may_lie_above_pillows_own() -> None:
         decode(png_without_pixels(side, side, 8), side * side)
 
 
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"dpi": (72, 72)}), ("PNG", {}), ("WEBP", {"lossless": True})])
+def test_broken_metadata_cost_no_image(kind: str, options: dict[str, object]) -> None:
+    broken = encoded(photograph(), kind, exif=b"Exif\0\0no header of a TIFF", **options)
+    np.testing.assert_array_equal(decode(broken, LIMIT), by_pillow(encoded(photograph(), kind, **options)))
+
+
 def test_pillows_warnings_stay_inside() -> None:
     exif = Image.Exif()
     exif[0x010E] = "a description that is long enough to lie behind the directory"

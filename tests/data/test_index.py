@@ -13,7 +13,7 @@ import pytest
 
 from glsd.config import DataConfig
 from glsd.data import Index, build_index
-from tests.data.encoding import jpeg, write_jpegs
+from tests.data.encoding import jpeg, write_jpegs, write_tar
 
 CONFIG = DataConfig()
 
@@ -80,9 +80,10 @@ def test_an_index_is_pickled_by_its_path(data: Path, cache: Path) -> None:
 
 def test_the_index_is_an_arrow_file(data: Path, cache: Path) -> None:
     table = pa.ipc.open_file(build_index(data, CONFIG, cache).path).read_all()
-    assert table.column_names == ["uri", "member", "offset", "length", "label"]
+    assert table.column_names == ["uri", "member", "offset", "length", "file_size", "label"]
     assert table["offset"].to_pylist() == [-1, -1, -1]
-    assert table["length"].to_pylist() == [path.stat().st_size for path in sorted(data.rglob("*.jpg"))]
+    sizes = [path.stat().st_size for path in sorted(data.rglob("*.jpg"))]
+    assert table["length"].to_pylist() == table["file_size"].to_pylist() == sizes
     assert table["label"].to_pylist() == [0, 0, 1]
 
 
@@ -128,8 +129,17 @@ def test_a_file_that_is_gone_or_changed_says_what_to_do(data: Path, cache: Path)
     with pytest.raises(ValueError, match=r"frog/1\.jpg is gone since the index was made; put it back, or start again"):
         index.read(0)
     (data / "frog/2.jpg").write_bytes(b"short")
-    with pytest.raises(ValueError, match=r"frog/2\.jpg has changed since the index was made \(5 bytes, not \d+\)"):
+    message = r"frog/2\.jpg has changed since the index was made \(a file of 5 bytes, not \d+\); put it back"
+    with pytest.raises(ValueError, match=message):
         index.read(1)
+
+
+def test_a_tar_that_was_written_anew_is_not_read_at_the_old_places(tmp_path: Path, cache: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"1.jpg": jpeg(1), "2.jpg": jpeg(2)})
+    index = build_index(tmp_path / "a.tar", CONFIG, cache)
+    write_tar(tmp_path / "a.tar", {f"{number}.jpg": jpeg(number) for number in range(30)})
+    with pytest.raises(ValueError, match=r"a\.tar#1\.jpg has changed since the index was made"):
+        index.read(0)
 
 
 def test_a_read_error_that_passes_is_retried(data: Path, cache: Path) -> None:

@@ -79,11 +79,11 @@ def test_images_per_class_need_labels() -> None:
 def test_a_subset_is_written_as_a_list_that_can_be_read(tmp_path: Path) -> None:
     folder = tmp_path / "bilder, große"
     write_jpegs(folder, *(f"{name}/{number}.jpg" for name in ("Käfer", "ant, red") for number in range(6)))
-    config = DataConfig(images_per_class=2)
+    config = DataConfig(images_per_class=2, label_column="species")
     index = build_index(folder, config, tmp_path / "cache")
     assert index.labels is not None
     image_ids = subset(index.labels, config, index.classes)
-    write_subset(tmp_path / "subset.csv", index, image_ids)
+    write_subset(tmp_path / "subset.csv", index, image_ids, config.label_column)
     again = build_index(tmp_path / "subset.csv", config, tmp_path / "cache")
     assert again.classes == index.classes == ["Käfer", "ant, red"]
     assert again.labels is not None

@@ -1,9 +1,7 @@
 import csv
-import io
 import json
 import os
 import shutil
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,9 @@ import pytest
 
 from glsd.config import DataConfig
 from glsd.data import Index, build_index, decode, subset, write_subset
-from tests.data.encoding import encoded, jpeg, photograph, write_jpegs
+from glsd.data.filesystems import relative
+from tests.data.encoding import encoded, jpeg, photograph, write_jpegs, write_tar
+from tests.data.google_store import google_store
 from tests.data.object_store import object_store
 
 CONFIG = DataConfig()
@@ -33,15 +33,6 @@ def labels(index: Index) -> list[str] | None:
     if index.labels is None or index.classes is None:
         return None
     return [index.classes[label] for label in index.labels.tolist()]
-
-
-def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
 
 
 @contextmanager
@@ -238,6 +229,12 @@ def test_the_label_column_of_a_list_is_a_setting(tmp_path: Path, cache: Path) ->
     assert index.classes == ["0", "1", "2", "3", "4", "5"]
 
 
+def test_a_column_length_alone_is_nothing_of_ours(tmp_path: Path, cache: Path) -> None:
+    write_jpegs(tmp_path, "a.jpg")
+    (tmp_path / "train.csv").write_text("path,length\na.jpg,12.5\n")
+    assert build_index(tmp_path / "train.csv", CONFIG, cache).read(0) == jpeg(0)
+
+
 def test_a_missing_entry_of_a_list_is_named_with_its_line(tmp_path: Path, cache: Path) -> None:
     write_jpegs(tmp_path, "a.jpg")
     (tmp_path / "folder.jpg").mkdir()
@@ -260,6 +257,9 @@ def test_a_missing_entry_of_a_list_is_named_with_its_line(tmp_path: Path, cache:
         ("path,label\na.jpg,1\nb.jpg,\n", "line 3: no label; label all images or none"),
         ("path,label\na.jpg,-1\n", "the label -1 is no class id"),
         ("path\na.jpg\nb.jpg\na.jpg\n", r"a\.jpg is named twice"),
+        ("path,offset\na.jpg,0\n", "has a column 'offset' and no 'length'; name both"),
+        ("path,offset,length\na.jpg,0,9\nb.jpg,0,9.5\n", r"line 3: the length '9\.5' is no whole number of bytes"),
+        ("path,offset,length\na.jpg,5,99999\n", r"line 2: bytes 5 to 100004 do not lie within the file of \d+ bytes"),
     ],
 )
 def test_a_wrong_csv_list_is_explained(tmp_path: Path, cache: Path, text: str, message: str) -> None:
@@ -612,6 +612,34 @@ def test_an_object_store_is_listed_and_read_by_range(
         with pytest.raises(ValueError, match=r"s3://bucket/nowhere.* does not exist"):
             build_index(f"s3://bucket/nowhere{options}", CONFIG, cache)
         (tmp_path / "bucket/train/toad/c.jpg").unlink()
+        with pytest.raises(ValueError, match=r"c\.jpg.* is gone since the index was made"):
+            index.read(0)
+
+
+def test_google_cloud_storage_holds_the_same_images_as_the_local_folder(tmp_path: Path, cache: Path) -> None:
+    write_jpegs(tmp_path / "bucket", "photos/frog/a b.jpg", "photos/toad/ö 100%.jpg", "photos/toad/c.jpg")
+    write_jpegs(tmp_path / "bucket", "photos of others/d.jpg", "photos/toad/.hidden.jpg")
+    members = {"x.jpg": jpeg(7), "x.cls": b"frog", "padding": bytes(3 << 20), "y.jpg": jpeg(8), "y.cls": b"newt"}
+    write_tar(tmp_path / "bucket/shards/0.tar", members)
+    (tmp_path / "bucket/train.csv").write_text("path,label\nphotos/toad/c.jpg,toad\nphotos/toad/ö 100%.jpg,toad\n")
+    with google_store(tmp_path) as address:
+        options = f"?endpoint_override={address}&scheme=http&retry_limit_seconds=1"
+        for name in ("photos", "shards", "train.csv"):
+            source = f"gs://anonymous@bucket/{name}{options}"
+            local, index = build_index(tmp_path / "bucket" / name, CONFIG, cache), build_index(source, CONFIG, cache)
+            places, local_places = ([each.place(row) for row in range(len(local))] for each in (index, local))
+            assert [relative(place.uri, "gs://anonymous@bucket") for place in places] == [
+                relative(place.uri, f"{tmp_path}/bucket") for place in local_places
+            ]
+            assert [place[1:] for place in places] == [place[1:] for place in local_places]
+            assert labels(index) == labels(local)
+            assert [index.read(row) for row in range(len(index))] == [local.read(row) for row in range(len(local))]
+            assert build_index(source, CONFIG, cache).digest == index.digest
+        with pytest.raises(ValueError, match=r"gs://anonymous@bucket\?.* holds 4 images and 1 tars"):
+            build_index(f"gs://anonymous@bucket{options}", CONFIG, cache)
+        with pytest.raises(ValueError, match=r"gs://anonymous@bucket/nowhere.* does not exist"):
+            build_index(f"gs://anonymous@bucket/nowhere{options}", CONFIG, cache)
+        (tmp_path / "bucket/photos/toad/c.jpg").unlink()
         with pytest.raises(ValueError, match=r"c\.jpg.* is gone since the index was made"):
             index.read(0)
 

@@ -8,16 +8,21 @@ import pytest
 import torch
 
 from glsd.training import checkpoints, load_checkpoint, manifest, newest_checkpoint, prune_checkpoints, save_checkpoint
+from tests.data.google_store import google_store
 from tests.data.object_store import object_store
 
 
-@pytest.fixture(params=["local", "object store"])
+@pytest.fixture(params=["local", "s3", "gs"])
 def run(request, tmp_path, monkeypatch) -> Iterator[str]:
     """A run's directory, whose files lie in `tmp_path / "bucket/a run"` either way."""
     if request.param == "local":
         yield str(tmp_path / "bucket/a run")
         return
     (tmp_path / "bucket").mkdir()
+    if request.param == "gs":
+        with google_store(tmp_path) as address:
+            yield f"gs://anonymous@bucket/a run?endpoint_override={address}&scheme=http&retry_limit_seconds=1"
+        return
     for name in ("AWS_EC2_METADATA_DISABLED", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "true")
     with object_store(tmp_path) as address:
@@ -70,7 +75,8 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_half_one(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        message = "the checkpoint of step 2 could not be written to .*: .*File too large; earlier ones stay"
+        with pytest.raises(OSError, match=message):
             save_checkpoint(str(tmp_path), 2, {"weights": torch.zeros(10_000)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -78,9 +84,21 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_half_one(tmp_path):
     assert torch.equal(load_checkpoint(good)["weights"], torch.arange(5.0))
 
 
-def test_pruning_keeps_what_it_is_told_and_clears_what_a_killed_run_left(tmp_path):
-    for step in (1, 2, 3):
-        save_checkpoint(str(tmp_path), step, {}, {})
-    (tmp_path / "checkpoints" / ".step_00000004.partial").mkdir()
-    prune_checkpoints(str(tmp_path), keep={1, 3})
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step_00000001", "step_00000003"}
+def test_pruning_keeps_what_it_is_told_and_clears_what_a_killed_run_left(run, tmp_path):
+    for step in (1, 2, 3, 4):
+        save_checkpoint(run, step, {"weights": torch.arange(5.0)}, {})
+    folder = tmp_path / "bucket/a run/checkpoints"
+    (folder / "step_00000004/manifest.json").unlink()  # it is half written
+    prune_checkpoints(run, keep={1, 3})
+    assert list(checkpoints(run)) == [1, 3]
+    left = {path.parent.name for path in folder.rglob("*") if path.is_file()}
+    assert left == {"step_00000001", "step_00000003"}
+    prune_checkpoints(run, keep={3})
+    assert list(checkpoints(run)) == [3]
+
+
+def test_pruning_clears_what_a_killed_run_on_this_machine_left(tmp_path):
+    save_checkpoint(str(tmp_path), 1, {}, {})
+    (tmp_path / "checkpoints" / ".step_00000002.partial").mkdir()
+    prune_checkpoints(str(tmp_path), keep={1})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
