@@ -1,8 +1,9 @@
 """What an experiment is: frozen, typed, validated settings, and the presets that name the paper's.
 
-A setting is declared once here, with its documentation and its place in the paper, and is spelled alike in YAML, on
-the command line, in a grid and in a results table. How many machines run it is not science and lives elsewhere, so the
-same experiment has the same `digest` on a laptop and on a cluster.
+A setting is declared once here and is spelled alike in YAML, on the command line, in a grid and in a results table. Its
+documentation ends with its sources: places in the paper, the authors' code for what the paper leaves open, or glsd for
+what is ours alone. How many machines run it is not science and lives elsewhere, so the same experiment has the same
+`digest` on a laptop and on a cluster.
 """
 
 import difflib
@@ -45,23 +46,23 @@ class DataConfig(Record):
     """Which images are seen, and in which units they travel."""
 
     images_per_class: Size | None = None
-    """Regime: this many images of each class (Sec. 4.5.1 has 10, 20, 50, 100, 200); null is all."""
+    """Regime: this many images of each class, in the paper 10, 20, 50, 100 or 200; null is all (Sec. 4.5.1)."""
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Regime: this share of every class (or of all images where there are no labels); null is all."""
+    """Regime: this share of every class, or of all images where there are no labels; null is all (glsd)."""
     subset_seed: int = 0
-    """Seed of the regime's nested subsets; a smaller subset lies within a larger one of the same seed."""
+    """Seed of the regime's nested subsets; a smaller subset lies within a larger one of the same seed (glsd)."""
     unit_size: Size = 32
-    """Images in a unit, the micro-batch that a worker receives and trains on at once; it divides `optim.batch_size`."""
+    """Images in a unit, the micro-batch that a worker trains on at once; it divides `optim.batch_size` (glsd)."""
     value_range: tuple[float, float] | None = None
-    """Values that become black and white in images of more than 8 bits; null is the full range of their type."""
+    """Values that become black and white in images of more than 8 bits; null is all that their type has (glsd)."""
     max_pixels: Size = 178_956_970
-    """Images with more pixels are skipped as decompression bombs (Pillow's limit by default)."""
+    """Images with more pixels are skipped as decompression bombs; the default is Pillow's limit (glsd)."""
     max_skipped: Probability = 0.1
-    """Largest share of images that may fail to decode before the run stops (judged after 200 images)."""
+    """Largest share of images that may fail to decode before the run stops, judged after 200 images (glsd)."""
     image_column: str = "image"
-    """Parquet: column of encoded bytes, or of `{bytes, path}` structs."""
+    """Parquet: column of encoded bytes, or of `{bytes, path}` structs (glsd)."""
     label_column: str = "label"
-    """Parquet and CSV: column of labels; a table without it is unlabelled."""
+    """Parquet and CSV: column of labels; a table without it is unlabelled (glsd)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":
@@ -78,46 +79,48 @@ class AugmentConfig(Record):
     global_size: Size = 224
     """Side of the two global crops in pixels (Sec. A.1)."""
     global_scale: tuple[Positive, Positive] = (0.4, 1.0)
-    """Range of a global crop's share of the image's area."""
+    """Range of a global crop's share of the image's area (authors' code)."""
     local_sizes: tuple[Size, ...] = (96,)
     """Sides of the local crops in pixels, one entry for each size (Sec. A.1)."""
-    num_local_crops: tuple[Size, ...] = (8,)
-    """N_L: how many local crops of each size; an empty list, as for `local_sizes`, trains on global crops alone."""
+    num_local_crops: tuple[Count, ...] = (8,)
+    """N_L: how many local crops of each size; with this and `local_sizes` empty there are none (Sec. A.1)."""
     local_scale: tuple[Positive, Positive] = (0.05, 0.4)
-    """Range of a local crop's share of the image's area."""
+    """Range of a local crop's share of the image's area (authors' code)."""
     aspect_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
-    """Range of a crop's width over its height before it is resized to a square."""
+    """Range of a crop's width over its height before it is resized to a square (authors' code)."""
     horizontal_flip: Probability = 0.5
-    """Probability of a left-right flip."""
+    """Probability of a left-right flip (Sec. 3.2; authors' code)."""
     vertical_flip: Probability = 0.0
-    """Probability of a top-bottom flip, for images without an upright, as in histology (not in the paper)."""
+    """Probability of a top-bottom flip, for images without an upright, as in histology (glsd)."""
     jitter_probability: Probability = 0.8
-    """Probability that brightness, contrast, saturation and hue change, in random order."""
+    """Probability that brightness, contrast, saturation and hue change, in random order (Sec. 3.2; authors' code)."""
     brightness: NonNegative = 0.4
-    """Brightness factor is drawn from [1 - this, 1 + this]."""
+    """Brightness factor is drawn from [1 - this, 1 + this] (authors' code)."""
     contrast: NonNegative = 0.4
-    """Contrast factor is drawn from [1 - this, 1 + this]."""
+    """Contrast factor is drawn from [1 - this, 1 + this] (authors' code)."""
     saturation: NonNegative = 0.2
-    """Saturation factor is drawn from [1 - this, 1 + this]."""
+    """Saturation factor is drawn from [1 - this, 1 + this] (authors' code)."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Hue shift is drawn from [-this, this] turns of the colour circle."""
+    """Hue shift is drawn from [-this, this] turns of the colour circle (authors' code)."""
     grayscale_probability: Probability = 0.2
-    """Probability that colour is removed."""
+    """Probability that colour is removed (Sec. 3.2; authors' code)."""
     blur_probability: tuple[Probability, Probability, Probability] = (1.0, 0.1, 0.5)
-    """Probability of a Gaussian blur."""
+    """Probability of a Gaussian blur (Sec. 3.2; authors' code)."""
     blur_radius: tuple[Positive, Positive] = (0.1, 2.0)
-    """Range of the blur's standard deviation in pixels of the crop."""
+    """Range of the blur's standard deviation in pixels of the crop (authors' code)."""
     solarize_probability: tuple[Probability, Probability, Probability] = (0.0, 0.2, 0.0)
-    """Probability that values of `solarize_threshold` and above are inverted."""
+    """Probability that values of `solarize_threshold` and above are inverted (Sec. 3.2; authors' code)."""
     solarize_threshold: Annotated[int, Field(ge=0, le=256)] = 128
-    """Solarisation threshold, of 255."""
+    """Solarisation threshold, of 255 (authors' code)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of each colour channel (ImageNet's)."""
+    """Mean of each colour channel, ImageNet's (authors' code)."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
-    """Standard deviation of each colour channel (ImageNet's)."""
+    """Standard deviation of each colour channel, ImageNet's (authors' code)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "AugmentConfig":
+        if 0 in self.num_local_crops:
+            raise ValueError("num_local_crops holds a 0; without local crops both it and local_sizes are empty lists")
         if len(self.local_sizes) != len(self.num_local_crops):
             raise ValueError(
                 f"local_sizes {list(self.local_sizes)} and num_local_crops {list(self.num_local_crops)} "
@@ -150,40 +153,40 @@ class ModelConfig(Record):
     """Backbone f and projection heads h̄, h (Sec. 3.4, 4.2)."""
 
     backbone: str = "swin_tiny_patch4_window7_224"
-    """Name of a timm model that gives a feature map or patch tokens (`swin_tiny_patch4_window14_224` is Swin-T/14)."""
+    """Name of a timm model with a feature map or patch tokens; the default is Swin-T/7 (Sec. 4.2; Table 1)."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Stochastic depth of the student: 0.1 for Swin-T, 0.2 for Swin-S. The teacher has none."""
+    """Stochastic depth of the student: 0.1 for Swin-T, 0.2 for Swin-S; the teacher has none (authors' code)."""
     hidden_dim: Size = 2048
-    """Width of the heads' two hidden layers."""
+    """Width of the heads' two hidden layers (authors' code)."""
     bottleneck_dim: Size = 256
-    """Width of the heads' L2-normalised bottleneck."""
+    """Width of the heads' L2-normalised bottleneck (authors' code)."""
     num_prototypes: Annotated[int, Field(ge=2)] = 65536
-    """I, the size of the heads' output distributions (Eq. 3)."""
+    """I, the size of the heads' output distributions (Eq. 3; authors' code)."""
     norm_last_layer: bool = False
-    """Keep the last layer's prototypes at unit length."""
+    """Keep the last layer's prototypes at unit length (authors' code)."""
 
 
 class ObjectiveConfig(Record):
     """The loss (Sec. 3.4) in one of the three settings of Table 1."""
 
     setting: Setting = "geometric"
-    """Table 1: no local loss, local loss with similarity matchings, or with geometric matchings."""
+    """No local loss, local loss with similarity matchings, or with geometric matchings (Table 1)."""
     global_weight: NonNegative | None = None
-    """Weight of L_G; null is 0.5 with a local loss and 1 without, as in the authors' code."""
+    """Weight of L_G; null is 0.5 with a local loss and 1 without (authors' code)."""
     local_weight: NonNegative = 0.5
-    """Weight of L_L."""
+    """Weight of L_L (authors' code)."""
     threshold_scale: Positive | None = 1.0
-    """Factor on the distance threshold s of Eq. 6; null keeps every geometric match."""
+    """Factor on the distance threshold s; null keeps every geometric match (Eq. 6; glsd)."""
     student_temperature: Positive = 0.1
-    """Temperature of the student's softmax."""
+    """Temperature of the student's softmax (authors' code)."""
     teacher_temperature: Positive = 0.07
-    """Temperature of the teacher's softmax (sharpening) after its warm-up."""
+    """Temperature of the teacher's softmax, its sharpening, after the warm-up (Sec. 4.2; authors' code)."""
     warmup_teacher_temperature: Positive = 0.04
-    """Temperature of the teacher's softmax in the first epoch."""
+    """Temperature of the teacher's softmax in the first epoch (authors' code)."""
     teacher_temperature_warmup_epochs: Count = 30
-    """Epochs over which the teacher's temperature rises linearly."""
+    """Epochs over which the teacher's temperature rises linearly (authors' code)."""
     center_momentum: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """Momentum of the centres of the teacher's outputs."""
+    """Momentum of the centres of the teacher's outputs (Sec. 4.2; authors' code)."""
 
     @property
     def weights(self) -> tuple[float, float]:
@@ -197,46 +200,46 @@ class OptimConfig(Record):
     """Optimisation (Sec. 3.3, 4.2)."""
 
     epochs: Size = 300
-    """Passes over the images."""
+    """Passes over the images (Sec. 4.2)."""
     batch_size: Size = 512
-    """B: images a step over all workers; units are accumulated to it."""
+    """B: images a step over all workers; units are accumulated to it (Sec. 4.2)."""
     base_lr: NonNegative = 5e-4
-    """Learning rate for a batch of 256; it is scaled linearly with `batch_size`."""
+    """Learning rate for a batch of 256; it is scaled linearly with `batch_size` (Sec. 4.2)."""
     min_lr: NonNegative = 1e-6
-    """Learning rate that the cosine ends at."""
+    """Learning rate that the cosine ends at (authors' code)."""
     warmup_epochs: Count = 10
-    """Epochs of linear warm-up from 0."""
+    """Epochs of linear warm-up from 0 (Sec. 4.2)."""
     weight_decay: NonNegative = 0.04
-    """Weight decay at the start, on tensors of two or more dimensions."""
+    """Weight decay at the start, on tensors of two or more dimensions (authors' code)."""
     weight_decay_end: NonNegative = 0.4
-    """Weight decay at the end of its cosine."""
+    """Weight decay at the end of its cosine (authors' code)."""
     clip_grad: Positive | None = 3.0
-    """Largest norm of each parameter tensor's gradient; null does not clip."""
+    """Largest norm of each parameter tensor's gradient; null does not clip (authors' code)."""
     freeze_last_layer_epochs: Count = 1
-    """Epochs in which the heads' last layers get no gradient."""
+    """Epochs in which the heads' last layers get no gradient (authors' code)."""
     teacher_momentum: Annotated[float, Field(ge=0, le=1)] = 0.996
-    """lambda, momentum of the teacher's moving average at the start; rises to 1 on a cosine (Algorithm 1, line 18)."""
+    """lambda, momentum of the teacher at the start; it rises to 1 on a cosine (Algorithm 1; authors' code)."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Precision of the forward pass; auto is bfloat16 where the device has it in hardware. The loss is in float32."""
+    """Precision of the forward pass, auto is bfloat16 where hardware has it; the loss is always float32 (glsd)."""
 
 
 class EvaluationConfig(Record):
     """k-NN evaluation (Sec. 4.3) and its share in a run."""
 
     knn_every_epochs: Count = 10
-    """Evaluate the teacher every so many epochs where labels exist; 0 only at the end."""
+    """Evaluate the teacher every so many epochs where labels exist; 0 only at the end (glsd)."""
     k: Size = 20
-    """Neighbours that vote."""
+    """Neighbours that vote (Sec. 4.3)."""
     temperature: Positive = 0.07
-    """A neighbour of cosine similarity s votes with weight exp(s / temperature)."""
+    """A neighbour of cosine similarity s votes with weight exp(s / temperature) (authors' code)."""
     resize: Size = 256
-    """Shorter side after the bicubic resize, in pixels."""
+    """Shorter side after the bicubic resize, in pixels (authors' code)."""
     crop: Size = 224
-    """Side of the centre crop, in pixels."""
+    """Side of the centre crop, in pixels (Sec. 4.3)."""
     max_images: Size = 10_000
-    """Most images that vote, and most that are tested, in the evaluation during a run; they are kept in memory."""
+    """Most images that vote, and most that are tested, during a run; they are kept in memory (glsd)."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of a labelled data set that is tested, the others vote, where no validation data are named."""
+    """Share of a labelled data set that is tested, the others vote, where no validation data are named (glsd)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "EvaluationConfig":
@@ -249,19 +252,19 @@ class LinearConfig(Record):
     """Linear evaluation (Sec. 4.3): a linear layer on frozen representations. It is no part of an experiment."""
 
     epochs: Size = 100
-    """Passes over the training images."""
+    """Passes over the training images (authors' code)."""
     batch_size: Size = 256
-    """Images a step over all workers."""
+    """Images a step over all workers (glsd)."""
     base_lr: Positive = 1e-3
-    """Learning rate for a batch of 256, scaled linearly with `batch_size`; it falls to 0 on a cosine."""
+    """Learning rate for a batch of 256, scaled with `batch_size`; it falls to 0 on a cosine (authors' code)."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of SGD, which decays no weight."""
+    """Momentum of SGD, which decays no weight (authors' code)."""
     scale: tuple[Positive, Positive] = (0.08, 1.0)
-    """Range of a training crop's share of the image's area."""
+    """Range of a training crop's share of the image's area (authors' code)."""
     num_blocks: Size = 1
-    """Representations of so many last blocks, concatenated; 1 is z̄ (EsViT's script takes 4)."""
+    """Representations of so many last blocks, concatenated; 1 is z̄, EsViT's script takes 4 (Sec. 4.3)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the layer's weights, the order of the images and their crops."""
+    """Seed of the layer's weights, the order of the images and their crops (glsd)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "LinearConfig":
@@ -275,9 +278,9 @@ class Config(Record):
     """One experiment."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the initial weights, the order of the images, the augmentations and the drop-path masks."""
+    """Seed of the initial weights, the order of the images, the augmentations and the drop-path masks (glsd)."""
     auto: tuple[str, ...] = ()
-    """Settings that a run derives from the number of its images (rules: `glsd.scaling`), unless they are given."""
+    """Settings that a run derives from the number of its images by `glsd.scaling`; a flag takes one out (glsd)."""
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -285,15 +288,15 @@ class Config(Record):
     optim: OptimConfig = OptimConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     collapse: Literal["ignore", "warn", "stop"] = "warn"
-    """What to do when the teacher has collapsed (Sec. 4.6); it is looked for whenever metrics are logged."""
+    """What to do when the teacher has collapsed, which is looked for whenever metrics are logged (Sec. 4.6; glsd)."""
     log_every_steps: Size = 10
-    """Steps between two lines of metrics; the only steps at which the host waits for the device."""
+    """Steps between two lines of metrics; the only steps at which the host waits for the device (glsd)."""
     checkpoint_every_epochs: Size = 1
-    """Epochs between two checkpoints."""
+    """Epochs between two checkpoints (glsd)."""
     checkpoint_every_steps: Size | None = None
-    """Steps between two checkpoints within an epoch, for long epochs; null has none."""
+    """Steps between two checkpoints within an epoch, for long epochs; null has none (glsd)."""
     keep_every_epochs: Size | None = None
-    """Keep the checkpoint of every so many epochs for good; null keeps only the last and the best."""
+    """Keep the checkpoint of every so many epochs for good; null keeps only the last and the best (glsd)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":

@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,8 +44,9 @@ class Pretrain:
 
     def run(self) -> None:
         """Do it."""
-        from ray_jobs.finishing import closing_words
-        from ray_jobs.pretraining import pretrain
+        with _importing():
+            from ray_jobs.finishing import closing_words
+            from ray_jobs.pretraining import pretrain
 
         run = pretrain(
             self.config,
@@ -74,14 +76,15 @@ class Demo:
 
     def run(self) -> None:
         """Do it."""
-        from ray_jobs.demonstration import demonstrate
+        with _importing():
+            from ray_jobs.demonstration import demonstrate
 
         demonstrate(self.config, self.out, self.job)
 
 
 @dataclass(frozen=True)
 class ShowConfig:
-    """Print every setting of a preset as YAML, with its documentation and its place in the paper.
+    """Print every setting of a preset as YAML, with its documentation and its sources.
 
     Example: glsd config paper
     """
@@ -161,7 +164,8 @@ class Evaluate:
 
     def run(self) -> None:
         """Do it."""
-        from ray_jobs.evaluating import evaluate, score_table
+        with _importing():
+            from ray_jobs.evaluating import evaluate, score_table
 
         found = evaluate(
             self.model,
@@ -224,10 +228,11 @@ class Sweep:
 
     def run(self) -> None:
         """Do it."""
-        from ray_jobs.grids import named_sources
-        from ray_jobs.reporting import report
-        from ray_jobs.sweeping import not_ended, plan_table, sweep
-        from ray_jobs.trial_states import states_table, trial_states
+        with _importing():
+            from ray_jobs.grids import named_sources
+            from ray_jobs.reporting import report
+            from ray_jobs.sweeping import not_ended, plan_table, sweep
+            from ray_jobs.trial_states import states_table, trial_states
 
         planned = sweep(
             load_config(self.base),
@@ -254,7 +259,9 @@ class Sweep:
                 print(f"Optuna draws {num_left} more, each when it knows what became of those before")
             return
         states = trial_states(self.out)
-        print(f"{states_table(states)}\n\n{report(self.out)}")
+        with _telling(f"reporting {self.out}"):
+            page = report(self.out)
+        print(f"{states_table(states)}\n\n{page}")
         if rest := not_ended(planned, states):
             raise RuntimeError(f"{rest}; the same command goes on with them")
 
@@ -284,9 +291,11 @@ class Report:
 
     def run(self) -> None:
         """Do it."""
-        from ray_jobs.reporting import report
+        with _telling(f"reporting {self.source}"):
+            from ray_jobs.reporting import report
 
-        print(report(self.source, self.out))
+            page = report(self.source, self.out)
+        print(page)
 
 
 @dataclass(frozen=True)
@@ -308,7 +317,8 @@ class Embed:
 
     def run(self) -> None:
         """Do it."""
-        from ray_jobs.embedding import embed
+        with _importing():
+            from ray_jobs.embedding import embed
 
         print(embed(self.model, self.data, self.out, dense=self.dense, **dict(self.job)))
 
@@ -333,9 +343,11 @@ class Convert:
 
     def run(self) -> None:
         """Do it."""
-        from glsd.evaluation import convert
+        with _telling(f"converting {self.src}"):
+            from glsd.evaluation import convert
 
-        print(convert(self.src, self.dst, self.backbone))
+            converted = convert(self.src, self.dst, self.backbone)
+        print(converted)
 
 
 @dataclass(frozen=True)
@@ -358,9 +370,10 @@ class Pack:
 
     def run(self) -> None:
         """Do it."""
-        from ray_jobs.cluster import cluster
-        from ray_jobs.monitor import ProgressLine
-        from ray_jobs.packing import pack
+        with _importing():
+            from ray_jobs.cluster import cluster
+            from ray_jobs.monitor import ProgressLine
+            from ray_jobs.packing import pack
 
         data = DataConfig(image_column=self.image_column, label_column=self.label_column)
         with ProgressLine() as line, cluster(JobSettings()):
@@ -384,13 +397,11 @@ class Export:
 
     def run(self) -> None:
         """Do it."""
-        from glsd.evaluation import export_to, load_model
-        from ray_jobs.monitor import ProgressLine
+        with _telling(f"exporting the backbone of {self.model}"):
+            from glsd.evaluation import export_to, load_model
 
-        with ProgressLine() as line:
-            line.phase(f"exporting the backbone of {self.model}")
-            report = export_to(load_model(self.model), Path(self.out), self.to)
-        print(report)
+            exported = export_to(load_model(self.model), Path(self.out), self.to)
+        print(exported)
 
 
 VERBS: dict[str, tuple[type[Any], str | None]] = {
@@ -432,8 +443,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def documented_yaml(config: Config) -> str:
-    """The configuration as YAML; above a setting stand its documentation and, where it is another, the default."""
-    lines: list[str] = []
+    """The configuration as YAML, with each setting's documentation, a default that differs, and what a run derives."""
+    lines = [
+        "# Above a setting stands what it means and, in brackets, where it is from: places in the paper, the authors'",
+        "# code for what the paper leaves open, or glsd for what is ours alone.",
+        "",
+    ]
     documents, defaults = documentation(), Config().flat()
     section = ""
     for key, value in config.flat().items():
@@ -445,6 +460,8 @@ def documented_yaml(config: Config) -> str:
         lines.append(f"{indent}# {documents[key]}")
         if value != defaults[key]:
             lines.append(f"{indent}# Default: {_yaml(defaults[key])}")
+        if key in config.auto:
+            lines.append(f"{indent}# In auto: a run derives it from the number of images instead (glsd/scaling.py).")
         lines.append(f"{indent}{leaf}: {_yaml(value)}")
     return "\n".join(lines)
 
@@ -493,6 +510,27 @@ def _overview() -> str:
     for verb, (arguments, _) in VERBS.items():
         lines.append(f"  {verb:<10}{(arguments.__doc__ or '').splitlines()[0]}")
     return "\n".join([*lines, "", "`glsd VERB --help` says more."])
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Say so while a job's libraries are imported, which takes seconds; on a terminal the words are gone afterwards."""
+    is_terminal = sys.stderr.isatty()
+    print("importing libraries", end="" if is_terminal else "\n", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\r\x1b[K" if is_terminal else "", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _telling(phase: str) -> Iterator[None]:
+    """The progress line of what has one phase alone."""
+    from ray_jobs.monitor import ProgressLine
+
+    with ProgressLine() as line:
+        line.phase(phase)
+        yield
 
 
 def _yaml(value: Any) -> str:

@@ -37,6 +37,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["pretrain"], "needs a preset first: demo, food101, imagenet100"),
         (["config", "papre"], "did you mean 'paper'"),
         (["config", "demo", "--optim.batch_size", "48"], "use data.unit_size 24"),
+        (["config", "demo", "--augment.num_local_crops", "0"], "without local crops both it and"),
         (["preview", "nowhere.jpg"], "nowhere.jpg cannot be read"),
         (["evaluate", "nowhere", "--data", "."], "nowhere is no run"),
         (["evaluate", "nowhere", "--data", ".", "--out", "mine"], "--out mine lies within ."),
@@ -55,6 +56,23 @@ def test_what_a_user_can_mend_is_one_line_and_exit_status_2(arguments, message, 
     text = capsys.readouterr().err
     assert message in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "phase"),
+    [
+        (["convert", "nowhere.pth", "backbone"], "converting nowhere.pth"),
+        (["export", "nowhere"], "exporting the backbone of nowhere"),
+        (["report", "nowhere"], "reporting nowhere"),
+        (["pretrain", "demo", "--data", "nowhere", "--out", "run"], "importing libraries"),
+        (["embed", "nowhere", "--data", ".", "--out", "features.parquet"], "importing libraries"),
+    ],
+)
+def test_a_verb_that_takes_long_says_what_it_does_before_it_is_done(arguments, phase, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert capsys.readouterr().err.startswith(f"{phase}\nglsd: ")
 
 
 def test_a_misspelt_setting_is_answered_with_the_nearest(capsys):

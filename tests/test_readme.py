@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs.cli import parse
+from ray_jobs.cli import VERBS, parse
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "ray_jobs" / "README.md"]
@@ -14,9 +14,9 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "ray_jobs" / "README.md"]
 
 def commands() -> list[str]:
     blocks = [block for path in DOCUMENTS for block in re.findall(r"```(?:bash|sh)\n(.*?)```", path.read_text(), re.S)]
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    found = [line.partition("#")[0].partition("glsd ")[2] for line in lines if re.search(r"(^|-- )glsd ", line)]
-    return sorted({command.strip() for command in found})
+    lines = [line.partition("#")[0] for line in "\n".join(blocks).replace("\\\n", " ").splitlines()]
+    found = [line.partition("glsd ")[2].strip() for line in lines if "glsd " in line]
+    return sorted(set(found))
 
 
 @pytest.mark.parametrize("command", commands())
@@ -24,6 +24,5 @@ def test_a_documented_command_is_understood(command):
     parse(shlex.split(command))
 
 
-def test_the_documents_name_commands_for_every_verb_that_needs_explaining():
-    verbs = {command.split()[0] for command in commands()}
-    assert {"pretrain", "config"} <= verbs
+def test_the_documents_show_a_command_of_every_verb():
+    assert {command.split()[0] for command in commands()} == VERBS.keys()
