@@ -137,6 +137,22 @@ def gpu_room(gpus: float, per_worker: float) -> int:
     return math.floor(gpus) * math.floor(1 / per_worker + 1e-9)  # three thirds are a whole, whatever they are as floats
 
 
+def worker_room(nodes: Sequence[Mapping[str, float]], per_worker: Mapping[str, float]) -> int:
+    """How many workers fit on nodes of these resources, each wholly on one of them.
+
+    >>> worker_room([{"CPU": 4}, {"CPU": 4}], {"CPU": 6}), worker_room([{"CPU": 4}, {"CPU": 4}], {"CPU": 2})
+    (0, 4)
+    >>> worker_room([{"CPU": 16}, {"CPU": 16, "GPU": 2}], {"CPU": 1, "GPU": 1})
+    2
+    """
+
+    def room(node: Mapping[str, float]) -> int:
+        by_cpu = math.floor(node.get("CPU", 0.0) / per_worker["CPU"] + 1e-9)
+        return min(by_cpu, gpu_room(node.get("GPU", 0.0), per_worker["GPU"])) if "GPU" in per_worker else by_cpu
+
+    return sum(map(room, nodes))
+
+
 def check_shares(config: Config, workers: int) -> None:
     """Refuse workers that cannot share the units of a step.
 
@@ -165,7 +181,8 @@ def check_resources(settings: JobSettings, packed: Sequence[str] = ()) -> Resour
     workers = settings.workers
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_nodes = len(nodes)
     if num_nodes > 1 and packed and "GLSD_CACHE" not in os.environ:
         raise ValueError(
             f"images of the data were packed into {packed[0]}, which other nodes cannot read; `glsd pack` them into a "
@@ -183,10 +200,17 @@ def check_resources(settings: JobSettings, packed: Sequence[str] = ()) -> Resour
             f"{workers} workers of {per_worker:g} CPUs leave {max(0.0, cpus - workers * per_worker):g} of the "
             f"cluster's {cpus:g} CPUs for the stream, which needs 1 at least; use fewer --workers or --cpus_per_worker"
         )
+    reserved = {"CPU": per_worker, **({"GPU": settings.gpus_per_worker} if gpu else {})}
+    if (room := worker_room(nodes, reserved)) < workers:
+        each = " and ".join(f"{amount:g} {name}s" for name, amount in reserved.items())
+        largest = max(node.get("CPU", 0.0) for node in nodes)
+        raise ValueError(
+            f"{workers} workers of {each} each do not fit on the {num_nodes} nodes of this cluster, as each needs one "
+            f"node; use --workers {room or 1}" + ("" if room else f" --cpus_per_worker {largest:g}") + " or less"
+        )
     threads = None
     if not gpu:
         threads = max(1, num_cores() // workers if num_nodes == 1 else int(per_worker))
     failures = settings.max_failures if settings.max_failures is not None else 0 if num_nodes == 1 else 3
     photometrics = settings.photometrics if settings.photometrics != "auto" else "device" if gpu else "worker"
-    reserved = {"CPU": per_worker, **({"GPU": settings.gpus_per_worker} if gpu else {})}
     return Resources(gpu, reserved, threads, failures, photometrics)

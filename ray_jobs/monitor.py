@@ -39,7 +39,7 @@ def progress_text(metrics: Mapping[str, float], width: int = MAX_WIDTH) -> str:
     Args:
         metrics: any of step, total_steps, epoch (epochs done, with a fraction), epochs, loss, loss_global, loss_local,
             images_per_s, data_wait (share of time), seconds_left, knn (share of images) and collapsed (0 or 1).
-        width: most characters; the epoch and then the parts of the loss make room.
+        width: most characters; spaces and the names of the loss's parts make room, then the epoch, then these parts.
 
     >>> progress_text({"step": 120, "total_steps": 520, "loss": 5.8123, "data_wait": 0.03, "seconds_left": 102})
     'step 120/520  loss 5.812  wait   3 %  left 1:42'
@@ -55,11 +55,12 @@ def progress_text(metrics: Mapping[str, float], width: int = MAX_WIDTH) -> str:
         "knn": _number("k-NN {:.1%}", metrics, "knn").replace("%", " %"),
         "verdict": {0.0: "healthy", 1.0: "COLLAPSED"}.get(metrics.get("collapsed", -1.0), ""),
     }
-    for left_out in ("", "epoch", "losses"):
-        parts[left_out] = ""
-        text = "  ".join(part for part in parts.values() if part).replace("  (", " (")
-        if len(text) <= width:
-            break
+    text = "  ".join(filter(None, parts.values())).replace("  (", " (")
+    unnamed = parts["losses"].replace("global ", "").replace("local ", "")
+    for shorter in ({"losses": unnamed}, {"epoch": ""}, {"losses": ""}):
+        if len(text) > width:
+            parts |= shorter
+            text = " ".join(" ".join(parts.values()).split())
     return text
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from glsd.config import Config
 from glsd.data import Index, Order, subset, write_subset
-from glsd.models import build_backbone
+from glsd.models import Backbone, build_backbone
 from glsd.scaling import scaled
 from glsd.training import checkpoints, newest_checkpoint
 from ray_jobs.cluster import check_resources, check_shares, cluster
@@ -93,8 +94,10 @@ def pretrain(
         init = None if init_from is None else initial_weights(run, config, init_from)
         index = indexed(data, config, line)
         tested = None if knn_data is None else indexed(knn_data, config, line)
+        identity = _identity(index, tested, init)
         image_ids = subset(len(index) if index.labels is None else index.labels, config.data, index.classes)
         if config.auto:
+            run.check_data(identity)  # other data would derive other settings
             derived = config.auto
             config = scaled(config, len(image_ids))
             line.note(f"for {len(image_ids):,} images: " + ", ".join(f"{key} {config.flat()[key]}" for key in derived))
@@ -103,7 +106,7 @@ def pretrain(
         if run.finished is None and (warning := order.left_out_warning()):
             warnings.warn(warning, stacklevel=2)
         # A new directory becomes this run's when it is sure that the run can start, so that a remedy may change it.
-        claim = partial(_claim, run, config, index, tested, image_ids, init)
+        claim = partial(_claim, run, config, identity, index, image_ids, init)
         if run.read(CONFIG) is not None:
             claim()
         if run.finished is None:
@@ -119,25 +122,28 @@ def pretrain(
     return Run(out, checkpoint, summary)
 
 
-def _claim(
-    run: RunDirectory,
-    config: Config,
-    index: Index,
-    tested: Index | None,
-    image_ids: np.ndarray,
-    init: InitialWeights | None,
-) -> None:
+def _identity(index: Index, tested: Index | None, init: InitialWeights | None) -> dict[str, Any]:
+    """What a run is held to besides its settings."""
     identity: dict[str, Any] = {"sources": index.sources, "images": len(index), "digest": index.digest}
     if tested is not None:
         identity |= {"knn_sources": tested.sources, "knn_images": len(tested), "knn_digest": tested.digest}
-    if init is not None:
-        identity |= init.identity
+    return identity | (init.identity if init is not None else {})
+
+
+def _claim(
+    run: RunDirectory,
+    config: Config,
+    identity: dict[str, Any],
+    index: Index,
+    image_ids: np.ndarray,
+    init: InitialWeights | None,
+) -> None:
     run.claim(config, identity)
     if init is not None and init.content is not None:
         run.write(INIT, init.content)
     if len(image_ids) < len(index) and run.read(SUBSET) is None:
         with tempfile.NamedTemporaryFile(suffix=".csv") as file:
-            write_subset(file.name, index, image_ids)
+            write_subset(file.name, index, image_ids, config.data.label_column)
             run.write(SUBSET, Path(file.name).read_bytes())
 
 
@@ -147,8 +153,7 @@ def check_sizes(config: Config) -> None:
     Raises:
         ValueError: the backbone is unknown or cannot take the crops, or a unit is too large for the stream.
     """
-    with torch.device("meta"):
-        backbone = build_backbone(config.model.backbone, config.model.drop_path)
+    backbone = _without_weights(config)
     backbone.check_crop_sizes([*(size for size, _ in config.augment.groups), config.evaluation.crop])
     if unit_bytes(config) > MAX_UNIT_BYTES:
         fitting = config.data.unit_size * MAX_UNIT_BYTES // unit_bytes(config)
@@ -159,6 +164,21 @@ def check_sizes(config: Config) -> None:
             f"data.unit_size {config.data.unit_size} makes units of {unit_bytes(config) / 2**20:.0f} MiB, and the "
             f"stream takes {MAX_UNIT_BYTES / 2**20:.0f} MiB; use data.unit_size {fitting}"
         )
+
+
+def batch_norm_note(config: Config, workers: int, gpu: bool) -> str | None:
+    """What a user should know of a backbone with batch norm that several workers train on CPUs."""
+    if workers == 1 or gpu or not any(isinstance(layer, _BatchNorm) for layer in _without_weights(config).modules()):
+        return None
+    return (
+        f"{config.model.backbone} has batch norm, which is not synchronised on CPUs: each of the {workers} workers "
+        f"normalises by its own units of {config.data.unit_size} images, so their number changes the result"
+    )
+
+
+def _without_weights(config: Config) -> Backbone:
+    with torch.device("meta"):
+        return build_backbone(config.model.backbone, config.model.drop_path)
 
 
 def _train_on_ray(
@@ -174,10 +194,13 @@ def _train_on_ray(
     line.phase("connecting to Ray")
     with cluster(settings):
         check_shares(config, settings.workers)
-        resources = check_resources(settings, index.packed)
+        indexes = [index] if split is None else [index, split.queries.index]
+        resources = check_resources(settings, [folder for side in indexes for folder in side.packed])
         claim()
+        if note := batch_norm_note(config, settings.workers, resources.gpu):
+            line.note(note)
         regime = None if len(image_ids) == len(index) else ray.put(image_ids)
-        files = share_files([side for side in (index, split and split.queries.index) if side is not None])
+        files = share_files(indexes)
         source = UnitSource(config, index, files, regime, len(image_ids), resources.photometrics)
         monitor = start_monitor()
         assert run.token is not None

@@ -37,6 +37,12 @@ PACKAGES = (
 )
 
 
+_DATA_NAMES = {
+    "digest": "digest of all names, sizes and times",
+    "knn_digest": "digest of all names, sizes and times of the tested images",
+}
+
+
 class RunDirectory(Folder):
     """The folder `out` of a run, local or on an object store.
 
@@ -84,21 +90,34 @@ class RunDirectory(Folder):
             ValueError: the directory holds another run, with all that differs, or files that are not a run's.
         """
         self.check_config(config)
-        given = json.loads(json.dumps(dict(data)))
+        self.check_data(data)
         if self.read(CONFIG) is None:
-            self.write(DATA, _json(given))
+            self.write(DATA, _json(data))
             self.write(ENVIRONMENT, _json(environment()))
             self.write(CONFIG, config.to_yaml().encode())  # last: with it the directory is a run
+
+    def check_data(self, data: Mapping[str, Any]) -> None:
+        """Refuse a run on other data.
+
+        Raises:
+            ValueError: the run has other data; the message says in what they differ.
+        """
+        if self.read(CONFIG) is None:
             return
-        saved = json.loads(self.read(DATA) or b"{}")
+        saved, given = json.loads(self.read(DATA) or b"{}"), json.loads(_json(data))
         keys = [*saved, *(key for key in given if key not in saved)]
         self._refuse(
-            "data", {key: (saved.get(key), given.get(key)) for key in keys if saved.get(key) != given.get(key)}
+            "data",
+            {
+                _DATA_NAMES.get(key, key): (saved.get(key), given.get(key))
+                for key in keys
+                if saved.get(key) != given.get(key)
+            },
         )
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Mark the run as finished; the last file that it writes."""
-        self.write(SUMMARY, _json(dict(summary)))
+        self.write(SUMMARY, _json(summary))
 
     @property
     def finished(self) -> dict[str, Any] | None:
@@ -166,11 +185,12 @@ class RunLog:
         self._run, self._external = run, external
         self._folder = Path(run.path) if run.is_local else Path(tempfile.mkdtemp(prefix="glsd-log-"))
         self._folder.mkdir(parents=True, exist_ok=True)
-        metrics = [line for line in _read_lines(run, METRICS) if line["step"] <= resume_step]
-        skipped = {line["image_id"]: line for line in read_skipped(run)}
+        metrics, skipped = (
+            [line for line in lines if line["step"] <= resume_step] for lines in (read_metrics(run), read_skipped(run))
+        )
         self._metrics = self._reopen(METRICS, metrics)
-        self._skipped = self._reopen(SKIPPED, list(skipped.values()))
-        self._skipped_ids = set(skipped)
+        self._skipped = self._reopen(SKIPPED, skipped)
+        self._skipped_ids = {line["image_id"] for line in skipped}
         self._events = SummaryWriter(logdir=str(self._folder / TENSORBOARD), purge_step=resume_step + 1)
 
     def __enter__(self) -> Self:
@@ -181,7 +201,7 @@ class RunLog:
 
     @property
     def num_skipped(self) -> int:
-        """How many images were skipped, each counted once."""
+        """How many images were skipped up to the last step, each counted once."""
         return len(self._skipped_ids)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -194,11 +214,11 @@ class RunLog:
         for log in self._external:
             log.log(step, {key: value for key, value in values.items() if value is not None})
 
-    def skip(self, image_id: int, uri: str, reason: str) -> None:
-        """Add an image that could not be decoded; again is the same as once."""
+    def skip(self, step: int, image_id: int, uri: str, reason: str) -> None:
+        """Add an image that could not be decoded up to a step; again is the same as once."""
         if image_id not in self._skipped_ids:
             self._skipped_ids.add(image_id)
-            _append(self._skipped, {"image_id": image_id, "uri": uri, "reason": reason})
+            _append(self._skipped, {"step": step, "image_id": image_id, "uri": uri, "reason": reason})
 
     def sync(self) -> None:
         """Make all that was logged so far durable: on the disk, or on the object store."""
@@ -232,7 +252,7 @@ def read_metrics(run: RunDirectory | str | os.PathLike[str]) -> list[dict[str, A
 
 
 def read_skipped(run: RunDirectory) -> list[dict[str, Any]]:
-    """The images that a run could not decode: `{"image_id": ..., "uri": ..., "reason": ...}`."""
+    """The images that a run could not decode: `{"step": ..., "image_id": ..., "uri": ..., "reason": ...}`."""
     return _read_lines(run, SKIPPED)
 
 
@@ -278,4 +298,4 @@ def _append(stream: TextIO, line: Mapping[str, Any]) -> None:
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()
+    return (json.dumps(dict(content), indent=2) + "\n").encode()

@@ -38,7 +38,7 @@ from ray_jobs.labelled import LabelledSplit
 from ray_jobs.loggers import external_loggers
 from ray_jobs.monitor import Reporter
 from ray_jobs.online_knn import OnlineKnn
-from ray_jobs.run_directory import RunDirectory, RunLog, read_metrics
+from ray_jobs.run_directory import SKIPPED, RunDirectory, RunLog, read_metrics
 from ray_jobs.settings import Logger
 from ray_jobs.stream import UnitSource, place_files, received
 
@@ -97,7 +97,13 @@ def train_worker(plan: Plan) -> None:
     state = initial_state(config, device, None if start_step else read_initial_weights(plan.run))
     state.step = start_step
     if state.step:
-        state.load_state_dict(load_checkpoint(checkpoints(plan.run.location)[state.step]))
+        checkpoint = checkpoints(plan.run.location)[state.step]
+        content = load_checkpoint(checkpoint)
+        if other := Config.model_validate(content["config"]).differences(config):
+            raise ValueError(
+                f"{checkpoint} is of other settings ({', '.join(other)}); delete it, it is not of this run"
+            )
+        state.load_state_dict(content)
 
     recorder = _Recorder(plan, state.step)
     if state.step:
@@ -136,6 +142,17 @@ def kept_steps(knn: Mapping[int, float | None], every: int | None) -> set[int]:
     if measured := {step: value for step, value in knn.items() if value is not None}:
         keep.add(max(measured, key=lambda step: (measured[step], step)))
     return keep | {step for step in knn if every is not None and step % every == 0}
+
+
+def too_many_skipped(num_skipped: int, num_read: int, num_images: int, max_skipped: float) -> bool:
+    """Whether more than the allowed share of the images read so far was skipped; a few say nothing about the rest.
+
+    >>> too_many_skipped(21, 200, 5000, 0.1), too_many_skipped(20, 200, 5000, 0.1), too_many_skipped(99, 199, 5000, 0.1)
+    (True, False, False)
+    >>> too_many_skipped(5, 40, 40, 0.1)  # all that there are
+    True
+    """
+    return num_read >= min(200, num_images) and num_skipped > max_skipped * num_read
 
 
 class _CollapseAlarm:
@@ -230,7 +247,7 @@ class _Recorder:
         if self._rank == 0:
             step = int(metrics["step"])
             for image_id, reason in skips:
-                self._log.skip(image_id, self._plan.source.index.uri(image_id), reason)
+                self._log.skip(step, image_id, self._plan.source.index.uri(image_id), reason)
             self._log.log(step, metrics)
             totals = {"total_steps": self._plan.total_steps, "epochs": self._plan.config.optim.epochs}
             self._reporter.log(metrics | totals)
@@ -266,11 +283,10 @@ class _Recorder:
         return list(itertools.chain.from_iterable(everyones))
 
     def _check_skipped(self, step: int) -> None:
-        source, data = self._plan.source, self._plan.config.data
-        tried = min(step * self._plan.config.optim.batch_size + self._log.num_skipped, source.num_images)
-        if tried >= min(200, source.num_images) and self._log.num_skipped > data.max_skipped * tried:
-            listed = self._plan.run.uri("skipped.jsonl")
+        source, data, num_skipped = self._plan.source, self._plan.config.data, self._log.num_skipped
+        num_read = min(step * self._plan.config.optim.batch_size + num_skipped, source.num_images)
+        if too_many_skipped(num_skipped, num_read, source.num_images, data.max_skipped):
             raise ValueError(
-                f"{self._log.num_skipped} of the {tried} images read so far could not be decoded, more than "
-                f"data.max_skipped {data.max_skipped:.0%}; {listed} lists them with reasons"
+                f"{num_skipped} of the {num_read} images read so far could not be decoded, more than "
+                f"data.max_skipped {data.max_skipped:.0%}; {self._plan.run.uri(SKIPPED)} lists them with reasons"
             )

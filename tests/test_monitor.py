@@ -76,11 +76,11 @@ def test_the_epoch_that_is_shown_is_the_one_under_way() -> None:
     assert shown == ["epoch 1/8", "epoch 1/8", "epoch 2/8", "epoch 8/8"]
 
 
-def test_a_long_run_still_fits_and_keeps_step_loss_and_time_left() -> None:
+def test_a_long_run_still_fits_with_all_that_there_is_to_say() -> None:
     long = METRICS | {"step": 1234567, "total_steps": 9999999, "epoch": 1234, "epochs": 9999, "images_per_s": 123456}
     text = progress_text(long | {"seconds_left": 1e7})
     assert len(text) <= MAX_WIDTH
-    assert re.search(r"step 1234567/9999999  loss 5\.812 .*left 115 d 17 h", text)
+    assert re.search(r"step 1234567/9999999 epoch 1234/9999 loss 5\.812 \(5\.90, 5\.72\) .*left 115 d 17 h k-NN", text)
 
 
 @settings(deadline=None, max_examples=200)
@@ -142,7 +142,7 @@ def test_on_a_terminal_the_line_is_rewritten_in_place_and_left_at_the_end(monkey
     with ProgressLine(stream, Clock()) as line:
         line.phase("k-NN")
         line.update({"step": 1, "total_steps": 25, "loss": 5.0})
-    assert stream.getvalue() == "\rk-NN\x1b[K\rstep  1/25 \x1b[K\n"
+    assert stream.getvalue() == "\rk-NN\x1b[K\rstep 1/25 l\x1b[K\n"
 
 
 def test_a_line_that_showed_nothing_leaves_nothing() -> None:
@@ -159,9 +159,14 @@ def test_news_are_taken_once_in_order() -> None:
     assert monitor.take() == []
 
 
-def test_on_a_narrow_terminal_the_epoch_and_the_parts_of_the_loss_make_room() -> None:
-    text = progress_text(METRICS, width=79)
+def test_a_terminal_of_eighty_columns_shows_all_but_the_names_of_the_losses() -> None:
+    training = {key: value for key, value in METRICS.items() if key != "knn"}
+    text = progress_text(training, width=79)
+    assert text == "step 120/520 epoch 2/8 loss 5.812 (5.90, 5.72) 214 images/s wait 3 % left 1:42"
     assert len(text) <= 79
-    assert "left" in text
-    assert "k-NN" in text
-    assert "global" not in text
+
+
+def test_on_a_narrower_terminal_the_epoch_makes_room_and_then_the_parts_of_the_loss() -> None:
+    texts = [progress_text(METRICS, width) for width in (80, 79)]
+    assert texts[0] == "step 120/520 loss 5.812 (5.90, 5.72) 214 images/s wait 3 % left 1:42 k-NN 43.1 %"
+    assert texts[1] == "step 120/520 loss 5.812 214 images/s wait 3 % left 1:42 k-NN 43.1 %"

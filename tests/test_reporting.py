@@ -53,7 +53,7 @@ def a_run(folder: Path, last_step: int = 40, num_skipped: int = 1, config: Confi
         if last_step == 40:
             log.log(40, {"knn": 0.8, "epoch": 4.0} | KNN)
         for image_id in range(num_skipped):
-            log.skip(image_id, f"/data/{image_id}{HOSTILE}", "truncated")
+            log.skip(10, image_id, f"/data/{image_id}{HOSTILE}", "truncated")
     return run
 
 

@@ -21,7 +21,7 @@ from ray_jobs.folder import Folder
 from ray_jobs.lease import NAME, LeaseTimes, read_holder
 from ray_jobs.run_directory import RunDirectory, RunLog, read_metrics
 
-DATA = {"index": "0123abcd", "images": 2624, "sources": ["photos"]}
+DATA = {"digest": "0123abcd", "images": 2624, "sources": ["photos"]}
 QUICK = LeaseTimes(heartbeat_s=0.05, grace_s=0.2, lapse_s=0.3, settle_s=0.05)
 PATIENT = QUICK._replace(lapse_s=60)
 ROOT = Path(__file__).parents[1]
@@ -59,11 +59,15 @@ def test_other_settings_are_refused_with_every_key_that_differs_and_both_values(
 
 
 def test_other_data_are_refused_with_what_changed(run: RunDirectory) -> None:
+    run.check_data(DATA)  # it is no run yet
     run.claim(Config(), DATA)
     with pytest.raises(ValueError) as refusal:
-        run.claim(Config(), DATA | {"index": "4567", "images": 2625})
-    assert '  index: "0123abcd" there, "4567" now\n  images: 2624 there, 2625 now\n' in str(refusal.value)
+        run.check_data(DATA | {"digest": "4567", "images": 2625})
+    names = "digest of all names, sizes and times"
+    assert f'  {names}: "0123abcd" there, "4567" now\n  images: 2624 there, 2625 now\n' in str(refusal.value)
     assert "sources" not in str(refusal.value)
+    with pytest.raises(ValueError, match="other data"):
+        run.claim(Config(), DATA | {"images": 2625})
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(run: RunDirectory) -> None:
@@ -370,19 +374,19 @@ def test_growing_files_reach_an_object_store_at_each_sync(tmp_path: Path) -> Non
     assert [path.name[:6] for path in (tmp_path / "runs" / "mine" / "tensorboard").iterdir()] == ["events"]
 
 
-def test_an_image_is_listed_as_skipped_once_whatever_the_number_of_starts(run: RunDirectory) -> None:
+def test_skipped_images_are_listed_once_and_those_after_the_checkpoint_are_met_again(run: RunDirectory) -> None:
     with RunLog(run) as log:
-        log.skip(7, "a b/ä.jpg", "truncated")
-        log.skip(7, "a b/ä.jpg", "truncated")
-        log.skip(9, "c.png", "empty file")
+        log.skip(10, 7, "a b/ä.jpg", "truncated")
+        log.skip(20, 7, "a b/ä.jpg", "truncated")
+        log.skip(20, 9, "c.png", "empty file")
         assert log.num_skipped == 2
     with RunLog(run, resume_step=10) as log:
-        log.skip(7, "a b/ä.jpg", "truncated")
-        assert log.num_skipped == 2
-    lines = [json.loads(line) for line in (run.read("skipped.jsonl") or b"").splitlines()]
-    assert lines == [
-        {"image_id": 7, "uri": "a b/ä.jpg", "reason": "truncated"},
-        {"image_id": 9, "uri": "c.png", "reason": "empty file"},
+        assert log.num_skipped == 1  # as when step 10 was logged, or the share of images read so far would be too high
+        log.skip(20, 7, "a b/ä.jpg", "truncated")
+        log.skip(20, 9, "c.png", "empty file")
+    assert [json.loads(line) for line in (run.read("skipped.jsonl") or b"").splitlines()] == [
+        {"step": 10, "image_id": 7, "uri": "a b/ä.jpg", "reason": "truncated"},
+        {"step": 20, "image_id": 9, "uri": "c.png", "reason": "empty file"},
     ]
 
 

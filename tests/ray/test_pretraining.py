@@ -22,6 +22,7 @@ from glsd.training import NonFiniteLoss, load_checkpoint, manifest
 from ray_jobs.pretraining import Run, pretrain
 from tests.ray.images import labelled_folder
 from tests.ray.runs import (
+    EPOCHS,
     KNN_EVERY_EPOCHS,
     STEPS_PER_EPOCH,
     TOTAL_STEPS,
@@ -107,8 +108,10 @@ def test_a_run_directory_refuses_other_settings_and_other_data_by_name(
         pretrain(small_run(**{"optim.epochs": 5}), str(forty), uninterrupted.out)
     more = shutil.copytree(forty, tmp_path / "photos")
     shutil.copy(more / "rings" / "002.png", more / "rings" / "another.png")
-    with pytest.raises(ValueError, match=r"other data:\n(.*\n)*  images: 40 there, 41 now\n"):
-        pretrain(small_run(), str(more), uninterrupted.out)
+    derived = small_run().with_overrides({"auto": ("optim.epochs",)})  # other images would derive other settings
+    for config in (small_run(), derived):
+        with pytest.raises(ValueError, match=r"other data:\n(.*\n)*  images: 40 there, 41 now\n"):
+            pretrain(config, str(more), uninterrupted.out)
 
 
 def test_two_workers_learn_from_the_same_batches_what_one_learns(
@@ -116,7 +119,8 @@ def test_two_workers_learn_from_the_same_batches_what_one_learns(
 ) -> None:
     two = pretrain(small_run(), str(forty), str(tmp_path / "run"), workers=2, figures=False)
     for ones, twos in zip(*(json_lines(Path(run.out) / "metrics.jsonl") for run in (uninterrupted, two)), strict=True):
-        same = {"step", "loss", "loss_global", "loss_local", "matched", "lr", "epoch", "knn"} & ones.keys()
+        same = {"step", "loss", "loss_global", "loss_local", "matched", "lr", "epoch"} & ones.keys()
+        same |= {"knn", "knn_anchors", "knn_queries"} & ones.keys()
         assert {name: twos[name] for name in same} == pytest.approx({name: ones[name] for name in same}, rel=1e-4)
     assert json_lines(tmp_path / "run" / "skipped.jsonl") == json_lines(Path(uninterrupted.out) / "skipped.jsonl")
     ones, twos = (leaves(load_checkpoint(run.checkpoint)) for run in (uninterrupted, two))
@@ -152,6 +156,7 @@ def test_two_workers_learn_from_the_same_batches_what_one_learns(
         ),
         ({"optim.batch_size": 44}, {}, r"40 images do not fill a batch of 44; use optim\.batch_size 40"),
         ({"model.backbone": "test_convnexxt"}, {}, r"test_convnexxt.*test_convnext"),
+        ({"augment.local_sizes": (16,)}, {}, r"backbone test_convnext cannot take crops of 16 px; it takes 32 px"),
         ({"data.images_per_class": 11}, {}, r"images_per_class is 11, but class 'checks' has only 10 images"),
     ],
 )
@@ -161,6 +166,15 @@ def test_what_cannot_run_is_refused_before_any_worker_starts_and_the_message_say
     with pytest.raises(ValueError, match=message):
         pretrain(small_run(**overrides), str(forty), str(tmp_path / "run"), **job)
     assert not {"lease.json", "metrics.jsonl", "checkpoints"} & {path.name for path in tmp_path.glob("run/*")}
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(uninterrupted: Run, forty: Path, tmp_path: Path) -> None:
+    out, config = tmp_path / "run", small_run(seed=1, **{"optim.epochs": 2 * EPOCHS})
+    shutil.copytree(Path(uninterrupted.out) / "checkpoints", out / "checkpoints")
+    shutil.copy(Path(uninterrupted.out) / "data.json", out)
+    (out / "config.yaml").write_text(config.to_yaml())
+    with pytest.raises(ValueError, match=r"step_00000020 is of other settings \(seed, optim\.epochs\); delete it"):
+        pretrain(config, str(forty), str(out))
 
 
 @pytest.mark.usefixtures("cluster")

@@ -1,0 +1,62 @@
+"""Several nodes, here on one machine: the Ray that RAY_ADDRESS names is used, and looked at node by node."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ray.runs import TOTAL_STEPS, json_lines, small_run
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TWO_NODES = """
+import json, os, sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from glsd.config import load_config
+from ray_jobs.cluster import check_resources, cluster
+from ray_jobs.pretraining import pretrain
+from ray_jobs.settings import JobSettings
+
+data, out, settings = sys.argv[1:]
+memory = 200 * 2**20
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": memory})
+nodes.add_node(num_cpus=2, object_store_memory=memory)
+os.environ["RAY_ADDRESS"] = nodes.address
+said = []
+with cluster(JobSettings()):
+    said.append(ray.get_runtime_context().gcs_address == nodes.address)
+    for job, packed in ({"cpus_per_worker": 3}, []), ({"workers": 3, "cpus_per_worker": 1}, ["packed-1"]):
+        try:
+            check_resources(JobSettings(**job), packed)
+        except ValueError as error:
+            said.append(str(error))
+pretrain(load_config(settings), data, out, workers=2, figures=False)
+said.append(len(nodes.list_all_nodes()))
+print(json.dumps(said))
+nodes.shutdown()
+"""
+
+
+def test_a_run_on_two_nodes_and_what_they_have_no_room_for(forty: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(small_run().to_yaml())
+    command = [sys.executable, "-c", TWO_NODES, str(forty), str(tmp_path / "run"), str(tmp_path / "run.yaml")]
+    environment = {name: value for name, value in os.environ.items() if name != "GLSD_CACHE"}
+    ended = subprocess.run(
+        command, env=environment | {"XDG_CACHE_HOME": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    is_named, no_room, packed, num_nodes = json.loads(ended.stdout.splitlines()[-1])
+    assert is_named
+    assert no_room == (
+        "1 workers of 3 CPUs each do not fit on the 2 nodes of this cluster, as each needs one node; "
+        "use --workers 1 --cpus_per_worker 2 or less"
+    )
+    assert "packed-1, which other nodes cannot read; `glsd pack` them" in packed
+    assert num_nodes == 2
+    steps = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == list(range(TOTAL_STEPS + 1))
