@@ -20,8 +20,9 @@ from jaxtyping import Float, Int64
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from glsd.models.drop_path import dropping_paths, keep_scales, replace_drop_paths
+from glsd.models.drop_path import KeyedDropPath, dropping_paths, keep_scales, replace_drop_paths
 from glsd.models.swin import follow_reference
 
 _SWIN_WINDOW = re.compile(r"(swin_[a-z]+_patch\d+_window)(\d+)(_\d+)")
@@ -42,11 +43,13 @@ class Shapes:
     """Whether what the model pools is z̄; some MobileNets widen it."""
     unused: frozenset[str]
     """Parameters that neither z̄ nor z depends on."""
+    drops_paths: bool
+    """Whether a path can be dropped: without a rate there are no such layers, and some models never call theirs."""
     grids: dict[int, tuple[int, int]] = field(default_factory=dict)
     """(H, W) of z by the size of a square crop; it grows."""
 
 
-_known_shapes: dict[str, Shapes] = {}  # by the name that `build_backbone` takes
+_known_shapes: dict[tuple[str, bool], Shapes] = {}  # by name, and whether there is a drop path
 
 
 class Backbone(nn.Module):
@@ -127,15 +130,22 @@ class Backbone(nn.Module):
 
     def _shapes(self) -> Shapes:
         size = int(self.model.pretrained_cfg["input_size"][-1])
+        rates: list[float] = []
+
+        def note(module: nn.Module, _: Any) -> None:
+            if isinstance(module, KeyedDropPath):
+                rates.append(module.rate)
+
         with torch.inference_mode(False), torch.enable_grad():
-            parameters, z_bar, z = self._on_meta(size)
+            with register_module_forward_pre_hook(note):
+                parameters, z_bar, z = self._on_meta(size)
             _, height, width, dim = z.shape
             pools_itself = z_bar.shape[-1] == dim
             outputs = [z_bar.sum(), z.sum()] if pools_itself else [z.sum()]
             gradients: tuple[Tensor | None, ...] = torch.autograd.grad(outputs, parameters, allow_unused=True)
         names = (name for name, _ in self.model.named_parameters())
         unused = (name for name, gradient in zip(names, gradients, strict=True) if gradient is None)
-        return Shapes(dim, pools_itself, frozenset(unused), {size: (height, width)})
+        return Shapes(dim, pools_itself, frozenset(unused), any(rates), {size: (height, width)})
 
     def _probe(self, size: int) -> tuple[int, int]:
         """(H, W) of z for square crops of `size` px."""
@@ -198,9 +208,10 @@ def build_backbone(name: str, drop_path: float = 0.0) -> Backbone:
     """
     architecture, model_args = timm_architecture(name)
     model = _create(architecture, model_args, {**_ANY_SIZE, "drop_path_rate": drop_path})
-    backbone = Backbone(model, name, _known_shapes.get(name))
-    _known_shapes[name] = backbone.shapes
-    if drop_path and not len(backbone.drop_path_rates):
+    known = name, drop_path > 0
+    backbone = Backbone(model, name, _known_shapes.get(known))
+    _known_shapes[known] = backbone.shapes
+    if drop_path and not backbone.shapes.drops_paths:
         raise ValueError(f"model.drop_path {drop_path}: backbone {name} has no paths to drop; set model.drop_path 0")
     return backbone
 

@@ -25,7 +25,11 @@ Diagnosis = Callable[[TrainState, Batch], Mapping[str, Tensor]]
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss or a gradient was infinite or not a number; the state is that of the last good step."""
+    """A loss or a gradient was infinite or not a number.
+
+    That step changed no weight, but later ones up to the reading may have, and batch norm's running statistics have
+    seen it: the last good state is the last checkpoint.
+    """
 
 
 def train(

@@ -13,26 +13,39 @@ def out_of_memory_advice(state: TrainState, unit: Unit, config: Config) -> str:
     """The largest unit that fits, found by trying smaller ones; the run is over, so the gradients are dropped."""
     device = next(state.student.parameters()).device
     size = config.data.unit_size
-    trained = [parameter for parameter in state.student.parameters() if parameter.requires_grad]
     # Another worker may have had room: nothing here may wait for it, as synchronised batch norm in training mode and
     # the gradient hooks of DistributedDataParallel would.
     state.student.eval()
     state.teacher.eval()
     for smaller in (divisor for divisor in range(size - 1, 0, -1) if size % divisor == 0):
-        state.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        try:
-            batch = to_device({key: array[:smaller] for key, array in unit.items()}, config.augment, device)
-            losses, _ = unit_losses(state, state.student, batch, config, config.objective.teacher_temperature)
-            gradients = torch.autograd.grad(losses.total, trained, allow_unused=True)
-            for parameter, gradient in zip(trained, gradients, strict=True):
-                parameter.grad = gradient
-            # The optimiser's moments are allocated at its first step; a closed gate changes nothing else.
-            gated_step(state.optimizer, torch.zeros((), dtype=torch.bool, device=device))
-        except torch.OutOfMemoryError:
-            continue
-        return (
-            f"data.unit_size {size} does not fit into the memory of {device}; data.unit_size {smaller} does: start a "
-            "run with it under another --out"
-        )
+        if _fits(state, {key: array[:smaller] for key, array in unit.items()}, config, device):
+            return (
+                f"data.unit_size {size} does not fit into the memory of {device}; data.unit_size {smaller} does: start "
+                "a run with it under another --out"
+            )
     return f"not one image fits into the memory of {device}; choose a smaller model.backbone or model.num_prototypes"
+
+
+def _fits(state: TrainState, unit: Unit, config: Config, device: torch.device) -> bool:
+    """Whether a unit fits beside all gradients and moments, as every unit of a run but the first must.
+
+    A function, so that what a unit that does not fit leaves behind is gone before the next is tried.
+    """
+    trained = [parameter for parameter in state.student.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+        # The optimiser's moments are allocated at its first step; a closed gate changes nothing else.
+        gated_step(state.optimizer, torch.zeros((), dtype=torch.bool, device=device))
+        losses, _ = unit_losses(
+            state,
+            state.student,
+            to_device(unit, config.augment, device),
+            config,
+            config.objective.teacher_temperature,
+        )
+        torch.autograd.grad(losses.total, trained, allow_unused=True)
+    except torch.OutOfMemoryError:
+        return False
+    return True

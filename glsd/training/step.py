@@ -46,7 +46,8 @@ def train_step(
     """Algorithm 1, lines 8-18, over `num_units` units of this worker; the centres and the teacher move once.
 
     The gradient is the mean over the B images of all workers' units, so neither the number of units nor the number of
-    workers changes what is learned. A step whose loss or gradient is not finite changes nothing; the device decides.
+    workers changes what is learned. A step whose loss or gradient is not finite changes no weight, moment or centre, as
+    the device decides; running statistics of batch norm have been through its forward pass.
 
     Args:
         state: changed in place.

@@ -1,4 +1,5 @@
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,20 +11,51 @@ from glsd.config import AugmentConfig
 
 COLUMN = {name: index for index, name in enumerate(PHOTOMETRIC_FIELDS)}
 MANY = 4000
+OTHER = AugmentConfig(  # no value of a distribution is the paper's
+    global_scale=(0.3, 0.6),
+    local_sizes=(64, 32),
+    num_local_crops=(3, 2),
+    local_scale=(0.1, 0.2),
+    aspect_ratio=(0.7, 1.6),
+    horizontal_flip=0.3,
+    vertical_flip=0.4,
+    jitter_probability=0.6,
+    brightness=0.3,
+    contrast=0.5,
+    saturation=0.25,
+    hue=0.2,
+    grayscale_probability=0.35,
+    blur_probability=(0.7, 0.3, 0.2),
+    blur_radius=(0.5, 1.5),
+    solarize_probability=(0.1, 0.4, 0.3),
+)
+
+
+class Drawn(NamedTuple):
+    """W of many images of 300 x 400 pixels."""
+
+    config: AugmentConfig
+    geo: np.ndarray
+    pho: np.ndarray
 
 
 def many(config: AugmentConfig, size: tuple[int, int] = (300, 400)) -> tuple[np.ndarray, np.ndarray]:
     return sample_views(config, 0, 0, np.arange(MANY), np.tile(size, (MANY, 1)))
 
 
-@pytest.fixture(scope="module")
-def paper() -> tuple[np.ndarray, np.ndarray]:
-    return many(AugmentConfig())
+@pytest.fixture(scope="module", params=[AugmentConfig(), OTHER], ids=["paper", "other"])
+def drawn(request: pytest.FixtureRequest) -> Drawn:
+    return Drawn(request.param, *many(request.param))
 
 
 def assert_share(applied: np.ndarray, probability: float) -> None:
     """Within five standard deviations of a binomial's share; a draw is keyed, so this passes always or never."""
     assert abs(applied.mean() - probability) <= 5 * math.sqrt(probability * (1 - probability) / applied.size)
+
+
+def assert_uniform_mean(values: np.ndarray, low: float, high: float, rounding: float = 0.0) -> None:
+    """Within five standard deviations of the mean of so many uniform numbers."""
+    assert abs(values.mean() - (low + high) / 2) < 5 * (high - low) / math.sqrt(12 * values.size) + rounding
 
 
 def test_w_of_an_image_does_not_depend_on_its_batch() -> None:
@@ -77,36 +109,36 @@ def test_an_empty_batch_has_no_views() -> None:
     assert geo.shape == (0, 10, 7)
 
 
-def test_areas_and_aspects_lie_in_their_ranges_and_fill_them(paper: tuple[np.ndarray, np.ndarray]) -> None:
-    geo, _ = paper
-    ul_x, ul_y, lr_x, lr_y = np.moveaxis(geo[..., :4].astype(np.float64), -1, 0)
+def test_areas_and_aspects_lie_in_their_ranges_and_fill_them(drawn: Drawn) -> None:
+    ul_x, ul_y, lr_x, lr_y = np.moveaxis(drawn.geo[..., :4].astype(np.float64), -1, 0)
     area, log_aspect = (lr_x - ul_x) * (lr_y - ul_y) / (300 * 400), np.log((lr_x - ul_x) / (lr_y - ul_y))
-    for views, (low, high) in ((slice(0, 2), (0.4, 1.0)), (slice(2, 10), (0.05, 0.4))):
+    scales = drawn.config.global_scale, drawn.config.local_scale
+    for views, (low, high) in zip((slice(0, 2), slice(2, None)), scales, strict=True):
         assert low - 0.005 <= area[:, views].min() < low + 0.01
         assert high - 0.02 < area[:, views].max() <= high + 0.005
     # A local crop always fits, so its area and the logarithm of its aspect are uniform.
-    assert abs(area[:, 2:].mean() - 0.225) < 5 * 0.35 / math.sqrt(12 * MANY * 8)
-    assert abs(log_aspect[:, 2:].mean()) < 5 * 2 * math.log(4 / 3) / math.sqrt(12 * MANY * 8) + 0.002
-    assert np.abs(log_aspect).max() < math.log(4 / 3) + 0.02
+    low, high = np.log(drawn.config.aspect_ratio)
+    assert_uniform_mean(area[:, 2:], *drawn.config.local_scale)
+    assert_uniform_mean(log_aspect[:, 2:], low, high, rounding=0.002)
+    assert low - 0.02 < log_aspect.min() < low + 0.02
+    assert high - 0.02 < log_aspect.max() < high + 0.02
 
 
-def test_places_are_uniform_up_to_both_edges(paper: tuple[np.ndarray, np.ndarray]) -> None:
-    ul_x, ul_y, lr_x, lr_y = np.moveaxis(paper[0][:, 2:, :4].astype(np.float64), -1, 0)
+def test_places_are_uniform_up_to_both_edges(drawn: Drawn) -> None:
+    ul_x, ul_y, lr_x, lr_y = np.moveaxis(drawn.geo[:, 2:, :4].astype(np.float64), -1, 0)
     for start, end, size in ((ul_x, lr_x, 400), (ul_y, lr_y, 300)):
         assert start.min() == 0
         assert end.max() == size
-        place = start / np.maximum(size - (end - start), 1)
-        assert abs(place.mean() - 0.5) < 5 / math.sqrt(12 * place.size)
+        assert_uniform_mean(start / np.maximum(size - (end - start), 1), 0, 1)
 
 
-def test_photometrics_have_the_frequencies_asked(paper: tuple[np.ndarray, np.ndarray]) -> None:
-    geo, pho = paper
-    config = AugmentConfig()
-    assert_share(geo[..., 6] == 1, config.horizontal_flip)
-    assert set(np.unique(geo[..., 6])) == {0, 1}
+def test_photometrics_have_the_frequencies_asked(drawn: Drawn) -> None:
+    config, geo, pho = drawn
+    assert_share(np.isin(geo[..., 6], (1, 3)), config.horizontal_flip)
+    assert_share(np.isin(geo[..., 6], (2, 3)), config.vertical_flip)
     assert_share(pho[..., COLUMN["jitter"]], config.jitter_probability)
     assert_share(pho[..., COLUMN["grayscale"]], config.grayscale_probability)
-    for view in range(10):
+    for view in range(config.num_views):
         assert_share(pho[:, view, COLUMN["blur_radius"]] > 0, config.blur_probability[min(view, 2)])
         assert_share(pho[:, view, COLUMN["solarize"]], config.solarize_probability[min(view, 2)])
 
@@ -117,37 +149,36 @@ def test_flips_are_independent_and_vertical_counts_two() -> None:
         assert_share(geo[..., 6] == flip, probability)
 
 
-def test_factors_are_uniform_where_jitter_is_applied_and_identities_elsewhere(
-    paper: tuple[np.ndarray, np.ndarray],
-) -> None:
-    _, pho = paper
+def test_factors_are_uniform_where_jitter_is_applied_and_identities_elsewhere(drawn: Drawn) -> None:
+    config, _, pho = drawn
     jitter = pho[..., COLUMN["jitter"]] == 1
     ranges = {
-        "brightness": (0.6, 1.4, 1),
-        "contrast": (0.6, 1.4, 1),
-        "saturation": (0.8, 1.2, 1),
-        "hue": (-0.1, 0.1, 0),
+        "brightness": (1 - config.brightness, 1 + config.brightness, 1),
+        "contrast": (1 - config.contrast, 1 + config.contrast, 1),
+        "saturation": (1 - config.saturation, 1 + config.saturation, 1),
+        "hue": (-config.hue, config.hue, 0),
     }
     for name, (low, high, identity) in ranges.items():
         factor = pho[..., COLUMN[name]].astype(np.float64)
         assert np.all(factor[~jitter] == identity)
         applied = factor[jitter]
         assert low - 1e-6 <= applied.min() < low + 0.001 < high - 0.001 < applied.max() <= high + 1e-6
-        assert abs(applied.mean() - (low + high) / 2) < 5 * (high - low) / math.sqrt(12 * applied.size)
+        assert_uniform_mean(applied, low, high)
 
 
-def test_radius_is_uniform_where_blurred(paper: tuple[np.ndarray, np.ndarray]) -> None:
-    radius = paper[1][:, 0, COLUMN["blur_radius"]].astype(np.float64)
-    assert 0.1 - 1e-6 <= radius.min() < 0.11
-    assert 1.99 < radius.max() <= 2
-    assert abs(radius.mean() - 1.05) < 5 * 1.9 / math.sqrt(12 * radius.size)
+def test_radius_is_uniform_where_blurred(drawn: Drawn) -> None:
+    radius = drawn.pho[..., COLUMN["blur_radius"]].astype(np.float64)
+    applied, (low, high) = radius[radius > 0], drawn.config.blur_radius
+    assert low - 1e-6 <= applied.min() < low + 0.01
+    assert high - 0.01 < applied.max() <= high
+    assert_uniform_mean(applied, low, high)
 
 
-def test_all_orders_of_the_jitter_are_equally_likely(paper: tuple[np.ndarray, np.ndarray]) -> None:
-    orders, counts = np.unique(paper[1][..., :4].reshape(-1, 4), axis=0, return_counts=True)
+def test_all_orders_of_the_jitter_are_equally_likely(drawn: Drawn) -> None:
+    orders, counts = np.unique(drawn.pho[..., :4].reshape(-1, 4), axis=0, return_counts=True)
     assert sorted(map(sorted, orders.tolist())) == [[0, 1, 2, 3]] * 24
     for count in counts:
-        assert_share(np.arange(MANY * 10) < count, 1 / 24)
+        assert_share(np.arange(MANY * drawn.config.num_views) < count, 1 / 24)
 
 
 def test_a_strength_above_one_draws_no_negative_factor() -> None:

@@ -181,8 +181,14 @@ def test_a_model_without_a_map_is_refused() -> None:
         build_backbone("coat_tiny")
 
 
-def test_a_drop_path_that_would_be_ignored_is_refused() -> None:
+@pytest.mark.parametrize("name", ["dla46_c", "lcnet_050"])  # without the layers, and with layers that it never calls
+def test_a_drop_path_that_would_be_ignored_is_refused(name: str) -> None:
     with pytest.raises(
-        ValueError, match=r"model.drop_path 0.1: backbone dla46_c has no paths to drop; set model.drop_path 0"
+        ValueError, match=f"model.drop_path 0.1: backbone {name} has no paths to drop; set model.drop_path 0"
     ):
-        build_backbone("dla46_c", 0.1)
+        build_backbone(name, 0.1)
+
+
+def test_a_backbone_built_without_a_drop_path_takes_one_when_it_is_built_again() -> None:
+    build_backbone("mobilenetv3_small_050")
+    assert len(build_backbone("mobilenetv3_small_050", 0.1).drop_path_rates)

@@ -2,16 +2,22 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from glsd.config import Config
-from glsd.training import Metrics, TrainState, initial_state, to_device, train, train_step
+from glsd.losses.cross_entropy import CHUNK_BYTES_CPU
+from glsd.training import Metrics, NonFiniteLoss, TrainState, initial_state, to_device, train, train_step, unit_losses
 from tests.processes import run_in_two
 from tests.training.small import small_config, small_order, units
 
 CPU = torch.device("cpu")
+WHOLE = {"optim.freeze_last_layer_epochs": 0, "optim.clip_grad": 0.3}
+"""Every tensor learns; the clip is active on about a third of them, and the others show the scale of the gradients."""
 
 
 def stepped(config: Config, num_steps: int = 1) -> tuple[TrainState, list[torch.Tensor]]:
@@ -28,15 +34,25 @@ def stepped(config: Config, num_steps: int = 1) -> tuple[TrainState, list[torch.
 def tensors(state: TrainState) -> dict[str, torch.Tensor]:
     named = {f"student.{name}": value for name, value in state.student.state_dict().items()}
     named |= {f"teacher.{name}": value for name, value in state.teacher.state_dict().items()}
-    return named | {f"centers.{name}": value for name, value in state.centers._asdict().items() if value is not None}
+    named |= {f"centers.{name}": value for name, value in state.centers._asdict().items() if value is not None}
+    for name, parameter in state.student.named_parameters():
+        named |= {f"{key}.{name}": value for key, value in state.optimizer.state.get(parameter, {}).items()}
+    return named
+
+
+def assert_learned_alike(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """AdamW hides the scale of gradients, its moments tell it: from 1e-9 to 1e3, so each is held to its own largest."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        atol = 1e-4 * value.abs().max().item() if name.startswith("exp_avg") else 1e-5
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize("setting", ["vanilla", "similarity", "geometric"])
 def test_a_batch_in_several_units_teaches_what_one_unit_of_it_teaches(setting):
-    one, _ = stepped(small_config(setting, **{"data.unit_size": 4, "optim.freeze_last_layer_epochs": 0}), 2)
-    two, _ = stepped(small_config(setting, **{"data.unit_size": 2, "optim.freeze_last_layer_epochs": 0}), 2)
-    for name, value in tensors(two).items():
-        torch.testing.assert_close(value, tensors(one)[name], rtol=1e-4, atol=1e-5, msg=name)
+    one, _ = stepped(small_config(setting, **WHOLE, **{"data.unit_size": 4}), 2)
+    two, _ = stepped(small_config(setting, **WHOLE, **{"data.unit_size": 2}), 2)
+    assert_learned_alike(tensors(two), tensors(one))
 
 
 def test_the_teacher_moves_by_the_moving_average_alone_and_receives_no_gradient():
@@ -88,7 +104,7 @@ def test_centres_are_the_running_mean_of_the_teachers_logits_over_the_whole_batc
         torch.testing.assert_close(getattr(state.centers, name), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_step_that_is_not_finite_changes_nothing():
+def test_a_step_that_is_not_finite_changes_no_weight_moment_or_centre():
     config = small_config()
     state, _ = stepped(config)
     before = {name: value.clone() for name, value in tensors(state).items()}
@@ -98,6 +114,64 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert not report.applied
     for name, value in tensors(state).items():
         assert torch.equal(value, before[name]), name
+
+
+class NeverWaiting(TorchDispatchMode):
+    """Refuses what the host would wait for on an accelerator: values, and shapes that depend on values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2"), name
+        if name in ("index", "index_put", "index_put_"):
+            assert not any(index.dtype == torch.bool for index in args[1] if index is not None), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("setting", ["vanilla", "similarity", "geometric"])
+def test_a_step_asks_the_device_for_no_value(setting):
+    config = small_config(setting, "test_vit", **{"model.drop_path": 0.2})
+    state = initial_state(config, CPU)
+    arriving = [unit for unit, _ in zip(units(config), range(2), strict=False)]
+    with NeverWaiting():
+        batches = (to_device(unit, config.augment, CPU) for unit in arriving)
+        train_step(state, state.student, batches, 2, config, 3)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that an operation gives."""
+
+    num_elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        outputs = func(*args, **(kwargs or {}))
+        self.num_elements = max([self.num_elements, *(t.numel() for t in tree_leaves(outputs) if torch.is_tensor(t))])
+        return outputs
+
+
+def test_no_more_logits_exist_at_a_time_than_fit_into_a_chunk():
+    config = small_config(**{"model.num_prototypes": 65536, "model.bottleneck_dim": 8, "data.unit_size": 4})
+    state = initial_state(config, CPU)
+    batch = to_device(next(units(config)), config.augment, CPU)
+    with Largest() as largest:
+        losses, _ = unit_losses(state, state.student, batch, config, 0.04)
+        losses.total.backward()
+    num_rows = CHUNK_BYTES_CPU // (2 * 4 * 65536)  # logits and probabilities, in float32
+    assert 8 < num_rows < 4 * 2 * 4  # beyond the last layer, and below the four images' global crops' locations
+    assert largest.num_elements == num_rows * 65536
+
+
+def test_a_loss_in_bfloat16_is_a_float32_near_that_of_float32():
+    totals = {}
+    for precision in ("float32", "bfloat16"):
+        config = small_config("geometric", "test_vit", **{"optim.precision": precision})
+        state = initial_state(config, CPU)
+        batch = to_device(next(units(config)), config.augment, CPU)
+        losses, _ = unit_losses(state, state.student, batch, config, 0.04)
+        totals[precision] = losses.total
+        assert train_step(state, state.student, [batch], 1, config, 3).applied
+    assert totals["bfloat16"].dtype == torch.float32
+    assert totals["bfloat16"] != totals["float32"]
+    torch.testing.assert_close(totals["bfloat16"], totals["float32"], rtol=2**-8, atol=0)  # it keeps eight bits
 
 
 def _worker(rank: int, folder: str, config: Config) -> None:
@@ -121,28 +195,42 @@ def _worker(rank: int, folder: str, config: Config) -> None:
         diagnose=lambda state, batch: {"rank": torch.tensor(rank)},
     )
     assert ranks == [0.5] * len(losses)  # the mean over both workers, on both
-    torch.save({"tensors": tensors(state), "losses": losses}, f"{folder}/{rank}.pt")
+
+    broken = initial_state(config, CPU)
+    with torch.no_grad():
+        broken.teacher.head.last_layer.weight_g.fill_(torch.inf)
+    with pytest.raises(NonFiniteLoss) as caught:
+        train(broken, units(config, 0, rank, 2), config, 3, CPU, log)
+    torch.save({"tensors": tensors(state), "losses": losses, "error": str(caught.value)}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_learn_what_one_with_twice_the_units_learns(tmp_path: Path):
-    config = small_config(**{"optim.freeze_last_layer_epochs": 0, "model.drop_path": 0.3, "optim.base_lr": 0.005})
-    run_in_two(_worker, str(tmp_path), config)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    state = initial_state(config, CPU)
+def in_two_processes(config: Config, folder: Path) -> list[dict[str, Any]]:
+    """What each of two workers has after a run, and what it says of a run whose first step is not finite."""
+    run_in_two(_worker, str(folder), config)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_processes_of_two_units_learn_what_one_of_one_unit_learns(tmp_path: Path):
+    config = small_config(**WHOLE, **{"model.drop_path": 0.3, "optim.base_lr": 0.005, "data.unit_size": 1})
+    first, second = in_two_processes(config, tmp_path)
+    whole = config.with_overrides({"data.unit_size": 4})
+    state = initial_state(whole, CPU)
     losses: list[float] = []
-    train(state, units(config), config, 3, CPU, lambda metrics, _: losses.append(metrics["loss"]))
-    torch.testing.assert_close(ranks[0]["losses"], losses, rtol=1e-5, atol=1e-6)
-    for name, value in tensors(state).items():
-        assert torch.equal(ranks[0]["tensors"][name], ranks[1]["tensors"][name]), name
-        torch.testing.assert_close(ranks[0]["tensors"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    train(state, units(whole), whole, 3, CPU, lambda metrics, _: losses.append(metrics["loss"]))
+    torch.testing.assert_close(first["losses"], losses, rtol=1e-5, atol=1e-6)
+    for name, value in first["tensors"].items():
+        assert torch.equal(second["tensors"][name], value), name
+    assert_learned_alike(first["tensors"], tensors(state))
+
+    images = sorted(next(units(whole))["image_id"].tolist())
+    assert all(f"since the last reading: {images}." in worker["error"] for worker in (first, second))
 
 
 @pytest.mark.slow
 def test_two_processes_train_a_backbone_with_layers_that_reach_no_loss(tmp_path: Path):
     config = small_config(backbone="lcnet_050", **{"optim.epochs": 1})
-    run_in_two(_worker, str(tmp_path), config)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = in_two_processes(config, tmp_path)
     assert len(first["losses"]) == 3
     for name, parameter in initial_state(config, CPU).student.named_parameters():
         assert torch.equal(first["tensors"][f"student.{name}"], second["tensors"][f"student.{name}"]), name
