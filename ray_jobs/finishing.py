@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from glsd.config import Config
 from glsd.data import Index
@@ -37,12 +36,13 @@ def finish(
     image_ids: np.ndarray,
     split: LabelledSplit | None,
     figures: bool,
+    device: str,
     line: ProgressLine,
 ) -> None:
     """Export the teacher's backbone, draw the figures where asked to, and write the summary, last."""
     checkpoint = newest_checkpoint(run.location)
     assert checkpoint is not None
-    encoder = load_encoder(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = load_encoder(checkpoint).to(device)
     with tempfile.TemporaryDirectory(prefix="glsd-") as folder:
         line.phase("exporting the backbone")
         export = export_backbone(encoder, Path(folder) / BACKBONE)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.fs
 
-from glsd.data.filesystems import absolute, is_remote, joined, replace_file, resolved
+from glsd.data.filesystems import absolute, is_remote, joined, read_file, replace_file, resolved
 
 
 class Folder:
@@ -103,9 +103,7 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none."""
         try:
-            with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
-                content: bytes = stream.read()
-                return content
+            return read_file(self.filesystem, f"{self.path}/{name}")
         except (FileNotFoundError, NotADirectoryError):
             return None
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from ray_jobs.folder import Folder
 
 NAME = "lease.json"
+_PAUSES_S = (0.1, 0.5)
 
 
 class LeaseTimes(NamedTuple):
@@ -50,7 +51,15 @@ class Holder(NamedTuple):
     """Tells a process from a later one with the same id."""
     token: str
     since: str
-    heartbeat: float
+    heartbeat_ns: int
+    """Since 1970. A lease is written again and again, and has the same length every time: an object store tells the
+    length first, so that a reader could be left with half of a longer one.
+    """
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last heartbeat, if the clocks of both hosts agree."""
+        return time.time() - self.heartbeat_ns / 1e9
 
 
 @contextmanager
@@ -93,15 +102,19 @@ def holds_lease(folder: Folder, token: str) -> bool:
 
 def read_holder(folder: Folder) -> Holder | None:
     """The current holder, alive or not; None where there is no lease."""
-    data = folder.read(NAME)
-    if not data:  # some file systems show a file that is being written, still empty
-        return None
-    try:
-        return Holder(**json.loads(data))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{folder.out}/{NAME} is not a lease of glsd; delete it if no run uses {folder.out}"
-        ) from error
+    for pause in (*_PAUSES_S, None):
+        data = folder.read(NAME)
+        if not data:  # some file systems show a file that is being written, still empty
+            return None
+        try:
+            return Holder(**json.loads(data))
+        except (TypeError, ValueError) as error:
+            if pause is None:
+                raise ValueError(
+                    f"{folder.out}/{NAME} is not a lease of glsd; delete it if no run uses {folder.out}"
+                ) from error
+            time.sleep(pause)  # perhaps it was replaced by another start's, while it was read
+    raise AssertionError("unreachable")
 
 
 def _await_end(folder: Folder, holder: Holder, on_wait: Callable[[str], None], times: LeaseTimes) -> None:
@@ -109,7 +122,7 @@ def _await_end(folder: Folder, holder: Holder, on_wait: Callable[[str], None], t
         if _process_start(holder.pid) == holder.process_start:
             raise ValueError(_in_use(folder, holder))
         # It died within an interval of its last heartbeat, and its workers outlive it by the grace time at most.
-        seconds = min(times.grace_s, holder.heartbeat + times.heartbeat_s + times.grace_s - time.time())
+        seconds = min(times.grace_s, times.heartbeat_s + times.grace_s - holder.silent_s)
         text = (
             f"process {holder.pid}, which used {folder.out}, is gone; waiting {max(seconds, 0):.0f} s for its workers"
         )
@@ -129,7 +142,7 @@ def _await_end(folder: Folder, holder: Holder, on_wait: Callable[[str], None], t
         now = read_holder(folder)
         if now is None:
             return
-        if (now.token, now.heartbeat) != (holder.token, holder.heartbeat):
+        if (now.token, now.heartbeat_ns) != (holder.token, holder.heartbeat_ns):
             raise ValueError(_in_use(folder, now))
 
 
@@ -152,8 +165,8 @@ def _beat(folder: Folder, own: Holder, stop: threading.Event, times: LeaseTimes)
         try:
             if not holds_lease(folder, own.token):
                 return  # taken over while this process was stopped: its workers find out through holds_lease
-            _write(folder, own._replace(heartbeat=time.time()))
-        except OSError:
+            _write(folder, own._replace(heartbeat_ns=time.time_ns()))
+        except (OSError, ValueError):
             continue  # a full disk or a lost connection: the next beat tries again, and silence lapses by itself
 
 
@@ -178,7 +191,7 @@ def _this_process() -> Holder:
         process_start=start,
         token=uuid.uuid4().hex,
         since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        heartbeat=time.time(),
+        heartbeat_ns=time.time_ns(),
     )
 
 

@@ -113,7 +113,7 @@ def pretrain(
             split = labelled_split(index, tested, config.evaluation) if index.labels is not None or tested else None
             if max(checkpoints(run.location), default=0) < config.optim.epochs * order.steps_per_epoch:
                 _train_on_ray(config, settings, run, index, image_ids, split, claim, line)
-            finish(run, config, index, image_ids, split, figures, line)
+            finish(run, config, index, image_ids, split, figures, settings.device, line)
         else:
             line.phase(f"{out} is finished: nothing is left to do")
     checkpoint, summary = newest_checkpoint(run.location), run.finished

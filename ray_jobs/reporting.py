@@ -8,7 +8,6 @@ was interrupted, is reported as far as it is.
 import json
 import math
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -164,7 +163,7 @@ def _state(run: RunDirectory, config: Config, steps: Sequence[Mapping[str, Any]]
     if per_epoch is not None:
         at = f"step {steps[-1]['step']:,} of {config.optim.epochs * per_epoch:,}"
     holder = read_holder(run)
-    if holder is not None and time.time() - holder.heartbeat < TIMES.lapse_s:
+    if holder is not None and holder.silent_s < TIMES.lapse_s:
         return Badge("open", f"running, {at}")
     return Badge("bad", f"interrupted, {at}")
 

@@ -31,6 +31,13 @@ class JobSettings(Record):
     loggers: tuple[Logger, ...] = ()
     """Log the run there as well: wandb (Weights & Biases) and mlflow, extras of that name."""
 
+    @property
+    def device(self) -> str:
+        """Where the driver computes: on a GPU of its own machine, if it has one and `gpu` allows it."""
+        import torch  # takes seconds, and `glsd --help` asks for the settings alone
+
+        return "cuda" if self.gpu is not False and torch.cuda.is_available() else "cpu"
+
 
 def num_cores() -> int:
     """Cores that this process may use."""

@@ -8,7 +8,6 @@ import json
 import shlex
 import statistics
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -185,7 +184,7 @@ def _badges(folder: Folder, states: Sequence[TrialState]) -> list[Badge]:
     collapsed = sum(state.verdict == "collapsed" for state in states)
     num_ended = sum(state.status not in _UNFINISHED for state in states)
     holder = read_holder(folder)
-    at_work = holder is not None and time.time() - holder.heartbeat < TIMES.lapse_s
+    at_work = holder is not None and holder.silent_s < TIMES.lapse_s
     if num_ended < len(states):
         so_far = f"{num_ended:,} of {len(states):,} trials"
         badges = [Badge("open", f"running, {so_far}") if at_work else Badge("bad", f"interrupted, {so_far}")]

@@ -7,6 +7,7 @@ import torch
 
 from glsd.augment import photometric_device
 from glsd.training import initial_state, to_device, train, train_step
+from ray_jobs.settings import JobSettings
 from tests.training.small import small_config, units
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -42,7 +43,7 @@ def test_no_part_of_a_step_waits_for_the_device(setting):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_step_that_is_not_finite_changes_nothing_on_the_gpu():
+def test_a_step_that_is_not_finite_changes_no_weight_or_centre_on_the_gpu():
     config = small_config()
     state = initial_state(config, CUDA)
     arriving = units(config)
@@ -54,6 +55,10 @@ def test_a_step_that_is_not_finite_changes_nothing_on_the_gpu():
     for name in ("student", "teacher", "centers"):
         for key, value in state.state_dict()[name].items():
             assert torch.equal(value, before[name][key]), key
+
+
+def test_what_the_driver_computes_is_on_the_gpu_unless_the_job_is_not():
+    assert (JobSettings().device, JobSettings(gpu=False).device) == ("cuda", "cpu")
 
 
 def test_photometrics_of_the_gpu_are_those_of_the_cpu():

@@ -216,8 +216,32 @@ def test_a_lease_keeps_beating(run: RunDirectory) -> None:
         while (later := read_holder(run)) == first and time.monotonic() < deadline:
             time.sleep(0.02)
         assert later is not None
-        assert later._replace(heartbeat=0) == first._replace(heartbeat=0)
-        assert later.heartbeat > first.heartbeat
+        assert later._replace(heartbeat_ns=0) == first._replace(heartbeat_ns=0)
+        assert later.heartbeat_ns > first.heartbeat_ns
+
+
+def test_every_heartbeat_is_of_the_same_length(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "mine")
+    with run.lease(times=QUICK):
+        sizes, beats = set[int](), set[int]()
+        deadline = time.monotonic() + 60
+        while len(beats) < 5 and time.monotonic() < deadline:
+            if holder := read_holder(run):
+                beats.add(holder.heartbeat_ns)
+            if data := run.read(NAME):
+                sizes.add(len(data))
+    assert len(beats) == 5
+    assert len(sizes) == 1
+
+
+def test_a_lease_that_is_replaced_while_it_is_read_is_read_again(run: RunDirectory) -> None:
+    with run.lease(times=QUICK._replace(heartbeat_s=60)) as token:
+        whole = run.read(NAME) or b""
+        run.write(NAME, whole[:-20])
+        mend = threading.Timer(0.05, run.write, (NAME, whole))
+        mend.start()
+        assert run.holds_lease(token)
+        mend.join()
 
 
 def test_a_worker_can_ask_for_its_drivers_lease(tmp_path: Path) -> None:
@@ -263,7 +287,7 @@ def test_a_process_id_that_was_given_anew_does_not_hold_the_lease(run: RunDirect
     with run.lease(times=QUICK):
         lease = read_holder(run)
     assert lease is not None
-    run.write(NAME, json.dumps(lease._replace(process_start="before the last boot", heartbeat=0)._asdict()).encode())
+    run.write(NAME, json.dumps(lease._replace(process_start="before the last boot", heartbeat_ns=0)._asdict()).encode())
     with run.lease(times=QUICK) as token:
         assert run.holds_lease(token)
 
@@ -272,7 +296,7 @@ def test_a_silent_host_loses_its_lease_and_one_that_beats_keeps_it(run: RunDirec
     with run.lease(times=QUICK):
         lease = read_holder(run)
     assert lease is not None
-    elsewhere, waits = lease._replace(host="node7", machine="another boot", heartbeat=1e12), list[str]()
+    elsewhere, waits = lease._replace(host="node7", machine="another boot", heartbeat_ns=10**18), list[str]()
     run.write(NAME, json.dumps(elsewhere._asdict()).encode())
     with run.lease(waits.append, QUICK):
         pass
@@ -281,7 +305,7 @@ def test_a_silent_host_loses_its_lease_and_one_that_beats_keeps_it(run: RunDirec
     ]
 
     run.write(NAME, json.dumps(elsewhere._asdict()).encode())
-    beat = json.dumps(elsewhere._replace(heartbeat=1e12 + 3)._asdict()).encode()
+    beat = json.dumps(elsewhere._replace(heartbeat_ns=10**18 + 3)._asdict()).encode()
     beating = threading.Timer(0.2, run.write, (NAME, beat))
     beating.start()
     with pytest.raises(ValueError, match=r"in use by process .* on host node7"), run.lease(waits.append, PATIENT):

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Final, Literal, NamedTuple, cast
+from typing import BinaryIO, Final, Literal, NamedTuple, TypeVar, cast
 from urllib.parse import unquote
 
 import numpy as np
@@ -31,6 +31,7 @@ _BUFFER_BYTES: Final = 1 << 20
 _PAUSES: Final = (0.5, 2.0)
 # Without credentials or network, `gs://` is tried again for more than a quarter of an hour by default, without a word.
 _GOOGLE_RETRY_SECONDS: Final = 30
+_Read = TypeVar("_Read")
 _PERMANENT: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
@@ -141,14 +142,23 @@ def read(uri: str, offset: int = -1, length: int = -1) -> tuple[bytes, int]:
         FileNotFoundError: there is no such file.
         OSError: reading failed three times, or is not permitted.
     """
+    return _insistently(uri, lambda: _read_once(uri, offset, length))
+
+
+def read_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
+    """The whole file at a path of a file system, as `read` reads it."""
+    return _insistently(path, lambda: _whole(filesystem, path))
+
+
+def _insistently(name: str, attempt: Callable[[], _Read]) -> _Read:
     for pause in (*_PAUSES, None):
         try:
-            return _read_once(uri, offset, length)
+            return attempt()
         except _PERMANENT:
             raise
         except OSError as error:
             if pause is None:
-                raise OSError(error.errno or errno.EIO, f"reading {uri} failed 3 times: {error}") from error
+                raise OSError(error.errno or errno.EIO, f"reading {name} failed 3 times: {error}") from error
             time.sleep(pause)
     raise AssertionError("unreachable")
 
@@ -156,18 +166,31 @@ def read(uri: str, offset: int = -1, length: int = -1) -> tuple[bytes, int]:
 def _read_once(uri: str, offset: int, length: int) -> tuple[bytes, int]:
     if is_remote(uri):
         filesystem, path = resolved(uri)
-        if offset < 0 and filesystem.type_name == "gcs":
-            # A file that can be read anywhere would be asked for twice, and waited for with Python's lock held.
-            with filesystem.open_input_stream(path, compression=None) as stream:
-                data = b"".join(iter(lambda: stream.read(_BUFFER_BYTES), b""))
+        if offset < 0:
+            data = _whole(filesystem, path)
             return data, len(data)
-        with filesystem.open_input_file(path) as file:
-            if file.closed:  # so says a file of `gs://` that could not be asked for, and hides the reason
-                raise OSError("the object store did not send it")
-            return cast(bytes, file.read() if offset < 0 else file.read_at(length, offset)), file.size()
+        with _opened(filesystem, path) as file:
+            return cast(bytes, file.read_at(length, offset)), file.size()
     with open(uri, "rb", buffering=0) as file:  # noqa: PTH123
         data = file.readall() if offset < 0 else os.pread(file.fileno(), length, offset)
         return data, os.fstat(file.fileno()).st_size
+
+
+def _whole(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
+    if filesystem.type_name == "gcs":
+        # A file that can be read anywhere would be asked for twice, which fails where it was replaced in between, and
+        # waited for with Python's lock held.
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return b"".join(iter(lambda: stream.read(_BUFFER_BYTES), b""))
+    with _opened(filesystem, path) as file:
+        return cast(bytes, file.read())
+
+
+def _opened(filesystem: pyarrow.fs.FileSystem, path: str) -> pyarrow.NativeFile:
+    file = filesystem.open_input_file(path)
+    if file.closed:  # so says a file of `gs://` that could not be asked for, and hides the reason
+        raise OSError("the object store did not send it")
+    return file
 
 
 @contextmanager
