@@ -30,6 +30,7 @@ SCALED = (
     "model.num_prototypes",
     "objective.teacher_temperature",
     "objective.teacher_temperature_warmup_epochs",
+    "checkpoint_every_epochs",
 )
 """Settings that can be derived from the number of images, in the order in which they depend on each other."""
 

@@ -52,6 +52,10 @@ def _derived(key: str, num_images: int, values: dict[str, Any]) -> int | float:
         case "objective.teacher_temperature_warmup_epochs":
             # The paper's share, 30 epochs of 300.
             return math.ceil(epochs / 10)
+        case "checkpoint_every_epochs":
+            # Devices wait for seconds while a checkpoint is written: 150 steps between two, or else ten epochs.
+            steps = max(1, num_images // batch_size)
+            return next((every for every in (1, 2, 5) if every * steps >= 150), 10)
     raise AssertionError(key)
 
 

@@ -137,6 +137,34 @@ def gpu_room(gpus: float, per_worker: float) -> int:
     return math.floor(gpus) * math.floor(1 / per_worker + 1e-9)  # three thirds are a whole, whatever they are as floats
 
 
+def unusable_gpu() -> str | None:
+    """Why torch cannot use this machine's GPU, which Ray may see all the same, and what would be right."""
+    import torch  # takes seconds, and machines without a GPU need not ask
+
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} cannot use it: it was built without CUDA, or the driver is too old for it"
+    (major, minor), built_for = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    if not runs_on((major, minor), built_for):
+        return f"it is sm_{major}{minor}, and torch {torch.__version__} is built for {', '.join(built_for)}"
+    return None
+
+
+def runs_on(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
+    """Whether a torch that is built for these architectures runs on a GPU of this compute capability.
+
+    >>> runs_on((7, 0), ["sm_75", "sm_80", "sm_90a"]), runs_on((8, 6), ["sm_75", "sm_80", "sm_90a"])
+    (False, True)
+    >>> runs_on((12, 1), ["sm_80", "compute_90"])  # compiled when it is needed
+    True
+    """
+    for architecture in built_for:
+        kind, _, number = architecture.partition("_")
+        major, minor = divmod(int(number.rstrip("af")), 10)
+        if (major, minor) <= capability and (major == capability[0] or kind == "compute"):
+            return True
+    return False
+
+
 def worker_room(nodes: Sequence[Mapping[str, float]], per_worker: Mapping[str, float]) -> int:
     """How many workers fit on nodes of these resources, each wholly on one of them.
 
@@ -168,6 +196,19 @@ def check_shares(config: Config, workers: int) -> None:
         )
 
 
+def check_ranks(settings: JobSettings, resources: Resources) -> None:
+    """Refuse training workers that would lie on one GPU, where NCCL does not let them meet.
+
+    Raises:
+        ValueError: says what would do.
+    """
+    if resources.gpu and settings.workers > 1 and settings.gpus_per_worker <= 0.5:
+        raise ValueError(
+            f"{settings.workers} workers of {settings.gpus_per_worker:g} GPUs each would share GPUs, which NCCL does "
+            "not allow the workers of one run; use --workers 1, or leave --gpus_per_worker 1"
+        )
+
+
 def check_resources(settings: JobSettings, packed: Sequence[str] = ()) -> Resources:
     """The workers' resources, once it is sure that the connected cluster has them and a CPU for the stream.
 
@@ -189,6 +230,8 @@ def check_resources(settings: JobSettings, packed: Sequence[str] = ()) -> Resour
             "folder that all nodes reach, or set GLSD_CACHE to one on every node"
         )
     gpu = gpus >= 1 if settings.gpu is None else settings.gpu
+    if gpu and gpus and num_nodes == 1 and (reason := unusable_gpu()):
+        raise ValueError(f"there is a GPU, but {reason}; install a torch that fits it, or use --gpu False")
     if gpu and (room := gpu_room(gpus, settings.gpus_per_worker)) < workers:
         raise ValueError(
             f"{workers} workers of {settings.gpus_per_worker:g} GPUs each do not fit on the {gpus:g} GPUs of this "

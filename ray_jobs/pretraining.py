@@ -22,7 +22,7 @@ from glsd.data import Index, Order, subset, write_subset
 from glsd.models import Backbone, build_backbone
 from glsd.scaling import scaled
 from glsd.training import checkpoints, newest_checkpoint
-from ray_jobs.cluster import check_resources, check_shares, cluster
+from ray_jobs.cluster import check_ranks, check_resources, check_shares, cluster
 from ray_jobs.finishing import finish
 from ray_jobs.initial_weights import INIT, InitialWeights, initial_weights
 from ray_jobs.labelled import LabelledSplit, Sources, indexed, labelled_split
@@ -196,6 +196,7 @@ def _train_on_ray(
         check_shares(config, settings.workers)
         indexes = [index] if split is None else [index, split.queries.index]
         resources = check_resources(settings, [folder for side in indexes for folder in side.packed])
+        check_ranks(settings, resources)
         claim()
         if note := batch_norm_note(config, settings.workers, resources.gpu):
             line.note(note)

@@ -1,12 +1,13 @@
 """What only a GPU can show; skipped where there is none."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
 from glsd.augment import photometric_device
-from glsd.training import initial_state, to_device, train, train_step
+from glsd.training import Metrics, TrainState, initial_state, to_device, train, train_step
 from ray_jobs.settings import JobSettings
 from tests.training.small import small_config, units
 
@@ -14,7 +15,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def test_a_run_on_the_gpu_in_float32_learns_what_one_on_the_cpu_learns():
+def test_a_run_on_the_gpu_in_float32_learns_what_one_on_the_cpu_learns(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     config = small_config(**{"optim.precision": "float32", "optim.base_lr": 0.005, "model.drop_path": 0.2})
     losses: dict[str, list[float]] = {"cpu": [], "cuda": []}
     for device in (CPU, CUDA):
@@ -23,9 +25,20 @@ def test_a_run_on_the_gpu_in_float32_learns_what_one_on_the_cpu_learns():
     torch.testing.assert_close(losses["cuda"], losses["cpu"], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("setting", ["vanilla", "similarity", "geometric"])
-def test_no_part_of_a_step_waits_for_the_device(setting):
-    config = small_config(setting, **{"optim.precision": "bfloat16", "model.drop_path": 0.2})
+@pytest.mark.parametrize(
+    ("setting", "backbone", "drop_path"),
+    [
+        ("vanilla", "test_convnext", 0.2),
+        ("similarity", "test_convnext", 0.2),
+        ("geometric", "test_convnext", 0.2),
+        ("geometric", "test_vit", 0.2),
+        ("geometric", "test_resnet", 0.0),
+        ("geometric", "swin_tiny_patch4_window7_224", 0.2),
+    ],
+)
+def test_no_part_of_a_step_waits_for_the_device(setting, backbone, drop_path):
+    whole = {"optim.precision": "bfloat16", "model.drop_path": drop_path, "optim.freeze_last_layer_epochs": 0}
+    config = small_config(setting, backbone, **whole)
     state = initial_state(config, CUDA)
     arriving = list(units(config))
 
@@ -55,6 +68,24 @@ def test_a_step_that_is_not_finite_changes_no_weight_or_centre_on_the_gpu():
     for name in ("student", "teacher", "centers"):
         for key, value in state.state_dict()[name].items():
             assert torch.equal(value, before[name][key]), key
+
+
+def test_a_resumed_run_on_the_gpu_goes_on_as_it_would_have(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    config = small_config(**{"optim.precision": "float32", "optim.base_lr": 0.005})
+    checkpoints: list[dict[str, Any]] = []
+
+    def keep(_: Metrics, state: TrainState | None) -> None:
+        if state is not None:
+            checkpoints.append(copy.deepcopy(state.state_dict()))
+
+    train(initial_state(config, CUDA), units(config), config, 3, CUDA, keep)
+    resumed = initial_state(config, CUDA)
+    resumed.load_state_dict(checkpoints[0])
+    assert resumed.step == 3
+    train(resumed, units(config, first_step=3), config, 3, CUDA, lambda metrics, state: None)
+    for name, value in checkpoints[1]["student"].items():
+        torch.testing.assert_close(resumed.student.state_dict()[name], value, rtol=1e-3, atol=1e-3, msg=name)
 
 
 def test_what_the_driver_computes_is_on_the_gpu_unless_the_job_is_not():

@@ -27,6 +27,8 @@ def test_more_images_have_no_fewer_prototypes_and_no_more_epochs(few: int, more:
     assert small.model.num_prototypes <= large.model.num_prototypes
     assert small.optim.batch_size <= large.optim.batch_size
     assert small.optim.epochs >= large.optim.epochs
+    num_steps = small.checkpoint_every_epochs * (few // small.optim.batch_size)
+    assert num_steps >= 150 or small.checkpoint_every_epochs == 10
     assert small.objective.teacher_temperature <= large.objective.teacher_temperature
 
 
@@ -47,6 +49,7 @@ def test_two_thousand_images() -> None:
     assert config.model.num_prototypes == 1024
     assert config.objective.teacher_temperature == 0.04
     assert config.objective.teacher_temperature_warmup_epochs == 75  # a tenth
+    assert config.checkpoint_every_epochs == 5  # 155 steps
 
 
 def test_what_is_given_stays_and_what_depends_on_it_follows() -> None:

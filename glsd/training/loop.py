@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from glsd.config import Config
 from glsd.models import Network
 from glsd.training.batch import Batch, Unit, to_device
-from glsd.training.memory import out_of_memory_advice
+from glsd.training.memory import is_out_of_memory, out_of_memory_advice
 from glsd.training.schedules import learning_rate, teacher_momentum, teacher_temperature, weight_decay
 from glsd.training.state import TrainState
 from glsd.training.step import StepReport, mean_over_workers, train_step
@@ -73,9 +72,12 @@ def train(
 
     while state.step < total_steps:
         report = None
-        with suppress(torch.OutOfMemoryError):
+        try:
             batches = received.take(num_units)
             report = train_step(state, student, batches, num_units, config, steps_per_epoch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
         if report is None:  # after the handler, whose traceback would keep the failed step's tensors alive
             raise torch.OutOfMemoryError(out_of_memory_advice(state, received.last, config))
         readings.append(report)

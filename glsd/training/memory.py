@@ -1,5 +1,7 @@
 """What to say when a step does not fit into the device's memory."""
 
+import re
+
 import torch
 
 from glsd.config import Config
@@ -46,6 +48,19 @@ def _fits(state: TrainState, unit: Unit, config: Config, device: torch.device) -
             config.objective.teacher_temperature,
         )
         torch.autograd.grad(losses.total, trained, allow_unused=True)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     return True
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device's memory is at fault, in torch's words or in those of one of CUDA's libraries.
+
+    >>> is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    True
+    >>> is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    False
+    """
+    return isinstance(error, torch.OutOfMemoryError) or bool(re.search("out of memory|ALLOC_FAILED", str(error)))

@@ -131,10 +131,10 @@ def _mean_teacher_logits(teacher: Network, bottlenecks: Tensor) -> Centers:
 
 
 def mean_over_workers(values: Tensor) -> Tensor:
-    """Mean over the workers of a process group, in place; without one the values themselves."""
-    if torch.distributed.is_initialized():
+    """Mean over the workers of a process group, in place; alone the values themselves, and NCCL is not even started."""
+    if torch.distributed.is_initialized() and (world_size := torch.distributed.get_world_size()) > 1:
         torch.distributed.all_reduce(values)
-        values /= torch.distributed.get_world_size()
+        values /= world_size
     return values
 
 

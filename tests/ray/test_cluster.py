@@ -1,4 +1,4 @@
-"""Several nodes, here on one machine: the Ray that RAY_ADDRESS names is used, and looked at node by node."""
+"""What a cluster has: nodes, of which several are on one machine here, and GPUs, which there are none of."""
 
 import json
 import os
@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from ray_jobs.cluster import Resources, check_ranks
+from ray_jobs.settings import JobSettings
 from tests.ray.runs import TOTAL_STEPS, json_lines, small_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -60,3 +63,34 @@ def test_a_run_on_two_nodes_and_what_they_have_no_room_for(forty: Path, tmp_path
     assert num_nodes == 2
     steps = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl")]
     assert steps == list(range(TOTAL_STEPS + 1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its GPU is one that torch can use")
+def test_a_gpu_that_torch_cannot_use_is_refused_with_what_would_do() -> None:
+    code = """
+import ray
+from ray_jobs.cluster import check_resources
+from ray_jobs.settings import JobSettings
+ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+for gpu in (None, True, False):
+    try:
+        print(check_resources(JobSettings(gpu=gpu)).gpu)
+    except ValueError as error:
+        print(error)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    said = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).splitlines()
+    refusal = (
+        f"there is a GPU, but torch {torch.__version__} cannot use it: it was built without CUDA, or the driver is"
+    )
+    assert said[0].startswith(refusal)
+    assert said[0].endswith("install a torch that fits it, or use --gpu False")
+    assert said[1:] == [said[0], "False"]
+
+
+def test_workers_of_one_run_do_not_share_a_gpu() -> None:
+    resources = Resources(True, {"CPU": 1, "GPU": 0.5}, None, 0, "device")
+    with pytest.raises(ValueError, match=r"2 workers of 0\.5 GPUs each would share GPUs, .* use --workers 1"):
+        check_ranks(JobSettings(workers=2, gpus_per_worker=0.5), resources)
+    check_ranks(JobSettings(workers=1, gpus_per_worker=0.5), resources)
+    check_ranks(JobSettings(workers=2), resources)
