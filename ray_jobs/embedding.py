@@ -20,6 +20,7 @@ from glsd.data import Index
 from glsd.data.filesystems import absolute, is_remote, replacing
 from glsd.evaluation import Encoder, load_model, model_digest
 from ray_jobs.features import Features, Selection, extract
+from ray_jobs.folder import Folder
 from ray_jobs.labelled import Sources, indexed
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.settings import JobSettings
@@ -52,11 +53,14 @@ def embed(model: str, data: Sources, out: str | Path, *, dense: bool = False, **
         job: fields of `JobSettings`.
 
     Raises:
-        ValueError: there is no such model, the data do not fit, or `out` is something else, which is left as it is.
+        ValueError: there is no such model, the data do not fit, or `out` lies within them or is something else, which
+            is left as it is.
     """
     settings, path = JobSettings(**job), Path(absolute(out))
     if is_remote(str(out)):
         raise ValueError(f"--out {out} must be a local file; copy it to where you need it afterwards")
+    if path.parent != Path("/"):  # where no source is, and which has no `Folder`
+        Folder(path).check_apart(data)
     with ProgressLine() as line:
         encoder = load_model(model)
         index = indexed(data, encoder.config, line)

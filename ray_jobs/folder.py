@@ -86,7 +86,7 @@ class Folder:
             )
 
     def check_apart(self, sources: str | Path | Iterable[str | Path]) -> None:
-        """Refuse a folder within one of the sources of images: the figures in it would be images of the next call.
+        """Refuse a folder within one of the sources of images: what is written there would be data of the next call.
 
         Raises:
             ValueError: names both.
@@ -96,8 +96,8 @@ class Folder:
             root = resolved(text)[1] if is_remote(text) else str(Path(text).expanduser().resolve())
             if self.is_local != is_remote(text) and self.path.startswith(f"{root}/"):
                 raise ValueError(
-                    f"--out {self.out} lies within {source}, so that its figures would count as images; name a folder "
-                    "elsewhere"
+                    f"{self.out} lies within {source}, so that what is written there would count as images; "
+                    "name a folder elsewhere"
                 )
 
     def read(self, name: str) -> bytes | None:

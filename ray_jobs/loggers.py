@@ -7,6 +7,7 @@ environment of the first training worker. A run that goes on after a kill goes o
 
 import importlib.util
 import json
+import math
 import os
 import time
 import uuid
@@ -21,6 +22,11 @@ from ray_jobs.settings import Logger
 LOGGERS = "loggers.json"
 """What the run is called outside: `{"id": ...}`."""
 _PROJECT = "glsd"
+_MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""Half a minute for a server that does not answer, unless the environment says otherwise: training waits for it, and
+MLflow would have it wait for twenty minutes."""
+_MLFLOW_PAUSE_S = 600.0
+"""How long a server that did not answer is left alone."""
 
 
 def check_loggers(names: Sequence[Logger]) -> None:
@@ -82,12 +88,14 @@ class _Wandb:
 
 
 class _Mlflow:
-    """MLflow; a server that does not answer costs its records and a warning, not the run."""
+    """MLflow; a server that does not answer costs some minutes' records and a warning, not the run."""
 
     def __init__(self, run: RunDirectory, run_id: str, settings: Mapping[str, Any]) -> None:
         import mlflow
 
-        self._mlflow = mlflow
+        for name, value in _MLFLOW_PATIENCE.items():
+            os.environ.setdefault(name, value)
+        self._mlflow, self._failed_at = mlflow, -math.inf
         try:
             self._client = mlflow.MlflowClient()
             self._run_id = self._begun(run.name, run_id, settings)
@@ -106,12 +114,19 @@ class _Mlflow:
         return made
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if time.monotonic() - self._failed_at < _MLFLOW_PAUSE_S:
+            return
         now = round(1000 * time.time())
         entries = [self._mlflow.entities.Metric(key, value, now, step) for key, value in metrics.items()]
         try:
             self._client.log_batch(self._run_id, metrics=entries)
         except self._mlflow.MlflowException as error:
-            warnings.warn(f"MLflow did not take the metrics of step {step}: {error}", stacklevel=2)
+            self._failed_at = time.monotonic()
+            warnings.warn(
+                f"MLflow did not take the metrics of step {step} and is left alone for {_MLFLOW_PAUSE_S / 60:.0f} "
+                f"minutes: {error}",
+                stacklevel=2,
+            )
 
     def close(self, failed: bool) -> None:
         try:

@@ -3,7 +3,8 @@
 A shard holds the images as they are, decodable or not, in the order of the index: KEY.jpg with the encoded bytes and
 KEY.cls with the class id, KEY being the image_id; `classes.json` holds the names of the classes. An index of the shards
 has the image_ids, labels and classes of the source's, and equal sources make equal bytes. `pack.json`, written first,
-names every shard with its size: a shard of that size is complete and is not written again.
+names every shard with its size: a shard of that size is complete and is not written again, and an index of the folder
+is refused until all are.
 """
 
 import io
@@ -23,11 +24,11 @@ from numpy.typing import NDArray
 
 from glsd.config import DataConfig
 from glsd.data import CLASS_NAMES, IMAGE_EXTENSIONS, Index, UndecodableImage, build_index, extension
+from glsd.data.sources import PACK_PLAN
 from ray_jobs.folder import Folder
 from ray_jobs.stream import Files, place_files, share_files
 
 SHARD_BYTES = 256 * 2**20
-MANIFEST = "pack.json"
 
 
 class Packed(NamedTuple):
@@ -74,24 +75,29 @@ def pack(
         cache_dir: where the index is kept; by default the user's cache folder.
 
     Raises:
-        ValueError: the data or the folder do not fit; the message says what would.
+        ValueError: the data or the folder do not fit, or shards are not there in the end; the message says what to do.
     """
     if config.images_per_class is not None or config.fraction is not None:
         raise ValueError(
             "pack takes all images; leave out data.images_per_class and data.fraction and set them in training"
         )
-    index = build_index(source, config, cache_dir, lambda count: on_progress(f"indexing {count:,} images"))
     folder = out if isinstance(out, Folder) else Folder(out)
+    folder.check_apart(source)
+    index = build_index(source, config, cache_dir, lambda count: on_progress(f"indexing {count:,} images"))
     shards = plan_shards(_lengths(index), index.labels, shard_bytes)
     _claim(folder, index, shards)
-    present = folder.sizes()
-    missing = [shard for shard in shards if present.get(shard.name) != shard.num_bytes]
+    missing = _missing(shards, folder)
     num_written = len(index) - sum(shard.last - shard.first for shard in missing)
     on_progress(f"packing {num_written:,}/{len(index):,} images")
     for written in _written(missing, index, folder):
         num_written += written
         on_progress(f"packing {num_written:,}/{len(index):,} images")
     assert num_written == len(index), f"{num_written} images were packed, not {len(index)}"
+    if lost := _missing(shards, folder):
+        raise ValueError(
+            f"{len(lost)} of {len(shards)} shards were written and are not in {folder.out}, such as {lost[0].name}; "
+            "name a folder that all nodes share, or a URI"
+        )
     return Packed(
         folder.out, len(index), len(shards), sum(shard.num_bytes for shard in shards), len(shards) - len(missing)
     )
@@ -144,14 +150,14 @@ def _lengths(index: Index) -> NDArray[np.int64]:
 def _claim(folder: Folder, index: Index, shards: list[Shard]) -> None:
     """Write the plan to a new folder, or check that the folder is of the same plan."""
     plan = {"digest": index.digest, "images": len(index), "shards": [list(shard) for shard in shards]}
-    manifest = folder.read(MANIFEST)
+    manifest = folder.read(PACK_PLAN)
     if manifest is None:
         foreign = [name for name in folder.sizes() if name != CLASS_NAMES]
         if foreign:
-            raise ValueError(f"{folder.out} holds {foreign[0]} but no {MANIFEST}; name a new or an empty folder")
+            raise ValueError(f"{folder.out} holds {foreign[0]} but no {PACK_PLAN}; name a new or an empty folder")
         if index.classes is not None:
             folder.write(CLASS_NAMES, _json(index.classes))
-        folder.write(MANIFEST, _json(plan))
+        folder.write(PACK_PLAN, _json(plan))
         return
     saved = json.loads(manifest)
     if saved["digest"] != plan["digest"]:
@@ -164,6 +170,12 @@ def _claim(folder: Folder, index: Index, shards: list[Shard]) -> None:
             f"{folder.out} holds shards of another size ({len(saved['shards'])} shards, now {len(shards)}); "
             "name a new or an empty folder, or the size of before"
         )
+
+
+def _missing(shards: list[Shard], folder: Folder) -> list[Shard]:
+    """The shards that are not there in their size."""
+    sizes = folder.sizes()
+    return [shard for shard in shards if sizes.get(shard.name) != shard.num_bytes]
 
 
 def _written(shards: list[Shard], index: Index, folder: Folder) -> Iterator[int]:

@@ -428,7 +428,10 @@ def _pretrain_command(run: RunDirectory, data: Mapping[str, Any]) -> str:
         options += ["--knn_data", *data["knn_sources"]]
     if "init_from" in data:
         options += ["--init_from", data["init_from"]]
-    return shlex.join(["glsd", "pretrain", run.uri(CONFIG), *options, "--out", run.out])
+    options += ["--out", run.out]
+    if run.is_local:
+        return shlex.join(["glsd", "pretrain", run.uri(CONFIG), *options])
+    return f"# where {run.uri(CONFIG)} was copied to {CONFIG}\n{shlex.join(['glsd', 'pretrain', CONFIG, *options])}"
 
 
 def _evaluate_command(folder: Folder, evaluation: Mapping[str, Any]) -> str:

@@ -40,12 +40,12 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["config", "demo", "--augment.num_local_crops", "0"], "without local crops both it and"),
         (["preview", "nowhere.jpg"], "nowhere.jpg cannot be read"),
         (["evaluate", "nowhere", "--data", "."], "nowhere is no run"),
-        (["evaluate", "nowhere", "--data", ".", "--out", "mine"], "--out mine lies within ."),
+        (["evaluate", "nowhere", "--data", ".", "--out", "mine"], "mine lies within ."),
         (
             ["pretrain", "demo", "--data", "photos", "more", "--out", "more/runs/1"],
-            "--out more/runs/1 lies within more",
+            "more/runs/1 lies within more",
         ),
-        (["sweep", "threshold", "--data", "photos", "--out", "photos/sweep"], "--out photos/sweep lies within "),
+        (["sweep", "threshold", "--data", "photos", "--out", "photos/sweep"], "photos/sweep lies within "),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_exit_status_2(arguments, message, capsys, monkeypatch, tmp_path):

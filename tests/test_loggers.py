@@ -1,6 +1,8 @@
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -8,8 +10,36 @@ from glsd.config import Config, load_config
 from ray_jobs.loggers import check_loggers, external_loggers
 from ray_jobs.pretraining import pretrain
 from ray_jobs.run_directory import RunDirectory, RunLog, read_metrics
+from tests.data.object_store import BucketHandler, serving
 
 CONFIG = load_config("demo")
+
+
+class Tracking(BucketHandler):
+    """A server of MLflow's that has one experiment, and of a run keeps the steps of its metrics and its status."""
+
+    asked: ClassVar[list[str]] = []
+    taken: ClassVar[list[int | str]] = []
+    is_away = False
+
+    def do_GET(self) -> None:  # noqa: N802 - so named by http.server
+        self.answer_json({"experiment": {"experiment_id": "1", "name": "glsd", "lifecycle_stage": "active"}})
+
+    def do_POST(self) -> None:  # noqa: N802 - so named by http.server
+        call = self.path.rpartition("/")[2]
+        sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(call)
+        if self.is_away:
+            self.answer(503, b"", {})
+            return
+        self.taken.extend(metric["step"] for metric in sent.get("metrics", []))
+        if call == "update":
+            self.taken.append(sent["status"])
+        run = {"info": {"run_id": "0", "run_uuid": "0", "experiment_id": "1", "status": "RUNNING"}}
+        self.answer_json({"run": run, "run_info": run["info"]} if call in ("create", "update") else {})
+
+    def answer_json(self, facts: object) -> None:
+        self.answer(200, json.dumps(facts).encode(), {"Content-Type": "application/json"})
 
 
 class Kept:
@@ -96,6 +126,32 @@ def test_an_mlflow_server_that_is_not_there_is_named(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ValueError, match=r"--loggers mlflow cannot log: .*127\.0\.0\.1"):
         external_loggers(["mlflow"], a_run(tmp_path), CONFIG)
+
+
+def test_an_mlflow_server_that_goes_away_is_asked_three_times_and_then_left_alone_for_ten_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    with serving(Tracking) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
+        (logger,) = external_loggers(["mlflow"], a_run(tmp_path), CONFIG)
+        logger.log(10, {"loss": 5.0})
+        Tracking.is_away, before = True, len(Tracking.asked)
+        with pytest.warns(
+            UserWarning, match="did not take the metrics of step 20 and is left alone for 10 minutes: .*503"
+        ):
+            logger.log(20, {"loss": 4.0})
+        logger.log(30, {"loss": 3.0})
+        assert Tracking.asked[before:] == ["log-batch"] * 3
+        Tracking.is_away = False
+        logger.log(40, {"loss": 2.5})
+        monkeypatch.setattr("ray_jobs.loggers._MLFLOW_PAUSE_S", 0.0)  # as if they had passed
+        logger.log(50, {"loss": 2.0})
+        logger.close(failed=False)
+    assert Tracking.taken == [10, 50, "FINISHED"]
 
 
 def test_wandb_keeps_one_id_for_all_starts_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -327,6 +327,12 @@ def test_a_run_on_an_object_store_is_reported_there(tmp_path: Path, monkeypatch:
     page = (tmp_path / "bucket/my run/report.html").read_text("utf-8")
     assert "<h1>my run</h1>" in page
     assert page.count("<img") == 3
+    (command,) = re.findall(r"<code>(# where [^<]*glsd pretrain [^<]*)</code>", page)
+    comment, command = html.unescape(command).splitlines()
+    assert comment == f"# where s3://bucket/my run/config.yaml{options} was copied to config.yaml"
+    monkeypatch.chdir(tmp_path / "bucket/my run")
+    again = parse(shlex.split(command)[1:])
+    assert (again.config, again.out) == (CONFIG, f"s3://bucket/my run{options}")
 
 
 def test_what_is_neither_a_run_nor_an_evaluation_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from glsd.data.images import IMAGE_EXTENSIONS
 Labels = list[str] | NDArray[np.int64]
 CLASS_NAMES: Final = "classes.json"
 """Beside tars: the names of their class ids, as `glsd pack` writes them."""
+PACK_PLAN: Final = "pack.json"
+"""Beside tars: what `glsd pack` writes there, `shards` being (name, first image, last image, bytes) of each."""
 Kind = Literal["images", "tars", "compressed tars", "Parquet files"]
 
 _EXTENSIONS: Final[dict[Kind, tuple[str, ...]]] = {
@@ -60,7 +62,8 @@ def find_sources(sources: Sequence[str | Path], config: DataConfig, tick: Callab
     """Lists every source.
 
     Raises:
-        ValueError: a source does not exist, is of no known kind, is empty or names what does not exist.
+        ValueError: a source does not exist, is of no known kind, is empty, names what does not exist or is a pack that
+            is not complete.
     """
     if not sources:
         raise ValueError("no data named; give a folder of images, a list, tars or Parquet files")
@@ -122,7 +125,28 @@ def _folder(uri: str, tick: Callable[[int], None]) -> Source:
     if len(kinds) > 1:
         held = " and ".join(f"{counts[kind]} {kind}" for kind in kinds)
         raise ValueError(f"{uri} holds {held}; name a folder or a list of only one kind")
+    if kinds == ["tars"]:
+        _check_packs(files)
     return Source(uri, kinds[0], files, _class_folders(uri, files) if kinds[0] == "images" else None)
+
+
+def _check_packs(files: Files) -> None:
+    """Refuse shards of a pack that was killed, is at work, or was copied in part; some may be named one by one."""
+    sizes = dict(zip(files.uris, files.sizes.tolist(), strict=True))
+    for plan in dict.fromkeys(filesystems.beside(uri, PACK_PLAN) for uri in files.uris):
+        if filesystems.what_is_at(plan) != "file":
+            continue
+        try:
+            shards = {name: num_bytes for name, _, _, num_bytes in json.loads(filesystems.read(plan)[0])["shards"]}
+        except (ValueError, KeyError, TypeError):
+            continue  # somebody else's file of that name
+        lacking = [name for name, size in shards.items() if sizes.get(filesystems.beside(plan, name)) != size]
+        if lacking:
+            raise ValueError(
+                f"{plan} names {len(shards)} shards, of which {len(lacking)} are missing or of another size, such as "
+                f"{lacking[0]}: the pack is not complete; give the command `glsd pack` that began it again, or name "
+                "the tars that are to be used"
+            )
 
 
 def _with_class_names(found: list[Source]) -> list[Source]:

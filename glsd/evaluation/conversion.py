@@ -105,13 +105,14 @@ def convert(src: str | Path, dst: str | Path, backbone: str | None = None) -> Co
 
     Args:
         src: a file that `torch.save` or safetensors wrote.
-        dst: the folder.
+        dst: the folder, a local one.
         backbone: a timm name; None takes the file's own word or recognises common backbones by their tensors. As
             `NAME.TAG` it brings the mean and standard deviation that timm has for this tag.
 
     Raises:
         ValueError: the file cannot be read, its backbone or the tag is not known, a tensor has another shape than the
-            backbone's, or fewer than 95 % of the backbone's tensors are matched; nothing is written.
+            backbone's, or fewer than 95 % of the backbone's tensors are matched, or `dst` is no local folder, or one
+            that holds something else; nothing is written.
     """
     encoder, report = foreign_encoder(src, backbone)
     return report._replace(path=export_backbone(encoder, dst).path)

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from glsd.augment import normalize
 from glsd.config import Config
-from glsd.data.filesystems import is_remote
+from glsd.data.filesystems import absolute, joined, read, what_is_at
 from glsd.evaluation.preprocessing import evaluation_crop
 from glsd.models import Backbone, build_backbone, build_student_teacher
 from glsd.training.checkpoint import load_checkpoint, newest_checkpoint
@@ -91,19 +91,25 @@ def untrained_encoder(config: Config) -> Encoder:
 def load_encoder(path: str | Path) -> Encoder:
     """The teacher's backbone of a run (its newest checkpoint), a checkpoint, or a folder that `export_backbone` wrote.
 
+    Args:
+        path: a local path, or a URI.
+
     Raises:
         ValueError: there is none of these at the path, or its weights are damaged or of another backbone.
     """
-    folder = Path(path)
-    if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
-        return _load_exported(folder)
+    place = absolute(path)
+    if all(what_is_at(joined(place, name)) == "file" for name in (CONFIG_FILE, WEIGHTS_FILE)):
+        return _load_exported(place)
     try:
-        state = load_checkpoint(newest_checkpoint(str(path)) or str(path))
-    except FileNotFoundError as error:
-        is_missing = not is_remote(str(path)) and not folder.exists()
+        state = load_checkpoint(newest_checkpoint(place) or place)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        hints = {
+            None: ": it does not exist",
+            "file": "; a file of weights is named timm:NAME=FILE, or made an exported backbone by glsd convert",
+        }
         raise ValueError(
             f"{path} is no run with a complete checkpoint, no checkpoint, and no exported backbone "
-            f"({CONFIG_FILE} and {WEIGHTS_FILE})" + (": it does not exist" if is_missing else "")
+            f"({CONFIG_FILE} and {WEIGHTS_FILE}){hints.get(what_is_at(place), '')}"
         ) from error
     return teacher_encoder(state)
 
@@ -149,11 +155,13 @@ def with_downsampling_moved(weights: Mapping[str, Tensor], by: int) -> dict[str,
     }
 
 
-def _load_exported(folder: Path) -> Encoder:
-    facts = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+def _load_exported(folder: str) -> Encoder:
+    facts = json.loads(read(joined(folder, CONFIG_FILE))[0])
     if "glsd" not in facts:
-        raise ValueError(f"{folder / CONFIG_FILE} has no glsd section: the folder was not written by export_backbone")
-    weights = load_file(folder / WEIGHTS_FILE)
+        raise ValueError(
+            f"{joined(folder, CONFIG_FILE)} has no glsd section: the folder was not written by export_backbone"
+        )
+    weights = load(read(joined(folder, WEIGHTS_FILE))[0])
     if "layers.0.downsample.reduction.weight" in weights:
         weights = with_downsampling_moved(weights, 1)
     return build_encoder(

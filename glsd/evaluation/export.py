@@ -73,7 +73,7 @@ def export_backbone(encoder: Encoder, out: str | Path) -> ExportReport:
     """Write the backbone for timm; the folder is there whole or not at all, an earlier export is replaced.
 
     Raises:
-        ValueError: `out` is a file, or a folder that holds something else than an earlier export for timm.
+        ValueError: `out` is a URI or a file, or a folder that holds something else than an earlier export for timm.
     """
     weights = {key: value.cpu().contiguous() for key, value in encoder.backbone.model.state_dict().items()}
     is_swin = isinstance(encoder.backbone.model, SwinTransformer)
@@ -104,17 +104,17 @@ def write_export(
 
     Args:
         encoder: what is exported.
-        out: the folder. It is there whole or not at all; an earlier export of the same files is replaced.
+        out: the folder, a local one. It is there whole or not at all; an earlier export of the same files is replaced.
         files: contents by name; one of them is JSON with a section "glsd", by which a later export knows it.
         lines: Python that loads a folder and makes `z_bar`, and `z` if the library gives it, of `images`.
         refusal: why the library's model cannot take images of a side in pixels; empty where it can.
         note: for the report.
 
     Raises:
-        ValueError: `out` is a file, or a folder that holds something else, or there is no size to compare.
+        ValueError: `out` is a URI or a file, or a folder that holds something else, or there is no size to compare.
     """
-    out = Path(os.path.abspath(out))  # noqa: PTH100 - Path.resolve would follow symlinks
     refuse_to_replace(out, files)
+    out = Path(os.path.abspath(out))  # noqa: PTH100 - Path.resolve would follow symlinks
     sizes = {*_COMPARED_PX, encoder.config.evaluation.crop}
     reasons = {size: _own_refusal(encoder, size) or refusal(size) for size in sizes}
     not_taken = {size: reason for size, reason in reasons.items() if reason}
@@ -140,15 +140,18 @@ def write_export(
     return ExportReport(out, lines(out), differences, not_taken, note)
 
 
-def refuse_to_replace(out: Path, files: Iterable[str]) -> None:
+def refuse_to_replace(out: str | Path, files: Iterable[str]) -> None:
     """Stop before anything that is not an earlier export of the same files would be replaced.
 
     Raises:
-        ValueError: `out` is a file, or a folder that holds something else.
+        ValueError: `out` is a URI or a file, or a folder that holds something else.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if str(out).partition("/")[0].endswith(":"):  # a `Path` of s3://bucket/name is s3:/bucket/name
+        raise ValueError(f"{out} must be a local folder; copy it to where you need it afterwards")
+    folder = Path(out)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not out.is_dir() or not _is_export(out, set(files)):
+    if not folder.is_dir() or not _is_export(folder, set(files)):
         raise ValueError(f"{out} is no earlier export and will not be replaced; name an empty or a new folder")
 
 

@@ -13,7 +13,7 @@ _PREFIX = "timm:"
 def load_model(name: str) -> Encoder:
     """The encoder that a name stands for.
 
-    - a run (its newest checkpoint), a checkpoint, or a folder that `export_backbone` wrote;
+    - a run (its newest checkpoint), a checkpoint, or a folder that `export_backbone` wrote, local or a URI;
     - `timm:NAME`, or `timm:NAME.TAG`: weights that timm fetches from its hub, or has in its cache;
     - `timm:NAME=FILE`, or `timm:NAME.TAG=FILE`: a file in a layout that `convert` reads.
 

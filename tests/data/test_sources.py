@@ -378,6 +378,42 @@ def test_class_names_that_are_too_few_are_not_used_and_named(tmp_path: Path, cac
         assert build_index(tmp_path / "data", CONFIG, cache).classes == ["0", "1", "2", "3"]
 
 
+def test_shards_of_a_pack_that_is_not_complete_are_refused_unless_they_are_named(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = tmp_path / "bucket/data/shards"
+    write_shards(shards, [0, 1, 0])
+    sizes = {path.name: path.stat().st_size for path in sorted(shards.iterdir())}
+    plan = {"shards": [[name, row, row + 1, size] for row, (name, size) in enumerate(sizes.items())]}
+    (shards / "pack.json").write_text(json.dumps(plan))
+    whole = (shards / "2.tar").read_bytes()
+    for name in ("AWS_EC2_METADATA_DISABLED", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "true")
+    with object_store(tmp_path) as address:
+        for bucket, options in (
+            (tmp_path / "bucket", ""),
+            ("s3://bucket", f"?endpoint_override={address}&scheme=http&region=us-east-1"),
+        ):
+            (shards / "2.tar").write_bytes(whole)
+            for folder in ("data", "data/shards"):
+                assert len(build_index(f"{bucket}/{folder}{options}", CONFIG, cache)) == 3
+            (shards / "2.tar").write_bytes(whole + bytes(512))
+            for is_missing in (False, True):
+                if is_missing:
+                    (shards / "2.tar").unlink()
+                for folder in ("data", "data/shards"):
+                    with pytest.raises(ValueError, match=r"names 3 .* of which 1 .* such as 2\.tar: .* `glsd pack`"):
+                        build_index(f"{bucket}/{folder}{options}", CONFIG, cache)
+                assert len(build_index(f"{bucket}/data/shards/{{0..1}}.tar{options}", CONFIG, cache)) == 2
+
+
+def test_a_pack_json_of_somebody_elses_is_nothing_of_ours(tmp_path: Path, cache: Path) -> None:
+    write_tar(tmp_path / "data/a.tar", {"1.jpg": jpeg(1)})
+    for content in ('{"name": "pack", "shards": 7}', "[]", "no JSON"):
+        (tmp_path / "data/pack.json").write_text(content)
+        assert len(build_index(tmp_path / "data", CONFIG, cache)) == 1
+
+
 def test_dots_in_names_do_not_hide_images(tmp_path: Path, cache: Path) -> None:
     write_tar(tmp_path / "a.tar", {"scan.1.jpg": jpeg(1), "scan.2.jpg": jpeg(2)})
     assert names(build_index(tmp_path / "a.tar", CONFIG, cache), tmp_path) == ["a.tar#scan.1.jpg", "a.tar#scan.2.jpg"]

@@ -173,6 +173,14 @@ def test_a_file_of_safetensors_needs_no_wrapper(tmp_path: Path) -> None:
     assert same_features(load_encoder(tmp_path / "out"), backbone)
 
 
+def test_a_uri_is_no_folder_to_convert_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(trained("test_vit")[1], tmp_path / "weights.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="s3://bucket/backbone must be a local folder"):
+        convert("weights.safetensors", "s3://bucket/backbone", "test_vit")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
 @pytest.fixture(scope="module")
 def swin() -> tuple[Any, State]:
     return trained("swin_tiny_patch4_window7_224")

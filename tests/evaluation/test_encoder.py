@@ -24,6 +24,8 @@ from glsd.evaluation import (
 )
 from glsd.models import build_backbone, build_student_teacher
 from glsd.training.checkpoint import save_checkpoint
+from tests.data.google_store import google_store
+from tests.data.object_store import object_store
 
 CONFIG = load_config(
     "demo",
@@ -162,6 +164,26 @@ def test_a_path_without_an_encoder_is_named(tmp_path: Path, where: str) -> None:
         load_encoder(tmp_path / where)
 
 
+def test_a_backbone_and_a_checkpoint_on_an_object_store_are_those_of_the_local_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bucket").mkdir()
+    export_backbone(untrained_encoder(CONFIG), tmp_path / "bucket/my run/backbone")
+    checkpoint(tmp_path / "bucket/my run", 3, CONFIG.with_overrides({"seed": 1}))
+    for name in ("AWS_EC2_METADATA_DISABLED", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "true")
+    with object_store(tmp_path) as s3, google_store(tmp_path) as google:
+        for bucket, options in (
+            ("s3://bucket", f"?endpoint_override={s3}&scheme=http&region=us-east-1"),
+            ("gs://anonymous@bucket", f"?endpoint_override={google}&scheme=http&retry_limit_seconds=1"),
+        ):
+            for name in ("my run/backbone", "my run", "my run/checkpoints/step_00000003"):
+                found = load_model(f"{bucket}/{name}{options}")
+                assert model_digest(found) == model_digest(load_encoder(tmp_path / "bucket" / name))
+            with pytest.raises(ValueError, match=r"/nowhere\S+ is no run .*: it does not exist$"):
+                load_model(f"{bucket}/nowhere{options}")
+
+
 def test_weights_of_another_backbone_are_refused() -> None:
     state = build_student_teacher(CONFIG)[1].backbone.state_dict()
     with pytest.raises(ValueError, match=r"not those of model\.backbone resnet18"):
@@ -271,6 +293,12 @@ def test_a_model_that_cannot_be_had_is_named(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=said):
         load_model(name)
+
+
+def test_a_file_of_weights_in_place_of_a_model_is_told_how_it_is_named(tmp_path: Path) -> None:
+    weights_file(tmp_path / "weights.pth", "flat")
+    with pytest.raises(ValueError, match=r"weights\.pth is no run .* timm:NAME=FILE, .* glsd convert$"):
+        load_model(str(tmp_path / "weights.pth"))
 
 
 def test_an_untrained_encoder_stands_beside_any_loaded_model(tmp_path: Path) -> None:

@@ -128,3 +128,13 @@ def test_what_is_not_a_file_of_ours_is_left_as_it_is(photos: Path, backbone: str
     assert notes.read_text() == "notes"
     with pytest.raises(ValueError, match=r"s3://bucket/features\.parquet must be a local file"):
         embed(backbone, str(photos), "s3://bucket/features.parquet")
+
+
+def test_a_file_within_the_images_is_refused_and_one_in_the_root_folder_is_not(
+    photos: Path, backbone: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"photos/features\.parquet lies within .*photos"):
+        embed(backbone, str(photos), photos / "features.parquet")
+    assert not (photos / "features.parquet").exists()
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        embed(backbone, str(tmp_path / "nowhere"), "/features.parquet")

@@ -79,10 +79,14 @@ class Heard(ProgressLine):
         super().phase(text)
 
 
+def journal(cache: Path) -> list[str]:
+    """What the stores of a cache have noted."""
+    return [line for path in cache.glob("features-*/journal.jsonl") for line in path.read_text().splitlines()]
+
+
 def embedded_ids(cache: Path) -> Counter[int]:
     """How often each image was embedded or found undecodable, of all stores of a cache."""
-    lines = [line for path in cache.glob("features-*/journal.jsonl") for line in path.read_text().splitlines()]
-    return Counter(image_id for line in lines for image_id, _ in json.loads(line))
+    return Counter(image_id for line in journal(cache) for image_id, _ in json.loads(line))
 
 
 def close(found: np.ndarray, expected: torch.Tensor) -> None:
@@ -164,15 +168,20 @@ def test_a_file_that_is_gone_ends_the_extraction_in_words_and_what_was_computed_
     photos: Path, cache: Path, tmp_path: Path
 ) -> None:
     encoder = encoder_of("test_resnet")
-    own = shutil.copytree(photos, tmp_path / "photos")
-    index = build_index(own, encoder.config.data)
-    missing = Path(index.uri(NUM_IMAGES - 1))
+    for name in "abc":  # so many chunks that the last one is not read before others are computed
+        shutil.copytree(photos, tmp_path / "photos" / name)
+    index = build_index(tmp_path / "photos", encoder.config.data)
+    missing = Path(index.uri(len(index) - 1))
     missing.rename(missing.with_suffix(".away"))
-    with pytest.raises(ValueError, match=r"^\S+\.(png|jpg) is gone since the index was made"):
-        extracted(encoder, Selection.all(index))
+    with pytest.raises(ValueError, match=r"^\S+\.(png|jpg) is gone since the index was made"), Heard() as line:
+        extract(encoder, Selection.all(index), settings=JobSettings(), line=line, name="embedding")
+    before = journal(cache)
+    assert before
+    assert line.phases[-1] == f"embedding {len(embedded_ids(cache))} of {len(index)} images"
     missing.with_suffix(".away").rename(missing)
-    assert len(extracted(encoder, Selection.all(index)).image_ids) == NUM_IMAGES - 1
-    assert embedded_ids(cache) == dict.fromkeys(range(NUM_IMAGES), 1)
+    assert len(extracted(encoder, Selection.all(index)).image_ids) == 3 * (NUM_IMAGES - 1)
+    assert journal(cache)[: len(before)] == before
+    assert embedded_ids(cache) == dict.fromkeys(range(3 * NUM_IMAGES), 1)
 
 
 def test_images_none_of_which_can_be_decoded_are_refused(cache: Path, tmp_path: Path) -> None:

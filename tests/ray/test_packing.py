@@ -65,6 +65,10 @@ def test_packing_keeps_every_image_its_label_and_its_image_id_and_goes_on_after_
     first = contents(out)
     (out / "000001.tar").unlink()
     (out / "000000.tar").write_bytes(b"cut off")
+    with pytest.raises(
+        ValueError, match=r"of which 2 are missing or of another size, such as 000000\.tar: the pack is not"
+    ):
+        build_index(out, DataConfig(), cache)
     again = pack(photos, str(out), DataConfig(), SHARD_BYTES, cache_dir=cache)
     assert again.num_shards_kept == packed.num_shards - 2
     assert contents(out) == first
@@ -89,6 +93,26 @@ def test_an_image_that_is_gone_stops_the_packing_in_words(photos: Path, tmp_path
 
     with pytest.raises(ValueError, match=r"^00000\d\.tar was not written: .*01\.png is gone since the index was made"):
         pack(photos, str(tmp_path / "shards"), DataConfig(), SHARD_BYTES, remove, tmp_path / "cache")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_shard_that_was_written_and_is_not_in_the_folder_is_missed_in_the_end(photos: Path, tmp_path: Path) -> None:
+    def lose(text: str) -> None:  # as a worker does that writes to a disk of its own
+        if text == "packing 23/23 images":
+            (tmp_path / "shards" / "000001.tar").unlink()
+
+    with pytest.raises(
+        ValueError, match=r"^1 of \d+ shards .* are not in .*shards, such as 000001\.tar; .* all nodes share"
+    ):
+        pack(photos, str(tmp_path / "shards"), DataConfig(), SHARD_BYTES, lose, tmp_path / "cache")
+
+
+@pytest.mark.ray
+def test_a_folder_within_the_images_is_refused_and_not_made(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"photos/shards lies within .*photos"):
+        pack([tmp_path / "others", photos], str(photos / "shards"), DataConfig(), cache_dir=tmp_path / "cache")
+    assert not (photos / "shards").exists()
 
 
 @pytest.mark.ray
