@@ -9,6 +9,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -48,9 +49,12 @@ from ray_jobs.cluster import check_resources, cluster
 from ray_jobs.features import Features, Images, Selection, extract, precompute
 from ray_jobs.folder import Folder
 from ray_jobs.labelled import LabelledImages, LabelledSplit, Sources, indexed, labelled_split
+from ray_jobs.lease import NAME as LEASE
+from ray_jobs.lease import TIMES, held_lease
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.picturing import (
     NUM_PICTURED,
+    alike,
     decodable,
     picture_correspondences,
     picture_features,
@@ -122,16 +126,18 @@ def evaluate(
 
     Raises:
         ValueError: there is no such model, labels are missing, an option does not fit the probes or the images, or
-            `out` holds another evaluation.
+            `out` holds another evaluation, or one that another process is at.
     """
     _check_options(probes, ks, pairs, scenes, beside, draws=out is not None and figures)
     photographed = None if scenes is None else (scenes, read_scenes(scenes))
     settings, linear = JobSettings(**job), linear or LinearConfig()
     folder = None if out is None else Folder(out)
-    for sources in (data, test or ()):
-        if folder is not None:
+    if folder is not None:
+        for sources in (data, test or ()):
             folder.check_apart(sources)
-    with line or ProgressLine() as line:
+        folder.check_own("evaluation", EVALUATION, (LINEAR, LEASE))
+    line = line or ProgressLine()
+    with line, nullcontext() if folder is None else held_lease(folder, line.phase, TIMES):
         state = _checkpoint_state(model)
         encoder = _resized(load_model(model) if state is None else teacher_encoder(state), resize, crop)
         if "collapse" not in probes:
@@ -146,17 +152,18 @@ def evaluate(
         if "linear" in probes:
             check_batch(linear, len(images.trained.image_ids), settings.workers)
         found = _begun(folder, model, encoder, index, tested, anchors)
-        probing = _Probing(model, encoder, images, settings, line, found["skipped"])
-        measures: dict[Probe, Callable[[], dict[str, Any]]] = {
-            "knn": partial(probing.knn, ks),
-            "linear": partial(probing.linear, linear, folder),
-            "linear_quick": probing.linear_quick,
-            "correspondence": partial(probing.correspondence, pairs, photographed),
-            "collapse": partial(probing.collapse, state),
-        }
         with cluster(settings):
+            probing = _Probing(model, encoder, images, settings, line, found["skipped"])
+            measures: dict[Probe, Callable[[], dict[str, Any]]] = {
+                "knn": partial(probing.knn, ks),
+                "linear": partial(probing.linear, linear, folder),
+                "linear_quick": probing.linear_quick,
+                "correspondence": partial(probing.correspondence, pairs, photographed),
+                "collapse": partial(probing.collapse, state),
+            }
             for probe in dict.fromkeys(probes):
                 found[probe] = measures[probe]()
+                torch.cuda.empty_cache()  # the tasks of the next one may be on the same GPU
                 found["skipped"] = probing.skipped()
                 if folder is not None:
                     folder.write(EVALUATION, (json.dumps(found, indent=2) + "\n").encode())
@@ -228,7 +235,7 @@ def _correspondence_lines(locations: str, result: Mapping[str, Any]) -> list[str
 
 @dataclass(frozen=True)
 class _Probed:
-    """The images of an evaluation: a split of labelled ones, or all of an index without labels."""
+    """The images of an evaluation: a split of labelled ones, or others, for probes that need no labels."""
 
     split: LabelledSplit | None
     tested: Images
@@ -241,18 +248,18 @@ def _probed_images(
 ) -> _Probed:
     evaluation = encoder.config.evaluation
     everything = evaluation.model_copy(update={"max_images": len(index) + (len(tested) if tested else 0)})
-    if anchors == "regime" and index.labels is None:
-        raise ValueError("--anchors regime needs labelled --data")
-    if not labelled and (index.labels is None or (tested is not None and tested.labels is None)):
-        return _Probed(None, Selection.all(tested or index), Selection.all(index))
-    split = labelled_split(index, tested, everything)
+    trained = np.arange(len(index))
     if anchors == "regime":
+        if index.labels is None:
+            raise ValueError("--anchors regime needs labelled --data")
         regime = encoder.config.data
         if regime.images_per_class is None and regime.fraction is None:
             raise ValueError("--anchors regime: the model was trained on all its images; there is no smaller regime")
-        assert index.labels is not None
-        chosen = np.isin(split.anchors.image_ids, subset(index.labels, regime, index.classes))
-        split = split._replace(anchors=split.anchors.rows(chosen))
+        trained = subset(index.labels, regime, index.classes)
+    if not labelled and (tested is not None or index.labels is None):
+        return _Probed(None, Selection.all(tested or index), Selection(index, trained))
+    split = labelled_split(index, tested, everything)
+    split = split._replace(anchors=split.anchors.rows(np.isin(split.anchors.image_ids, trained)))
     return _Probed(split, split.queries, split.anchors)
 
 
@@ -270,6 +277,7 @@ class _Probing:
     ):
         self._model, self._encoder, self._images = model, encoder, images
         self._settings, self._line = settings, line
+        self._device = settings.device
         self._features: dict[tuple[Encoder, _Side, int], Features] = {}
         self._skipped: dict[tuple[str, int], str] = {
             (entry["uri"], entry["image_id"]): entry["reason"] for entry in skipped
@@ -295,7 +303,6 @@ class _Probing:
         """SGD on crops, the last epoch's accuracy."""
         split = self._split
         tested = self._extracted(self._encoder, "queries", config.num_blocks)
-        at = Path(folder.path) if folder is not None and folder.is_local else cache_folder()
         return linear_probe(
             self._encoder,
             split,
@@ -303,7 +310,7 @@ class _Probing:
             torch.from_numpy(tested.values),
             torch.from_numpy(split.queries.labels[tested.positions]),
             self._settings,
-            at,
+            folder or Folder(cache_folder()),
             self._line,
         )
 
@@ -312,8 +319,10 @@ class _Probing:
         self._precompute([self._encoder])
         (images, z_bar), (tested, test_z_bar) = (self._labelled(self._encoder, side) for side in _SIDES)
         labels, test_labels = (torch.from_numpy(side.labels) for side in (images, tested))
-        self._line.phase("fitting the linear layer")
-        found = logistic_regression(z_bar, labels, test_z_bar, test_labels, len(self._split.classes))
+        found = logistic_regression(
+            *(self._moved(z_bar), labels, test_z_bar, test_labels, len(self._split.classes)),
+            progress=lambda share: self._line.phase(f"fitting linear layers: {100 * share:.0f} % done"),
+        )
         return found._asdict() | {"validation": [list(entry) for entry in found.validation]}
 
     def correspondence(self, pairs: int, scenes: _Photographed | None) -> dict[str, Any]:
@@ -354,16 +363,16 @@ class _Probing:
     ) -> None:
         """The figures that belong to the probes."""
         self._line.phase("drawing the figures")
-        encoder = self._encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+        encoder = self._encoder.to(self._device)
         tested, limits = self._images.tested, encoder.config.data
         models = {Path(self._model).name: encoder, **others, "untrained": self._untrained}
-        models = {name: model.to(next(encoder.parameters()).device) for name, model in models.items()}
+        models = {name: model.to(self._device) for name, model in models.items()}
         images = some_decodable(tested.index, tested.image_ids, limits, 0, NUM_PICTURED)
         if "collapse" in probes:
             picture_method(encoder, images, folder)
         if "correspondence" in probes:
             picture_correspondences(models, images, folder)
-            if pairs := self._alike(NUM_PICTURED):
+            if pairs := alike(tested.index, tested.image_ids, limits, NUM_PICTURED):
                 picture_image_pairs(models, [(*pair, None) for pair in pairs], folder / "different_images")
             if scenes:
                 pictured = [(*_photographs(scene, limits), scene.homography) for scene in scenes[1][:NUM_PICTURED]]
@@ -383,12 +392,12 @@ class _Probing:
         ]
 
     def _scenes(self, file: str, scenes: Sequence[Scene]) -> dict[str, Any]:
-        device, entries = "cuda" if torch.cuda.is_available() else "cpu", []
+        entries = []
         for number, scene in enumerate(scenes):
             self._line.phase(f"matching {number:,} of {len(scenes):,} scenes")
             photographs = _photographs(scene, self._encoder.config.data)
             pairs = [
-                image_pair_correspondence(encoder.to(device), *photographs, scene.homography).correspondence
+                image_pair_correspondence(encoder.to(self._device), *photographs, scene.homography).correspondence
                 for encoder in (self._encoder, self._untrained)
             ]
             try:
@@ -400,23 +409,6 @@ class _Probing:
             named = {"image_a": scene.image_a, "image_b": scene.image_b, "num_locations": int(pairs[0].num_pairs)}
             entries.append(named | trained | {"untrained": untrained})
         return {"file": file, "pairs": entries}
-
-    def _alike(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Pairs of different images, of one class where there are classes."""
-        images, limits = self._images.tested, self._encoder.config.data
-        groups = [images.image_ids]
-        if self._images.split is not None:
-            labels = self._split.queries.labels
-            shuffled = np.random.default_rng(0).permutation(np.unique(labels)).tolist()
-            groups = [images.image_ids[labels == label] for label in shuffled]
-        pairs: list[tuple[np.ndarray, np.ndarray]] = []
-        for group in groups * count:
-            found = some_decodable(images.index, group, limits, len(pairs), 2)
-            if len(found) == 2:
-                pairs.append((found[0][1], found[1][1]))
-            if len(pairs) == count:
-                break
-        return pairs
 
     @property
     def _split(self) -> LabelledSplit:
@@ -432,7 +424,16 @@ class _Probing:
         anchor_labels, labels = (torch.from_numpy(images.labels) for images in (anchors, queries))
         different = list(dict.fromkeys(min(k, len(anchor_labels)) for k in ks))
         temperature, num_classes = encoder.config.evaluation.temperature, len(self._split.classes)
-        return knn_accuracies(anchor_z_bar, anchor_labels, z_bar, labels, different, temperature, num_classes)
+        return knn_accuracies(
+            *(anchor_z_bar, anchor_labels, self._moved(z_bar), labels, different, temperature, num_classes),
+            progress=lambda share: self._line.phase(f"k-NN: {100 * share:.0f} % of the images that vote are compared"),
+        )
+
+    def _moved(self, z_bar: Tensor) -> Tensor:
+        """On this process's device, or still in host memory where that has not twice the room for them."""
+        if self._device == "cuda" and 2 * z_bar.nbytes > torch.cuda.mem_get_info()[0]:
+            return z_bar
+        return z_bar.to(self._device)
 
     def _precompute(self, encoders: Sequence[Encoder]) -> None:
         """Have the z̄ of both sides at hand, those of one index in one pass."""
@@ -465,7 +466,8 @@ class _Probing:
         resources = check_resources(self._settings, index.packed)
         # By default a task of a Tune trial would have to fit into what the trial reserves.
         gpus = resources.per_worker.get("GPU", 0)
-        task = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")(_placed)
+        # A task with a GPU would have a process of its own by default, and import torch there.
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=0, scheduling_strategy="SPREAD")(_placed)
         shared, files = ray.put(self._encoder.cpu()), share_files([index])
         pending = [task.remote(shared, function, index, files, ids) for ids in batches]
         order = {reference: position for position, reference in enumerate(pending)}
@@ -485,7 +487,8 @@ class _Probing:
 def _placed(encoder: Encoder, function: Callable[..., Any], index: Index, files: Files, ids: np.ndarray) -> Any:
     place_files(files)
     torch.set_num_threads(1)
-    return function(encoder.to("cuda" if torch.cuda.is_available() else "cpu"), index, ids)
+    # A task sees all GPUs of its node, also when it has none.
+    return function(encoder.to("cuda" if ray.get_gpu_ids() else "cpu"), index, ids)
 
 
 @torch.no_grad()
@@ -548,7 +551,7 @@ def _checkpoint_state(model: str) -> dict[str, Any] | None:
     checkpoint = newest_checkpoint(model) or model
     try:
         manifest(checkpoint)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return load_checkpoint(checkpoint)
 
@@ -631,8 +634,6 @@ def _begun(
         "skipped": [],
         "environment": environment(),
     }
-    if folder is not None:
-        folder.check_own("evaluation", EVALUATION, (LINEAR,))
     content = None if folder is None else folder.read(EVALUATION)
     if content is None:
         return found

@@ -3,6 +3,7 @@
 Each function writes its figures as PNG and SVG into a folder under the names that the report knows.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -59,6 +60,27 @@ def some_decodable(
 ) -> list[tuple[int, np.ndarray]]:
     """(image_id, image) of some images, the same for the same seed."""
     return list(islice(decodable(index, np.random.default_rng(seed).permutation(image_ids), limits), count))
+
+
+def alike(index: Index, image_ids: np.ndarray, limits: DataConfig, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of different images, of one class where there are classes; none where no class has two.
+
+    Classes come in turn, until they give no pair.
+    """
+    groups = deque([image_ids])
+    if index.labels is not None:
+        labels = index.labels[image_ids]
+        classes, counts = np.unique(labels, return_counts=True)
+        shuffled = np.random.default_rng(0).permutation(classes[counts > 1])
+        groups = deque(image_ids[labels == label] for label in shuffled)
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    while groups and len(pairs) < count:
+        group = groups.popleft()
+        found = some_decodable(index, group, limits, len(pairs), 2)
+        if len(found) == 2:
+            pairs.append((found[0][1], found[1][1]))
+            groups.append(group)
+    return pairs
 
 
 def picture_method(encoder: Encoder, images: Sequence[tuple[int, np.ndarray]], folder: Path) -> None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from glsd.config import LinearConfig
+from glsd.data.filesystems import joined
 from glsd.evaluation import (
     Encoder,
     block_representations,
@@ -35,7 +35,8 @@ from glsd.evaluation import (
     model_digest,
 )
 from glsd.training import checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
-from ray_jobs.cluster import check_resources
+from ray_jobs.cluster import check_ranks, check_resources
+from ray_jobs.folder import Folder
 from ray_jobs.labelled import LabelledImages, LabelledSplit
 from ray_jobs.monitor import Handle, ProgressLine, Reporter, progress_text, start_monitor
 from ray_jobs.run_directory import RunDirectory
@@ -59,8 +60,10 @@ class LinearPlan:
     dim: int
     num_classes: int
     source: LinearSource
-    folder: str
+    run: RunDirectory
     """Where the checkpoints are."""
+    token: str
+    """Of the lease that the driver holds there."""
     monitor: Handle
     torch_threads: int | None
 
@@ -72,13 +75,13 @@ def linear_probe(
     test_features: Tensor,
     test_labels: Tensor,
     settings: JobSettings,
-    folder: Path,
+    folder: Folder,
     line: ProgressLine,
 ) -> dict[str, Any]:
     """Train a linear layer on the anchors of the split and test it after the last epoch, which need not be the best.
 
-    It belongs within `with cluster(settings)`. What it learns is kept in a folder below `folder / LINEAR` that is
-    named after model, images and settings: the same call goes on where it was, and one that is finished only tests.
+    It belongs within `with cluster(settings)`. What it learns is kept in a folder below `LINEAR` in `folder` that
+    is named after model, images and settings: the same call goes on where it was, and one that is finished only tests.
 
     Args:
         encoder: frozen.
@@ -94,14 +97,16 @@ def linear_probe(
         Accuracies `top1` and `top5` as shares, `num_top` (min(5, classes)), `epochs` and `settings`.
 
     Raises:
-        ValueError: a setting does not fit the images or the workers, no images can be read, or the loss is not finite.
+        ValueError: a setting does not fit the images or the workers, no images can be read, the loss is not finite, a
+            worker does not reach `folder`, or another call trains the same layer there.
     """
     anchors, num_classes = split.anchors, len(split.classes)
     check_batch(config, len(anchors.image_ids), settings.workers)
-    location = str(folder.absolute() / LINEAR / _digest(encoder, anchors, num_classes, config))
+    run = RunDirectory(joined(folder.location, f"{LINEAR}/{_digest(encoder, anchors, num_classes, config)}"))
     num_steps = config.epochs * (len(anchors.image_ids) // config.batch_size)
-    if num_steps not in checkpoints(location):
+    if num_steps not in checkpoints(run.location):
         resources = check_resources(settings, anchors.index.packed)
+        check_ranks(settings, resources)
         side = encoder.config.evaluation.crop
         source = LinearSource(
             config,
@@ -116,17 +121,26 @@ def linear_probe(
         )
         monitor, shared = start_monitor(), ray.put(copy.deepcopy(encoder).cpu())
         dim = test_features.shape[1]
-        plan = LinearPlan(config, shared, dim, num_classes, source, location, monitor, resources.torch_threads)
-        units = partial(remaining, source, source.order.units_per_step, location)
-        fit(linear_worker, plan, units, RunDirectory(location), settings, resources, monitor, line)
-    layer = load_checkpoint(checkpoints(location)[num_steps])["layer"]
+        units = partial(remaining, source, source.order.units_per_step, run.location)
+        with run.lease(on_wait=line.phase) as token:
+            plan = LinearPlan(config, shared, dim, num_classes, source, run, token, monitor, resources.torch_threads)
+            fit(linear_worker, plan, units, run, settings, resources, monitor, line)
+    layer = load_checkpoint(checkpoints(run.location)[num_steps])["layer"]
     logits = functional.linear(test_features.cpu(), layer["weight"], layer["bias"])
     accuracy = linear_accuracy(logits, test_labels.cpu(), num_classes)
     return accuracy._asdict() | {"epochs": config.epochs, "settings": config.model_dump(mode="json")}
 
 
 def linear_worker(plan: LinearPlan) -> None:
-    """One worker of a probe, from the newest checkpoint to the end."""
+    """One worker of a probe, from the newest checkpoint to the end.
+
+    Raises:
+        ValueError: it does not reach the driver's folder, the loss is not finite, or images cannot be read.
+    """
+    if not plan.run.holds_lease(plan.token):
+        raise ValueError(
+            f"a worker does not find what this command wrote into {plan.run.out}; name an --out that all nodes reach"
+        )
     config, order, num_steps = plan.config, plan.source.order, plan.source.num_steps
     if plan.torch_threads is not None:
         torch.set_num_threads(plan.torch_threads)
@@ -143,7 +157,7 @@ def linear_worker(plan: LinearPlan) -> None:
     probe = initial_probe(plan.dim, plan.num_classes, config, device)
     # The stream decides where this start continues, so data and weights are of one checkpoint.
     if step := int(first["unit"][0]) // order.units_per_step:
-        probe.load_state_dict(load_checkpoint(checkpoints(plan.folder)[step]))
+        probe.load_state_dict(load_checkpoint(checkpoints(plan.run.location)[step]))
     layer = _distributed(probe.layer, device)
     report = _Report(plan, probe.step)
 
@@ -154,8 +168,9 @@ def linear_worker(plan: LinearPlan) -> None:
         if epoch_ends or probe.step % LOG_EVERY_STEPS == 0:
             report(probe.step, loss)
         if epoch_ends and context.get_world_rank() == 0:
-            save_checkpoint(plan.folder, probe.step, probe.state_dict(), {"settings": config.model_dump(mode="json")})
-            prune_checkpoints(plan.folder, {probe.step})
+            facts, may_publish = {"settings": config.model_dump(mode="json")}, partial(plan.run.holds_lease, plan.token)
+            save_checkpoint(plan.run.location, probe.step, probe.state_dict(), facts, may_publish)
+            prune_checkpoints(plan.run.location, {probe.step})
     report.close()
 
 

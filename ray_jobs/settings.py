@@ -33,10 +33,15 @@ class JobSettings(Record):
 
     @property
     def device(self) -> str:
-        """Where the driver computes: on a GPU of its own machine, if it has one and `gpu` allows it."""
-        import torch  # takes seconds, and `glsd --help` asks for the settings alone
+        """Where this process computes, if it is none of the workers: on its machine's GPU, if `gpu` allows it.
 
-        return "cuda" if self.gpu is not False and torch.cuda.is_available() else "cpu"
+        A trial of a sweep is an actor that reserves no GPU; on those that it sees others train.
+        """
+        import ray  # as torch takes seconds, and `glsd --help` asks for the settings alone
+        import torch
+
+        is_trial = ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+        return "cuda" if self.gpu is not False and not is_trial and torch.cuda.is_available() else "cpu"
 
 
 def num_cores() -> int:

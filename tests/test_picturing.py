@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from glsd.config import Config
 from glsd.data import build_index
 from glsd.evaluation import untrained_encoder
 from ray_jobs.labelled import LabelledImages
-from ray_jobs.picturing import picture_nearest
+from ray_jobs.picturing import alike, picture_nearest
 from tests.ray.images import CLASSES, labelled_folder
 
 
@@ -26,3 +27,18 @@ def test_the_nearest_images_are_looked_for_among_all_that_vote(tmp_path: Path) -
     drawn = (tmp_path / "neighbours.svg").read_text()
     assert f"✓ {CLASSES[1]}  1.00" in drawn
     assert drawn.count(f"✗ {CLASSES[0]}  0.00") == 4
+
+
+def test_pairs_are_of_classes_in_turn_and_an_image_that_is_alone_in_its_class_is_not_even_read(tmp_path: Path) -> None:
+    for name, shades in {"alone": (10,), "broken": (20, 21), "one": (30, 31), "other": (40, 41)}.items():
+        (tmp_path / name).mkdir()
+        for shade in shades:
+            Image.new("L", (8, 8), shade).save(tmp_path / name / f"{shade}.png")
+    (tmp_path / "broken/21.png").write_bytes(b"nothing")
+    limits = Config().data
+    index = build_index(tmp_path, limits)
+    (tmp_path / "alone/10.png").unlink()
+    found = [{int(image.max()) for image in pair} for pair in alike(index, np.arange(len(index)), limits, 5)]
+    assert sorted(map(sorted, found[:2])) == [[30, 31], [40, 41]]
+    assert found[2:] == [*found[:2], found[0]]
+    assert alike(index, np.arange(3), limits, 5) == []

@@ -11,7 +11,7 @@ equally similar anchors the one of lower index is nearer. Decoding, preprocessin
 are left to `encoder`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,12 +58,13 @@ def knn_accuracies(
     temperature: float,
     num_classes: int,
     anchors_at_once: int = _TILE,
+    progress: Callable[[float], object] = lambda _: None,
 ) -> list[KnnResult]:
     """Share of the queries that their neighbours give the right class, for each number k of neighbours that vote.
 
     Sec. 4.3 has k in {10, 20, 100, 200} and temperature 0.07. The neighbours are looked for once. A k larger than the
     number of anchors is all anchors. Of two classes with equal votes the lower one wins; a class without a vote is
-    never predicted, so top 5 counts a query only if a neighbour has its class.
+    never predicted, so top 5 counts a query only if a neighbour has its class. `progress` is that of `nearest`.
 
     Raises:
         ValueError: no k or one below 1, no anchor or no query, a label that is not in [0, num_classes), or a
@@ -77,7 +78,7 @@ def knn_accuracies(
                 f"{name} are in [{int(values.min())}, {int(values.max())}], "
                 f"but {num_classes} classes are numbered 0 to {num_classes - 1}"
             )
-    similarity, index = nearest(anchors, queries, max(ks), anchors_at_once)
+    similarity, index = nearest(anchors, queries, max(ks), anchors_at_once, progress)
     neighbour_labels = anchor_labels.to(index.device)[index]
     labels = labels.to(index.device)
     num_top = min(5, num_classes)
@@ -115,11 +116,12 @@ def nearest(
     queries: Float[Tensor, "queries dim"],
     k: int,
     anchors_at_once: int = _TILE,
+    progress: Callable[[float], object] = lambda _: None,
 ) -> Neighbours:
     """The k anchors of largest cosine similarity to each query (all of them, where there are fewer than k).
 
     Computed on the device of the queries; anchors come there `anchors_at_once` at a time, which bounds memory and
-    leaves the result as it is.
+    leaves the result as it is. `progress` is told the share of the anchors that have come.
 
     Raises:
         ValueError: no anchor or no query, k or `anchors_at_once` out of range, or a representation that is not finite.
@@ -138,6 +140,7 @@ def nearest(
             found = _nearest_in_tile(tile, _whole_directions(queries[rows], "query", rows.start), k)
             found = Neighbours(found.similarity, found.anchor_index + start)
             best[block_index] = _merged(best[block_index], found, k)
+        progress(min(1.0, (start + anchors_at_once) / len(anchors)))
     similarity, index = zip(*(block for block in best if block is not None), strict=True)
     return Neighbours(torch.cat(similarity), torch.cat(index))
 

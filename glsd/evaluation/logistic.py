@@ -9,6 +9,7 @@ are apart and weights would grow for long. Representations are read some thousan
 precision.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -76,12 +77,14 @@ def logistic_regression(
     test_labels: Int64[Tensor, " test"],
     num_classes: int,
     seed: int = 0,
+    progress: Callable[[float], object] = lambda _: None,
 ) -> QuickLinear:
     """Accuracy of logistic regression whose regularisation is chosen on a tenth of the training images.
 
     A tenth of every class, keyed by `seed`, is held out; the strength whose fit to the others gets most of it right
     (of equal ones the largest) is the strength of a fit to all training images, which is tested. Nothing but the last
-    count sees the test images. Computed on the device of `features`.
+    count sees the test images. Computed on the device of `features`; `progress` is told the share of the fits that are
+    done.
 
     Raises:
         ValueError: fewer than two training images, no test image, a label that is not in [0, num_classes), or a
@@ -100,12 +103,14 @@ def logistic_regression(
     validation: list[tuple[float, float]] = []
     start = Layer(scaling.mean.new_zeros(num_classes, features.shape[1]), scaling.mean.new_zeros(num_classes))
     for strength in _STRENGTHS:
+        progress(len(layers) / (len(_STRENGTHS) + 1))
         start = fit(features, labels, fitted, scaling, strength, start)
         layers.append(start)
         validation.append((strength, _accuracy(start, scaling, features[held_out], labels[held_out]).top1))
     best = max(range(len(validation)), key=lambda place: validation[place][1])  # the first of equal ones
     strength = validation[best][0]
     everyone = torch.arange(len(labels), device=labels.device)
+    progress(len(layers) / (len(_STRENGTHS) + 1))
     layer = fit(features, labels, everyone, scaling, strength, layers[best])
     accuracy = _accuracy(layer, scaling, test_features, test_labels)
     return QuickLinear(*accuracy, strength, validation, len(labels), len(test_labels))

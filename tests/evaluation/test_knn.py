@@ -149,6 +149,20 @@ def test_equally_similar_anchors_come_in_order_of_their_index(chunk: int) -> Non
     assert nearest(anchors, torch.tensor([[2.0, 1.0]]), 5, chunk).anchor_index.tolist() == [[1, 2, 3, 4, 5]]
 
 
+def test_the_share_of_the_anchors_that_have_come_is_told_to_the_last() -> None:
+    told = list[float]()
+    nearest(random_features(10, 3, 0), random_features(2, 3, 1), 3, anchors_at_once=4, progress=told.append)
+    assert told == [0.4, 0.8, 1.0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_queries_on_the_gpu_have_the_neighbours_that_they_have_on_the_cpu() -> None:
+    anchors, queries = random_features(20_000, 48, 0), random_features(600, 48, 1)
+    expected, found = nearest(anchors, queries, 20), nearest(anchors, queries.cuda(), 20)
+    assert torch.equal(found.anchor_index.cpu(), expected.anchor_index)
+    torch.testing.assert_close(found.similarity.cpu(), expected.similarity, atol=1e-6, rtol=0)
+
+
 def test_equal_votes_go_to_the_lower_class_and_classes_without_votes_to_nobody() -> None:
     anchors = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     query = torch.tensor([[1.0, 0.0]])

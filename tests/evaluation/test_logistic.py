@@ -130,6 +130,22 @@ def test_accuracies_and_choice_are_those_of_the_fits(monkeypatch: pytest.MonkeyP
     assert found[:3] == pytest.approx(expected[:3])
 
 
+def test_the_share_of_the_fits_that_are_done_is_told_before_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glsd.evaluation.logistic._STRENGTHS", (1.0, 1e-1, 1e-3))
+    told = list[float]()
+    features, labels = classes_apart(40, 3, 2, 0)
+    logistic_regression(features, labels, features, labels, 2, progress=told.append)
+    assert told == [0.0, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_layer_that_is_fitted_on_the_gpu_is_that_of_the_cpu() -> None:
+    (features, labels), test = (classes_apart(400, 12, 5, seed, 0.7) for seed in (0, 1))
+    on_gpu, on_cpu = (logistic_regression(some, labels, *test, 5) for some in (features.cuda(), features))
+    assert on_gpu.strength == on_cpu.strength
+    assert on_gpu[:2] == pytest.approx(on_cpu[:2], abs=0.01)
+
+
 def test_the_choice_never_sees_the_test_images() -> None:
     train = classes_apart(150, 6, 3, 0, apart=0.5)
     with_labels, without = (

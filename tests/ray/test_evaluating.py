@@ -1,5 +1,6 @@
 """One command says whether a backbone is good, whether it collapsed, and what it matches."""
 
+import io
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,7 +26,10 @@ from glsd.evaluation import (
     untrained_encoder,
 )
 from ray_jobs.evaluating import evaluate, score_table
+from ray_jobs.folder import Folder
 from ray_jobs.labelled import LabelledImages, labelled_split
+from ray_jobs.lease import TIMES, held_lease
+from ray_jobs.monitor import ProgressLine
 from ray_jobs.pretraining import Run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -33,9 +37,18 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def evaluated(uninterrupted: Run, forty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("evaluated") / "evaluation"
-    probes = ("knn", "linear_quick", "correspondence", "collapse")
-    evaluate(uninterrupted.out, str(forty), probes=probes, out=str(out), ks=(5, 100, 200), resize=128, crop=128)
+    out, said = tmp_path_factory.mktemp("evaluated") / "evaluation", io.StringIO()
+    evaluate(
+        uninterrupted.out,
+        str(forty),
+        probes=("knn", "linear_quick", "correspondence", "collapse"),
+        out=str(out),
+        ks=(5, 100, 200),
+        resize=128,
+        crop=128,
+        line=ProgressLine(said),
+    )
+    out.with_name("said").write_text(said.getvalue())
     return out
 
 
@@ -114,6 +127,12 @@ def test_every_probe_says_what_it_rests_on(evaluated: Path) -> None:
         assert word in table
 
 
+def test_votes_and_layers_say_how_far_they_are(evaluated: Path) -> None:
+    said = evaluated.with_name("said").read_text()
+    assert "k-NN: 100 % of the images that vote are compared" in said
+    assert "fitting linear layers: 0 % done" in said
+
+
 def test_figures_are_drawn_for_the_screen_and_for_print(evaluated: Path) -> None:
     stems = {path.stem for path in (evaluated / "figures").iterdir()}
     assert stems >= {"correspondences", "different_images", "neighbours", "feature_map", "crops", "matchings"}
@@ -150,6 +169,16 @@ def test_an_evaluation_of_something_else_is_refused(evaluated: Path, uninterrupt
         evaluate(uninterrupted.out, str(forty), out=str(evaluated), resize=64, crop=32)
 
 
+def test_an_evaluation_at_which_another_process_works_is_refused(
+    evaluated: Path, uninterrupted: Run, forty: Path
+) -> None:
+    with (
+        held_lease(Folder(evaluated), print, TIMES),
+        pytest.raises(ValueError, match=r"is in use by process .* choose another --out"),
+    ):
+        evaluate(uninterrupted.out, str(forty), out=str(evaluated), resize=128, crop=128)
+
+
 def test_an_evaluation_does_not_write_into_a_folder_of_something_else(uninterrupted: Run, forty: Path) -> None:
     before = sorted(forty.rglob("*"))
     with pytest.raises(ValueError, match=r"holds .* but no evaluation\.json, so it is not an evaluation; name a new"):
@@ -169,9 +198,24 @@ def test_images_without_labels_can_be_probed_for_collapse_and_not_by_knn(
         evaluate(uninterrupted.out, str(tmp_path), probes=("knn",), resize=128, crop=128)
 
 
-def test_photographs_of_a_scene_are_held_to_their_homography(
-    uninterrupted: Run, evaluated: Path, forty: Path, tmp_path: Path
+def test_images_of_other_classes_can_be_matched_and_not_voted_on(
+    cluster: None, uninterrupted: Run, forty: Path, tmp_path: Path
 ) -> None:
+    rng = np.random.default_rng(0)
+    for day in ("monday", "tuesday"):
+        (tmp_path / day).mkdir()
+        Image.fromarray(rng.integers(0, 256, (80, 80, 3), np.uint8)).save(tmp_path / day / "photo.png")
+    other, crops = str(tmp_path), {"resize": 128, "crop": 128}
+    found = evaluate(uninterrupted.out, str(forty), test=other, probes=("correspondence",), **crops)
+    assert found["correspondence"]["num_images"] == 2
+    with pytest.raises(ValueError, match="classes that no voting image has"):
+        evaluate(uninterrupted.out, str(forty), test=other, probes=("correspondence", "knn"), **crops)
+
+
+def test_photographs_of_a_scene_are_held_to_their_homography_and_no_gpu_is_used_where_none_is_allowed(
+    uninterrupted: Run, evaluated: Path, forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # nothing could be moved to it
     photo = Image.open(sorted(forty.rglob("*.png"))[1]).convert("RGB").resize((96, 96))
     photo.save(tmp_path / "photo.png")
     photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored.png")
@@ -187,6 +231,7 @@ def test_photographs_of_a_scene_are_held_to_their_homography(
         pairs=4,
         resize=128,
         crop=128,
+        gpu=False,
     )
     same, mirrored = found["correspondence"]["scenes"]["pairs"]
     for model in (same, same["untrained"]):

@@ -2,11 +2,12 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import ray
@@ -17,12 +18,15 @@ from glsd.data import UndecodableImage, build_index, decode
 from glsd.evaluation import Encoder, embed, linear_crop, untrained_encoder
 from glsd.training import checkpoints, load_checkpoint
 from ray_jobs.cluster import cluster as connected
+from ray_jobs.folder import Folder
 from ray_jobs.labelled import LabelledSplit, labelled_split
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.online_knn import embedded, preprocessed
-from ray_jobs.probing import linear_probe
+from ray_jobs.probing import LinearPlan, linear_probe, linear_worker
+from ray_jobs.run_directory import RunDirectory
 from ray_jobs.settings import JobSettings
 from ray_jobs.stream import LinearSource, share_files
+from tests.data.object_store import object_store
 from tests.ray.images import CLASSES, labelled_folder
 from tests.ray.runs import leaves, small_run
 from tests.ray.test_kill import Start
@@ -35,7 +39,7 @@ CORRUPT = 0
 
 
 class Probed(NamedTuple):
-    """What a probe says and what it leaves behind."""
+    """What a probe says and what it leaves behind, in a local folder or that of a bucket."""
 
     scores: dict[str, Any]
     folder: Path
@@ -61,13 +65,12 @@ def split_of(photos: Path) -> LabelledSplit:
     return labelled_split(build_index(photos, config.data), None, config.evaluation.model_copy(update={"holdout": 0.4}))
 
 
-def probe(photos: Path, folder: Path, protocol: LinearConfig = PROTOCOL, **job: Any) -> Probed:
-    """A probe of the untrained network on the photos."""
+def probe(photos: Path, folder: Path | str, protocol: LinearConfig = PROTOCOL, **job: Any) -> dict[str, Any]:
+    """What a probe of the untrained network on the photos says."""
     split, settings = split_of(photos), JobSettings(**job)
     tested = embedded(encoder(), preprocessed(encoder(), split.queries))
     with connected(settings), ProgressLine() as line:
-        scores = linear_probe(encoder(), split, protocol, *tested, settings, folder, line)
-    return Probed(scores, folder)
+        return linear_probe(encoder(), split, protocol, *tested, settings, Folder(folder), line)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(cluster: None, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Probed:
     """A probe by one worker that nothing disturbed."""
-    return probe(photos, tmp_path_factory.mktemp("one"))
+    folder = tmp_path_factory.mktemp("one")
+    return Probed(probe(photos, folder), folder)
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +111,18 @@ def test_a_finished_probe_called_again_tests_its_layer_and_trains_nothing(
         return {path: path.stat().st_mtime_ns for path in undisturbed.folder.rglob("*") if path.is_file()}
 
     before = written()
-    assert probe(photos, undisturbed.folder) == undisturbed
+    assert probe(photos, undisturbed.folder) == undisturbed.scores
     assert written() == before
     assert capsys.readouterr().err == ""
 
 
-def test_two_workers_learn_the_layer_of_one(undisturbed: Probed, photos: Path, tmp_path: Path) -> None:
-    two = probe(photos, tmp_path, workers=2)
+def test_two_workers_learn_the_layer_of_one_also_on_an_object_store(
+    undisturbed: Probed, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bucket").mkdir()
+    with object_store(tmp_path) as address:
+        uri = f"s3://anyone:anything@bucket/mine?endpoint_override={address}&scheme=http&region=us-east-1"
+        two = Probed(probe(photos, uri, workers=2), tmp_path / "bucket/mine")
     assert two.scores == undisturbed.scores
     for name, value in undisturbed.layer.items():
         if isinstance(value, torch.Tensor):
@@ -126,7 +135,7 @@ def test_two_workers_learn_the_layer_of_one(undisturbed: Probed, photos: Path, t
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes of a session in /proc")
 def test_a_probe_killed_after_some_epochs_ends_bit_for_bit_as_one_that_was_never_killed(
-    undisturbed: Probed, photos: Path, tmp_path: Path
+    undisturbed: Probed, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, log = tmp_path / "out", tmp_path / "log"
     code = "import pathlib, sys; from tests.ray.test_probing import probe; probe(*map(pathlib.Path, sys.argv[1:]))"
@@ -144,8 +153,12 @@ def test_a_probe_killed_after_some_epochs_ends_bit_for_bit_as_one_that_was_never
         start.wait_until(lambda: saved(folder))
     finally:
         start.kill_all()
-    assert saved(folder) < PROTOCOL.epochs * STEPS_PER_EPOCH
-    resumed = probe(photos, folder)
+    num_done = saved(folder) // STEPS_PER_EPOCH
+    assert num_done < PROTOCOL.epochs
+    resumed = Probed(probe(photos, folder), folder)
+    first_reported = re.search(r"^linear epoch +(\d+)/", capsys.readouterr().err, re.MULTILINE)
+    assert first_reported is not None
+    assert int(first_reported[1]) == num_done + 1, "it does not begin anew"
     assert resumed.scores == undisturbed.scores
     for name, value in undisturbed.layer.items():
         found = resumed.layer[name]
@@ -155,6 +168,23 @@ def test_a_probe_killed_after_some_epochs_ends_bit_for_bit_as_one_that_was_never
 def saved(folder: Path) -> int:
     """Step of the newest checkpoint of the only probe in the folder; 0 where there is none."""
     return max((step for location in (folder / "linear").glob("*") for step in checkpoints(str(location))), default=0)
+
+
+def test_a_layer_that_another_process_trains_is_not_trained_there_as_well(
+    undisturbed: Probed, photos: Path, tmp_path: Path
+) -> None:
+    (location,) = (undisturbed.folder / "linear").iterdir()
+    with RunDirectory(tmp_path / "linear" / location.name).lease(), pytest.raises(ValueError, match="is in use by"):
+        probe(photos, tmp_path)
+
+
+def test_a_worker_that_does_not_reach_the_drivers_folder_trains_nothing(source: LinearSource, tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "driver").lease() as token:
+        run, nothing = RunDirectory(tmp_path / "worker"), cast(Any, None)
+        plan = LinearPlan(PROTOCOL, nothing, 512, len(CLASSES), source, run, token, nothing, None)
+        with pytest.raises(ValueError, match=r"worker does not find .* name an --out that all nodes reach"):
+            linear_worker(plan)
+    assert not (tmp_path / "worker").exists()
 
 
 def test_the_layer_is_that_of_sgd_with_momentum_on_a_cosine_over_the_crops_of_the_source(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from glsd.training import load_checkpoint, newest_checkpoint
 from ray_jobs.sweeping import sweep
 from ray_jobs.trial_states import trial_states
 from tests.ray.images import labelled_folder
-from tests.ray.runs import json_lines, leaves
+from tests.ray.runs import complete_checkpoints, json_lines, leaves
 from tests.ray.test_kill import TIMEOUT_S, Start
 
 pytestmark = pytest.mark.ray
@@ -114,16 +115,27 @@ def test_a_sweep_is_killed_then_one_of_its_trials_and_ends_as_if_nothing_had_hap
         starts.append(Start(process, log))
         return starts[-1]
 
+    def logged_before_the_checkpoint() -> list[dict[str, Any]]:
+        """Lines of the killed trial that a start from its checkpoint leaves as they are, clock times and all."""
+        (*_, step) = complete_checkpoints(killed)
+        return [line for line in json_lines(killed / "metrics.jsonl") if line["step"] <= step]
+
     undisturbed, killed = (out / "trials" / f"setting_geometric-images_per_class_{n}-seed_0" for n in (16, "none"))
     started = start()
     started.wait_until(lambda: len(json_lines(killed / "metrics.jsonl")) > 5)  # in the second epoch
     started.kill_all()
+    logged = [logged_before_the_checkpoint()]
     ended = (undisturbed / "outcome.json").stat().st_mtime_ns
     again = start()
     again.wait_until(lambda: len(json_lines(killed / "metrics.jsonl")) > 13)  # in the fourth
+    logged.append(logged_before_the_checkpoint())
     again.kill_actor("ImplicitFunc")
     assert again.process.wait(TIMEOUT_S) == 0, again.said
     assert "died" in again.said
+
+    lines = json_lines(killed / "metrics.jsonl")
+    assert 0 < len(logged[0]) < len(logged[1]) < len(lines)
+    assert [lines[: len(kept)] for kept in logged] == logged
 
     states = trial_states(str(out))
     assert [state.status for state in states] == ["finished", "finished", "stopped", "stopped"]
