@@ -303,6 +303,11 @@ class Config(Record):
     def _consistent(self) -> "Config":
         if unknown := [key for key in self.auto if key not in SCALED]:
             raise ValueError(f"auto cannot hold {unknown[0]!r}; it can hold {', '.join(SCALED)}")
+        keep, every = self.keep_every_epochs, self.checkpoint_every_epochs
+        if keep is not None and keep % every and "checkpoint_every_epochs" not in self.auto:
+            raise ValueError(
+                f"keep_every_epochs {keep} is not a multiple of checkpoint_every_epochs {every}; make it one"
+            )
         derived = {"optim.warmup_epochs", "optim.epochs"} & set(self.auto)
         if not derived and self.optim.warmup_epochs > self.optim.epochs:
             raise ValueError(

@@ -53,9 +53,10 @@ def _derived(key: str, num_images: int, values: dict[str, Any]) -> int | float:
             # The paper's share, 30 epochs of 300.
             return math.ceil(epochs / 10)
         case "checkpoint_every_epochs":
-            # Devices wait for seconds while a checkpoint is written: 150 steps between two, or else ten epochs.
-            steps = max(1, num_images // batch_size)
-            return next((every for every in (1, 2, 5) if every * steps >= 150), 10)
+            # Devices wait for seconds while a checkpoint is written: 100 steps between two, but ten epochs at most.
+            keep, steps = values["keep_every_epochs"], max(1, num_images // batch_size)
+            possible = [every for every in (1, 2, 5, 10) if every <= epochs and not (keep and keep % every)]
+            return next((every for every in possible if every * steps >= 100), possible[-1])
     raise AssertionError(key)
 
 

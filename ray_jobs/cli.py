@@ -400,7 +400,7 @@ class Export:
         with _telling(f"exporting the backbone of {self.model}"):
             from glsd.evaluation import export_to, load_model
 
-            exported = export_to(load_model(self.model), Path(self.out), self.to)
+            exported = export_to(load_model(self.model), self.out, self.to)
         print(exported)
 
 

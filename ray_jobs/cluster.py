@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -138,7 +139,7 @@ def gpu_room(gpus: float, per_worker: float) -> int:
 
 
 def unusable_gpu() -> str | None:
-    """Why torch cannot use this machine's GPU, which Ray may see all the same, and what would be right."""
+    """Why torch cannot use this machine's GPU, which Ray may see all the same."""
     import torch  # takes seconds, and machines without a GPU need not ask
 
     if not torch.cuda.is_available():
@@ -157,12 +158,12 @@ def runs_on(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
     >>> runs_on((12, 1), ["sm_80", "compute_90"])  # compiled when it is needed
     True
     """
-    for architecture in built_for:
-        kind, _, number = architecture.partition("_")
-        major, minor = divmod(int(number.rstrip("af")), 10)
-        if (major, minor) <= capability and (major == capability[0] or kind == "compute"):
+    architectures = [match for name in built_for if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name))]
+    for architecture in architectures:
+        major, minor = int(architecture[2]), int(architecture[3])
+        if (major, minor) <= capability and (major == capability[0] or architecture[1] == "compute"):
             return True
-    return False
+    return not architectures  # AMD's have other names
 
 
 def worker_room(nodes: Sequence[Mapping[str, float]], per_worker: Mapping[str, float]) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from glsd.config import DataConfig, LinearConfig
 from glsd.data import Index, Scene, UndecodableImage, cache_folder, decode, read_scenes, subset
-from glsd.data.filesystems import read
+from glsd.data.filesystems import read, unquote_key
 from glsd.evaluation import (
     COLLAPSE_MEASURES,
     Correspondence,
@@ -45,7 +45,7 @@ from glsd.evaluation import (
     untrained_encoder,
 )
 from glsd.training import load_checkpoint, manifest, newest_checkpoint
-from ray_jobs.cluster import check_resources, cluster
+from ray_jobs.cluster import check_ranks, check_resources, cluster
 from ray_jobs.features import Features, Images, Selection, extract, precompute
 from ray_jobs.folder import Folder
 from ray_jobs.labelled import LabelledImages, LabelledSplit, Sources, indexed, labelled_split
@@ -76,7 +76,7 @@ _Side = Literal["anchors", "queries"]
 _SIDES: tuple[_Side, _Side] = get_args(_Side)
 _Photographed = tuple[str, list[Scene]]
 """The file of `--scenes` and what it lists."""
-_TASK_IMAGES = 32
+_TASK_IMAGES, _GPU_TASK_BATCHES = 32, 8
 _COLLAPSE_IMAGES = 64
 
 
@@ -153,6 +153,8 @@ def evaluate(
             check_batch(linear, len(images.trained.image_ids), settings.workers)
         found = _begun(folder, model, encoder, index, tested, anchors)
         with cluster(settings):
+            if "linear" in probes:
+                check_ranks(settings, check_resources(settings))
             probing = _Probing(model, encoder, images, settings, line, found["skipped"])
             measures: dict[Probe, Callable[[], dict[str, Any]]] = {
                 "knn": partial(probing.knn, ks),
@@ -320,7 +322,11 @@ class _Probing:
         (images, z_bar), (tested, test_z_bar) = (self._labelled(self._encoder, side) for side in _SIDES)
         labels, test_labels = (torch.from_numpy(side.labels) for side in (images, tested))
         found = logistic_regression(
-            *(self._moved(z_bar), labels, test_z_bar, test_labels, len(self._split.classes)),
+            self._moved(z_bar),
+            labels,
+            test_z_bar,
+            test_labels,
+            len(self._split.classes),
             progress=lambda share: self._line.phase(f"fitting linear layers: {100 * share:.0f} % done"),
         )
         return found._asdict() | {"validation": [list(entry) for entry in found.validation]}
@@ -365,7 +371,7 @@ class _Probing:
         self._line.phase("drawing the figures")
         encoder = self._encoder.to(self._device)
         tested, limits = self._images.tested, encoder.config.data
-        models = {Path(self._model).name: encoder, **others, "untrained": self._untrained}
+        models = {Path(unquote_key(self._model)).name: encoder, **others, "untrained": self._untrained}
         models = {name: model.to(self._device) for name, model in models.items()}
         images = some_decodable(tested.index, tested.image_ids, limits, 0, NUM_PICTURED)
         if "collapse" in probes:
@@ -425,7 +431,13 @@ class _Probing:
         different = list(dict.fromkeys(min(k, len(anchor_labels)) for k in ks))
         temperature, num_classes = encoder.config.evaluation.temperature, len(self._split.classes)
         return knn_accuracies(
-            *(anchor_z_bar, anchor_labels, self._moved(z_bar), labels, different, temperature, num_classes),
+            anchor_z_bar,
+            anchor_labels,
+            self._moved(z_bar),
+            labels,
+            different,
+            temperature,
+            num_classes,
             progress=lambda share: self._line.phase(f"k-NN: {100 * share:.0f} % of the images that vote are compared"),
         )
 
@@ -466,12 +478,14 @@ class _Probing:
         resources = check_resources(self._settings, index.packed)
         # By default a task of a Tune trial would have to fit into what the trial reserves.
         gpus = resources.per_worker.get("GPU", 0)
-        # A task with a GPU would have a process of its own by default, and import torch there.
-        task = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=0, scheduling_strategy="SPREAD")(_placed)
+        task = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")(_placed)
         shared, files = ray.put(self._encoder.cpu()), share_files([index])
-        pending = [task.remote(shared, function, index, files, ids) for ids in batches]
+        # A task with a GPU has a process of its own, which imports torch and starts CUDA.
+        size = _GPU_TASK_BATCHES if gpus else 1
+        groups = [batches[start : start + size] for start in range(0, len(batches), size)]
+        pending = [task.remote(shared, function, index, files, group) for group in groups]
         order = {reference: position for position, reference in enumerate(pending)}
-        results: list[Any] = [None] * len(batches)
+        results: list[list[Any]] = [[]] * len(groups)
         num_done = 0
         while pending:
             self._line.phase(f"{name} {num_done:,} of {sum(map(len, batches)):,} images")
@@ -480,15 +494,17 @@ class _Probing:
                 results[order[done]] = ray.get(done)
             except RayTaskError as error:
                 raise error.cause from None
-            num_done += len(batches[order[done]])
-        return results
+            num_done += sum(map(len, groups[order[done]]))
+        return [result for group in results for result in group]
 
 
-def _placed(encoder: Encoder, function: Callable[..., Any], index: Index, files: Files, ids: np.ndarray) -> Any:
+def _placed(
+    encoder: Encoder, function: Callable[..., Any], index: Index, files: Files, batches: Sequence[np.ndarray]
+) -> list[Any]:
     place_files(files)
     torch.set_num_threads(1)
-    # A task sees all GPUs of its node, also when it has none.
-    return function(encoder.to("cuda" if ray.get_gpu_ids() else "cpu"), index, ids)
+    encoder = encoder.to("cuda" if ray.get_gpu_ids() else "cpu")  # a task sees all GPUs of its node, also without any
+    return [function(encoder, index, image_ids) for image_ids in batches]
 
 
 @torch.no_grad()

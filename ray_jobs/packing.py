@@ -10,6 +10,7 @@ is refused until all are.
 import io
 import json
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,6 +30,8 @@ from ray_jobs.folder import Folder
 from ray_jobs.stream import Files, place_files, share_files
 
 SHARD_BYTES = 256 * 2**20
+_SHOWN_LATE_S = 10.0
+"""How long a network disk may take to show what other nodes wrote."""
 
 
 class Packed(NamedTuple):
@@ -93,7 +96,10 @@ def pack(
         num_written += written
         on_progress(f"packing {num_written:,}/{len(index):,} images")
     assert num_written == len(index), f"{num_written} images were packed, not {len(index)}"
-    if lost := _missing(shards, folder):
+    end = time.monotonic() + _SHOWN_LATE_S
+    while (lost := _missing(shards, folder)) and time.monotonic() < end:
+        time.sleep(1.0)
+    if lost:
         raise ValueError(
             f"{len(lost)} of {len(shards)} shards were written and are not in {folder.out}, such as {lost[0].name}; "
             "name a folder that all nodes share, or a URI"

@@ -28,7 +28,7 @@ from glsd.data import Index, Order, subset
 from glsd.data.filesystems import absolute, joined
 from glsd.evaluation import untrained_encoder
 from glsd.scaling import scaled
-from ray_jobs.cluster import check_resources, check_shares, cluster, gpu_room
+from ray_jobs.cluster import check_ranks, check_resources, check_shares, cluster, gpu_room
 from ray_jobs.evaluating import check_map
 from ray_jobs.folder import Folder
 from ray_jobs.grids import Space, Trial, drawn_trial, load_space, trials
@@ -153,7 +153,9 @@ def sweep(
             line.phase("connecting to Ray")
             # The dashboard is needed to free what a stopped or killed trial leaves reserved.
             resources.enter_context(cluster(settings.model_copy(update={"dashboard": True})))
-            reserved = check_resources(settings).per_worker
+            given = check_resources(settings)
+            check_ranks(settings, given)
+            reserved = given.per_worker
             num_beside = beside(ray.cluster_resources(), reserved, settings.workers, concurrent)
             if concurrent is not None and num_beside < concurrent:
                 line.note(f"{num_beside} trials run at a time: there is no room for --concurrent {concurrent}")

@@ -66,6 +66,13 @@ def test_an_impossible_setting_is_an_error_that_names_its_key(key, value, messag
         load_config("paper", {key: value})
 
 
+def test_checkpoints_that_are_kept_are_some_that_are_written():
+    settings = {"checkpoint_every_epochs": 2, "keep_every_epochs": 3}
+    with pytest.raises(ValueError, match="keep_every_epochs 3 is not a multiple of checkpoint_every_epochs 2"):
+        load_config("paper", settings)
+    assert load_config("paper", settings | {"keep_every_epochs": 4}).keep_every_epochs == 4
+
+
 def test_an_unknown_preset_and_an_unknown_key_in_a_file_are_named_with_the_nearest_spelling(tmp_path):
     with pytest.raises(ValueError, match="no preset 'papr'; did you mean 'paper'"):
         load_config("papr")

@@ -28,7 +28,7 @@ def test_more_images_have_no_fewer_prototypes_and_no_more_epochs(few: int, more:
     assert small.optim.batch_size <= large.optim.batch_size
     assert small.optim.epochs >= large.optim.epochs
     num_steps = small.checkpoint_every_epochs * (few // small.optim.batch_size)
-    assert num_steps >= 150 or small.checkpoint_every_epochs == 10
+    assert num_steps >= 100 or small.checkpoint_every_epochs == 10
     assert small.objective.teacher_temperature <= large.objective.teacher_temperature
 
 
@@ -58,6 +58,14 @@ def test_what_is_given_stays_and_what_depends_on_it_follows() -> None:
     assert (derived.optim.epochs, derived.model.num_prototypes) == (60, 4096)
     assert derived.optim.warmup_epochs == 2
     assert derived.objective.teacher_temperature_warmup_epochs == 6
+
+
+def test_checkpoints_are_written_where_they_are_kept_and_before_the_end() -> None:
+    def every(epochs: int, keep: int | None) -> int:
+        config = AUTO.with_overrides({"optim.epochs": epochs, "keep_every_epochs": keep})
+        return scaled(config, 1000).checkpoint_every_epochs  # 31 steps an epoch
+
+    assert [every(100, None), every(100, 10), every(100, 8), every(100, 3), every(3, None)] == [5, 5, 2, 1, 2]
 
 
 def test_a_configuration_without_auto_stays_as_it_is() -> None:

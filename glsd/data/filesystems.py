@@ -136,29 +136,32 @@ def open_stream(uri: str) -> io.BufferedReader:
 def read(uri: str, offset: int = -1, length: int = -1) -> tuple[bytes, int]:
     """Bytes [offset, offset + length) of a file, by default all, and the size of the file.
 
-    Errors that may pass are retried twice after a pause.
+    Errors that may pass are retried twice after a pause; Google's client insists by itself.
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: reading failed three times, or is not permitted.
+        OSError: reading failed, or is not permitted.
     """
-    return _insistently(uri, lambda: _read_once(uri, offset, length))
+    filesystem = resolved(uri)[0] if is_remote(uri) else None
+    return _insistently(uri, filesystem, lambda: _read_once(uri, offset, length))
 
 
 def read_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
     """The whole file at a path of a file system, as `read` reads it."""
-    return _insistently(path, lambda: _whole(filesystem, path))
+    return _insistently(path, filesystem, lambda: _whole(filesystem, path))
 
 
-def _insistently(name: str, attempt: Callable[[], _Read]) -> _Read:
-    for pause in (*_PAUSES, None):
+def _insistently(name: str, filesystem: pyarrow.fs.FileSystem | None, attempt: Callable[[], _Read]) -> _Read:
+    pauses = () if filesystem is not None and filesystem.type_name == "gcs" else _PAUSES
+    for pause in (*pauses, None):
         try:
             return attempt()
         except _PERMANENT:
             raise
         except OSError as error:
             if pause is None:
-                raise OSError(error.errno or errno.EIO, f"reading {name} failed 3 times: {error}") from error
+                times = f" {len(pauses) + 1} times" if pauses else ""
+                raise OSError(error.errno or errno.EIO, f"reading {name} failed{times}: {error}") from error
             time.sleep(pause)
     raise AssertionError("unreachable")
 

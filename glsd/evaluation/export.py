@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 from timm.models.swin_transformer import SwinTransformer
 
-from glsd.data.filesystems import sync_folder, synced
+from glsd.data.filesystems import is_remote, sync_folder, synced
 from glsd.evaluation.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, with_downsampling_moved
 from glsd.models import timm_architecture
 
@@ -146,7 +146,7 @@ def refuse_to_replace(out: str | Path, files: Iterable[str]) -> None:
     Raises:
         ValueError: `out` is a URI or a file, or a folder that holds something else.
     """
-    if str(out).partition("/")[0].endswith(":"):  # a `Path` of s3://bucket/name is s3:/bucket/name
+    if is_remote(str(out)):
         raise ValueError(f"{out} must be a local folder; copy it to where you need it afterwards")
     folder = Path(out)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):

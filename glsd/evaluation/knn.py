@@ -62,8 +62,8 @@ def knn_accuracies(
 ) -> list[KnnResult]:
     """Share of the queries that their neighbours give the right class, for each number k of neighbours that vote.
 
-    Sec. 4.3 has k in {10, 20, 100, 200} and temperature 0.07. The neighbours are looked for once. A k larger than the
-    number of anchors is all anchors. Of two classes with equal votes the lower one wins; a class without a vote is
+    Sec. 4.3 has k = 20, the authors' code a temperature of 0.07. The neighbours are looked for once. A k larger than
+    the number of anchors is all anchors. Of two classes with equal votes the lower one wins; a class without a vote is
     never predicted, so top 5 counts a query only if a neighbour has its class. `progress` is that of `nearest`.
 
     Raises:

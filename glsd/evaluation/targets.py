@@ -366,7 +366,7 @@ _HUGGINGFACE_NAMES: dict[str, Renames] = {
 def _export_onnx(encoder: Encoder, out: str | Path) -> ExportReport:
     crop = encoder.config.evaluation.crop
     names = ("model.onnx", "onnx.json")
-    refuse_to_replace(Path(out), names)  # before the minute that tracing takes
+    refuse_to_replace(out, names)  # before the minute that tracing takes
     try:
         graph, any_size = _graph(encoder, _TRACED_PX, any_size=True), True
     except torch.onnx.OnnxExporterError:

@@ -1,5 +1,6 @@
 """One image's crops and geometric matchings, as training would see them."""
 
+import torch
 from matplotlib.figure import Figure
 
 from glsd.augment import multicrop
@@ -25,7 +26,8 @@ def preview(
     Raises:
         ValueError: the backbone does not exist or cannot take the crops.
     """
-    backbone = build_backbone(config.model.backbone)
+    with torch.device("meta"):  # its shapes alone are asked for
+        backbone = build_backbone(config.model.backbone)
     views = multicrop(image, config.augment, seed, epoch, image_id)
     crops = view_crops(views)
     grids = [backbone.grid(crop.shape[0]) for crop in crops]

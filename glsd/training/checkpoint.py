@@ -130,7 +130,7 @@ def _found(run: str) -> dict[str, list[str]]:
     folders: dict[str, list[str]] = {}
     for info in filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=True)):
         name, _, file = info.path.removeprefix(f"{folder}/").partition("/")
-        folders.setdefault(name, []).extend([file] if file else [])
+        folders.setdefault(name, []).extend([file] if file and info.type == pafs.FileType.File else [])
     return folders
 
 

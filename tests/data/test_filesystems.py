@@ -63,3 +63,10 @@ def test_google_cloud_storage_is_not_tried_for_minutes_unless_a_uri_says_so() ->
     for options, seconds in {"": 30, "?scheme=https": 30, "?retry_limit_seconds=900": 900}.items():
         filesystem, _ = resolved(f"gs://anonymous@bucket/photos{options}")
         assert filesystem.__reduce__()[1][0]["retry_time_limit"] == timedelta(seconds=seconds)
+
+
+def test_google_cloud_storage_is_insisted_upon_by_its_client_alone(tmp_path: Path) -> None:
+    with google_store(tmp_path) as address:
+        uri = f"gs://anonymous@bucket/a.jpg?endpoint_override={address}&scheme=http&retry_limit_seconds=1"
+    with pytest.raises(OSError, match=r"a\.jpg.* failed: "):  # the server is gone
+        read(uri)

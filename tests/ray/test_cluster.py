@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_jobs.cluster import Resources, check_ranks
-from ray_jobs.settings import JobSettings
 from tests.ray.runs import TOTAL_STEPS, json_lines, small_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -86,11 +84,3 @@ for gpu in (None, True, False):
     assert said[0].startswith(refusal)
     assert said[0].endswith("install a torch that fits it, or use --gpu False")
     assert said[1:] == [said[0], "False"]
-
-
-def test_workers_of_one_run_do_not_share_a_gpu() -> None:
-    resources = Resources(True, {"CPU": 1, "GPU": 0.5}, None, 0, "device")
-    with pytest.raises(ValueError, match=r"2 workers of 0\.5 GPUs each would share GPUs, .* use --workers 1"):
-        check_ranks(JobSettings(workers=2, gpus_per_worker=0.5), resources)
-    check_ranks(JobSettings(workers=1, gpus_per_worker=0.5), resources)
-    check_ranks(JobSettings(workers=2), resources)

@@ -100,5 +100,7 @@ def test_pruning_keeps_what_it_is_told_and_clears_what_a_killed_run_left(run, tm
 def test_pruning_clears_what_a_killed_run_on_this_machine_left(tmp_path):
     save_checkpoint(str(tmp_path), 1, {}, {})
     (tmp_path / "checkpoints" / ".step_00000002.partial").mkdir()
+    (tmp_path / "checkpoints" / "mine" / "older").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "mine" / "older" / "state.pt").touch()
     prune_checkpoints(str(tmp_path), keep={1})
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
