@@ -59,7 +59,7 @@ class DataConfig(Record):
     max_pixels: Size = 178_956_970
     """Images with more pixels are skipped as decompression bombs; the default is Pillow's limit (glsd)."""
     max_skipped: Probability = 0.1
-    """Largest share of images that may fail to decode before the run stops, judged after 200 images (glsd)."""
+    """Largest share of images that may fail to decode before the run stops, judged after 200 or all (glsd)."""
     image_column: str = "image"
     """Parquet: column of encoded bytes, or of `{bytes, path}` structs (glsd)."""
     label_column: str = "label"

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -471,6 +472,9 @@ def parse(given: list[str]) -> Any:
     if not given or given[0] in {"-h", "--help"}:
         print(_overview())
         sys.exit(0 if given else 2)
+    if given[0] == "--version":
+        print(version("glsd"))
+        sys.exit(0)
     verb, *rest = given
     if verb not in VERBS:
         nearest = difflib.get_close_matches(verb, VERBS, n=1)

@@ -219,6 +219,8 @@ def score_table(found: Mapping[str, Any]) -> str:
         for name, value in result["metrics"].items():
             title, meaning = COLLAPSE_MEASURES[name]
             lines.append(f"  {title:<31} {value:9.3g}   {meaning}")
+    if skipped := found["skipped"]:
+        lines += ["", f"could not be decoded: {len(skipped):,}, such as {skipped[0]['uri']}: {skipped[0]['reason']}"]
     return "\n".join(lines)
 
 
@@ -287,16 +289,16 @@ class _Probing:
 
     def knn(self, ks: Sequence[int]) -> dict[str, Any]:
         """The vote for every k, of the model and of its random initialisation."""
-        split = self._split
         encoders = (self._encoder, self._untrained)
         self._precompute(encoders)
         results = [self._knn_of(encoder, ks) for encoder in encoders]
+        anchors, queries = (self._labelled(self._encoder, side)[0] for side in _SIDES)
         trained, untrained = ([_knn_entry(result) for result in side] for side in results)
         return {
             "temperature": self._encoder.config.evaluation.temperature,
             "num_anchors": results[0][0].num_anchors,
             "num_queries": results[0][0].num_queries,
-            "majority": split.majority,
+            "majority": self._split._replace(anchors=anchors, queries=queries).majority,
             "results": trained,
             "untrained": untrained,
         }

@@ -108,7 +108,7 @@ def _summary(run: RunDirectory, checkpoint: str, config: Config, split: Labelled
         summary |= {
             "knn": last["knn"],
             "knn_untrained": first["knn"],
-            "knn_majority": split.majority,
+            "knn_majority": last["knn_majority"],
             "knn_k": min(config.evaluation.k, last["knn_anchors"]),
             "num_anchors": last["knn_anchors"],
             "num_queries": last["knn_queries"],

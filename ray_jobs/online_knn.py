@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glsd.config import Config, EvaluationConfig
 from glsd.data import UndecodableImage, decode
-from glsd.evaluation import Encoder, KnnResult, embed, knn_accuracy
+from glsd.evaluation import Encoder, KnnResult, embed, knn_accuracy, majority_share
 from glsd.models import Network
 from ray_jobs.labelled import LabelledImages, LabelledSplit
 from ray_jobs.settings import num_cores
@@ -45,7 +45,9 @@ class OnlineKnn:
         self._shares: list[Preprocessed] | None = None
 
     def __call__(self, teacher: Network, step: int) -> dict[str, float]:  # noqa: ARG002 - a probe is told the step
-        """`knn`, the share of the tested images whose class is voted for, and how many vote and are tested."""
+        """`knn`, the share of the tested images whose class is voted for, `knn_majority`, that of always naming the
+        most frequent class, and how many images vote and are tested.
+        """
         encoder = Encoder(teacher.backbone, self._config)
         if self._world_size > 1:
             # Without synchronised batch norm each worker has statistics of its own, and checkpoints have the first's.
@@ -58,7 +60,12 @@ class OnlineKnn:
             ]
         anchors, queries = (self._gathered(embedded(encoder, share)) for share in self._shares)
         result = score(anchors, queries, self._split, self._config.evaluation)
-        return {"knn": result.top1, "knn_anchors": result.num_anchors, "knn_queries": result.num_queries}
+        return {
+            "knn": result.top1,
+            "knn_majority": majority_share(anchors.labels, queries.labels),
+            "knn_anchors": result.num_anchors,
+            "knn_queries": result.num_queries,
+        }
 
     def _gathered(self, mine: Labelled) -> Labelled:
         if self._world_size == 1:

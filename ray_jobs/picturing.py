@@ -45,6 +45,7 @@ from ray_jobs.online_knn import Preprocessed, preprocessed
 
 NUM_PICTURED = 3
 _NUM_QUERIES, _NUM_NEIGHBOURS, _MAX_ANCHORS = 6, 5, 1000
+_FEWEST_MAPPED = 5
 _DIFFERENT_TOP = 15  # Fig. 12
 
 
@@ -191,7 +192,9 @@ def _save_neighbours(
 
 
 def picture_features(features: np.ndarray, labels: np.ndarray | None, classes: list[str] | None, folder: Path) -> None:
-    """The representations in the plane, by PCA, and by UMAP where it is installed."""
+    """The representations in the plane, by PCA, and by UMAP where it is installed; of a few there is nothing to see."""
+    if len(features) < _FEWEST_MAPPED:
+        return
     save_png_and_svg(draw_feature_map(features, labels, classes), folder / "feature_map")
     if umap_available():
         save_png_and_svg(draw_feature_map(features, labels, classes, "umap"), folder / "feature_map_umap")

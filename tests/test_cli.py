@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,12 @@ def test_a_misspelt_setting_is_answered_with_the_nearest(capsys):
         main(["config", "demo", "--optim.epoch", "3"])
     assert ended.value.code == 2
     assert "--optim.epochs" in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"{metadata.version('glsd')}\n")
 
 
 @pytest.mark.parametrize("arguments", [["config", "paper"], ["--help"]])

@@ -40,6 +40,8 @@ def test_images_are_decoded_once_and_the_teacher_is_seen_as_it_is_now(tmp_path: 
     _, teacher = build_student_teacher(CONFIG)
     first = probe(teacher, 0)
     assert first["knn_anchors"] + first["knn_queries"] == 39
+    num_right = first["knn_majority"] * first["knn_queries"]
+    assert num_right == round(num_right) > 0, "a broken image is counted"
     with torch.no_grad():
         for parameter in teacher.backbone.parameters():
             parameter.zero_()

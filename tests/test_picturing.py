@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -10,7 +11,7 @@ from glsd.config import Config
 from glsd.data import build_index
 from glsd.evaluation import untrained_encoder
 from ray_jobs.labelled import LabelledImages
-from ray_jobs.picturing import alike, picture_nearest
+from ray_jobs.picturing import alike, picture_features, picture_nearest
 from tests.ray.images import CLASSES, labelled_folder
 
 
@@ -42,3 +43,10 @@ def test_pairs_are_of_classes_in_turn_and_an_image_that_is_alone_in_its_class_is
     assert sorted(map(sorted, found[:2])) == [[30, 31], [40, 41]]
     assert found[2:] == [*found[:2], found[0]]
     assert alike(index, np.arange(3), limits, 5) == []
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 3, 4, 5])
+def test_a_map_of_a_few_images_is_left_out_and_costs_no_evaluation(tmp_path: Path, num_images: int) -> None:
+    features = np.random.default_rng(0).normal(size=(num_images, 8)).astype(np.float32)
+    picture_features(features, None, None, tmp_path)
+    assert (tmp_path / "feature_map.png").exists() == (num_images == 5)

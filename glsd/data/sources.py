@@ -191,7 +191,14 @@ def _class_names(uri: str) -> list[str] | None:
 def _class_folders(root: str, files: Files) -> list[str] | None:
     """The folder of each image as its class, where every image lies exactly one folder deep."""
     parts = [filesystems.relative(uri, root).split("/") for uri in files.uris]
-    return [part[0] for part in parts] if all(len(part) == 2 for part in parts) else None
+    elsewhere = [uri for uri, part in zip(files.uris, parts, strict=True) if len(part) != 2]
+    if elsewhere and len(elsewhere) < 0.1 * len(parts):
+        warnings.warn(
+            f"the folders of {root} are not taken for classes, since {len(elsewhere)} of {len(parts)} images are not "
+            f"exactly one folder deep, such as {elsewhere[0]}",
+            stacklevel=5,
+        )
+    return None if elsewhere else [part[0] for part in parts]
 
 
 def _text_list(uri: str, tick: Callable[[int], None]) -> Source:

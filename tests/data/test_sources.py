@@ -407,6 +407,15 @@ def test_shards_of_a_pack_that_is_not_complete_are_refused_unless_they_are_named
                 assert len(build_index(f"{bucket}/data/shards/{{0..1}}.tar{options}", CONFIG, cache)) == 2
 
 
+def test_a_few_images_beside_the_folders_of_classes_are_named_as_the_reason_for_no_labels(
+    tmp_path: Path, cache: Path
+) -> None:
+    write_jpegs(tmp_path / "data", *(f"{name}/{number}.jpg" for name in ("frog", "toad") for number in range(8)))
+    write_jpegs(tmp_path / "data", "loose.jpg")
+    with pytest.warns(UserWarning, match=r"not taken for classes, since 1 of 17 images .* such as .*data/loose\.jpg"):
+        assert build_index(tmp_path / "data", CONFIG, cache).labels is None
+
+
 def test_a_pack_json_of_somebody_elses_is_nothing_of_ours(tmp_path: Path, cache: Path) -> None:
     write_tar(tmp_path / "data/a.tar", {"1.jpg": jpeg(1)})
     for content in ('{"name": "pack", "shards": 7}', "[]", "no JSON"):

@@ -120,7 +120,7 @@ def test_two_workers_learn_from_the_same_batches_what_one_learns(
     two = pretrain(small_run(), str(forty), str(tmp_path / "run"), workers=2, figures=False)
     for ones, twos in zip(*(json_lines(Path(run.out) / "metrics.jsonl") for run in (uninterrupted, two)), strict=True):
         same = {"step", "loss", "loss_global", "loss_local", "matched", "lr", "epoch"} & ones.keys()
-        same |= {"knn", "knn_anchors", "knn_queries"} & ones.keys()
+        same |= {"knn", "knn_majority", "knn_anchors", "knn_queries"} & ones.keys()
         assert {name: twos[name] for name in same} == pytest.approx({name: ones[name] for name in same}, rel=1e-4)
     assert json_lines(tmp_path / "run" / "skipped.jsonl") == json_lines(Path(uninterrupted.out) / "skipped.jsonl")
     ones, twos = (leaves(load_checkpoint(run.checkpoint)) for run in (uninterrupted, two))
