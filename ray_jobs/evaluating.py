@@ -37,6 +37,7 @@ from glsd.evaluation import (
     knn_accuracies,
     load_model,
     logistic_regression,
+    majority_share,
     mean_correspondence,
     model_digest,
     standard_error,
@@ -292,13 +293,13 @@ class _Probing:
         encoders = (self._encoder, self._untrained)
         self._precompute(encoders)
         results = [self._knn_of(encoder, ks) for encoder in encoders]
-        anchors, queries = (self._labelled(self._encoder, side)[0] for side in _SIDES)
+        voting, tested = (torch.from_numpy(self._labelled(self._encoder, side)[0].labels) for side in _SIDES)
         trained, untrained = ([_knn_entry(result) for result in side] for side in results)
         return {
             "temperature": self._encoder.config.evaluation.temperature,
             "num_anchors": results[0][0].num_anchors,
             "num_queries": results[0][0].num_queries,
-            "majority": self._split._replace(anchors=anchors, queries=queries).majority,
+            "majority": majority_share(voting, tested),
             "results": trained,
             "untrained": untrained,
         }

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from glsd.config import Config, EvaluationConfig
 from glsd.data import Index, build_index
-from glsd.evaluation import majority_share
 from ray_jobs.monitor import ProgressLine
 
 Sources = str | Path | Sequence[str | Path]
@@ -35,11 +33,6 @@ class LabelledSplit(NamedTuple):
     anchors: LabelledImages
     queries: LabelledImages
     classes: list[str]
-
-    @property
-    def majority(self) -> float:
-        """Share of the queries that always naming the most frequent class of the anchors gets right."""
-        return majority_share(torch.from_numpy(self.anchors.labels), torch.from_numpy(self.queries.labels))
 
 
 def labelled_split(train: Index, test: Index | None, evaluation: EvaluationConfig, seed: int = 0) -> LabelledSplit:

@@ -86,6 +86,8 @@ def test_knn_is_that_of_the_representations_made_one_by_one(evaluated: Path, uni
     assert found["knn"]["num_anchors"] == expected.num_anchors
     assert found["knn"]["num_queries"] == expected.num_queries
     assert found["knn"]["num_anchors"] + found["knn"]["num_queries"] == 39  # one of forty is corrupt
+    num_right = found["knn"]["majority"] * found["knn"]["num_queries"]
+    assert num_right == pytest.approx(round(num_right)), "the corrupt image, which would be tested, is counted"
     # A hundred neighbours are all there are, and two hundred are no others.
     assert [result["k"] for result in found["knn"]["results"]] == [5, expected.num_anchors]
 
