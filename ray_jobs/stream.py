@@ -31,6 +31,8 @@ MAX_REPLACEMENTS = 100
 """Undecodable images in a row after which the data, and not an image, is at fault."""
 MAX_UNIT_BYTES = 64 * 2**20
 """Ray Data splits blocks above 1.5 * 128 MiB without a word, and the order of the units would be lost."""
+DECODED_BYTES = 64 * 2**20
+"""So many pixels of a unit a task keeps at once, or one image; a unit of ordinary photographs is less."""
 
 
 Files = dict[str, "ray.ObjectRef[bytes]"]
@@ -60,17 +62,16 @@ class Source(Protocol):
         """Arrays of the shapes of unit k."""
 
 
-class DecodedUnit(NamedTuple):
-    """The m images of a unit, the undecodable ones replaced."""
+class DecodedImage(NamedTuple):
+    """An image of a unit, or the one that stands in for it."""
 
-    epoch: int
-    members: np.ndarray
-    """(m,) their numbers within the regime."""
-    image_ids: np.ndarray
-    """(m,) their rows of the full index."""
-    images: list[np.ndarray]
-    skips: list[list[tuple[int, str]]]
-    """(image_id, reason) of each image that an image stands in for."""
+    member: int
+    """Its number within the regime."""
+    image_id: int
+    """Its row of the full index."""
+    pixels: np.ndarray
+    skips: list[tuple[int, str]]
+    """(image_id, reason) of each undecodable image that it stands in for."""
 
 
 @dataclass(frozen=True)
@@ -83,36 +84,34 @@ class UnitReader:
     """The regime's images in the object store; None is all."""
     limits: DataConfig
 
-    def read(self, k: int) -> DecodedUnit:
-        """The images of unit k.
+    def read(self, k: int) -> tuple[int, Iterator[DecodedImage]]:
+        """The epoch of unit k, and its images, each decoded when its turn has come: 32 photographs of 50 megapixels
+        are 5 GB.
 
         Raises:
             ValueError: image after image cannot be decoded.
             OSError: an image cannot be read.
         """
         epoch, scheduled = self.order.unit(k)
+        image_ids = self._ids(scheduled).tolist()
         with ThreadPoolExecutor(8) as readers:
-            encoded = list(readers.map(self.index.read, self._ids(scheduled).tolist()))
-        found = [self._decoded(epoch, member, data) for member, data in zip(scheduled.tolist(), encoded, strict=True)]
-        members = np.array([member for member, _, _ in found])
-        images, skips = [image for _, image, _ in found], [skipped for _, _, skipped in found]
-        return DecodedUnit(epoch, members, self._ids(members), images, skips)
+            encoded = list(readers.map(self.index.read, image_ids))
+        return epoch, map(partial(self._decoded, epoch), scheduled.tolist(), image_ids, encoded)
 
-    def _decoded(self, epoch: int, scheduled: int, data: bytes) -> tuple[int, np.ndarray, list[tuple[int, str]]]:
-        """The regime's image of this number, or the first decodable one of its keyed replacements."""
+    def _decoded(self, epoch: int, scheduled: int, image_id: int, data: bytes) -> DecodedImage:
+        """The regime's image of the number `scheduled`, or the first decodable one of its keyed replacements."""
         member, skipped = scheduled, list[tuple[int, str]]()
         for attempt in range(MAX_REPLACEMENTS):
             try:
-                return member, decode(data, self.limits.max_pixels, self.limits.value_range), skipped
+                pixels = decode(data, self.limits.max_pixels, self.limits.value_range)
+                return DecodedImage(member, image_id, pixels, skipped)
             except UndecodableImage as error:
-                skipped.append((self._id(member), str(error)))
+                skipped.append((image_id, str(error)))
             member = self.order.replacement(epoch, scheduled, attempt)
-            data = self.index.read(self._id(member))
+            image_id = int(self._ids(np.array([member]))[0])
+            data = self.index.read(image_id)
         reasons = "; ".join(f"{self.index.uri(image_id)}: {reason}" for image_id, reason in skipped[:3])
         raise ValueError(f"{MAX_REPLACEMENTS} images in a row could not be decoded, such as {reasons}")
-
-    def _id(self, member: int) -> int:
-        return int(self._ids(np.array([member]))[0])
 
     def _ids(self, members: np.ndarray) -> np.ndarray:
         """Rows of the full index, which name an image alike in every regime."""
@@ -152,22 +151,22 @@ class UnitSource:
         Returns:
             The arrays of `glsd.training.Unit`, and `skips` (m,): a JSON list of [image_id, reason] for each image.
         """
-        decoded = UnitReader(self.order, self.index, self.image_ids, self.config.data).read(k)
-        skips = [json.dumps(skipped) for skipped in decoded.skips]
-        return self._arrays(k, decoded.image_ids, skips, decoded.images, decoded.epoch)
+        epoch, images = UnitReader(self.order, self.index, self.image_ids, self.config.data).read(k)
+        # A loop's variable would keep a part's images while the next are decoded.
+        parts = list(map(partial(self._arrays, k, epoch), _in_parts(images)))
+        return parts[0] if len(parts) == 1 else {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def blank(self, k: int) -> dict[str, np.ndarray]:
         """Arrays of the shapes of unit k."""
-        size = self.config.data.unit_size
-        return self._arrays(k, np.zeros(size, np.int64), ["[]"] * size, [np.zeros((8, 8, 3), np.uint8)] * size, 0)
+        return self._arrays(k, 0, [DecodedImage(0, 0, np.zeros((8, 8, 3), np.uint8), [])] * self.config.data.unit_size)
 
-    def _arrays(
-        self, k: int, ids: np.ndarray, skips: list[str], images: list[np.ndarray], epoch: int
-    ) -> dict[str, np.ndarray]:
+    def _arrays(self, k: int, epoch: int, images: Sequence[DecodedImage]) -> dict[str, np.ndarray]:
         """The columns that travel; photometric parameters only where they are still needed."""
         from glsd.augment import multicrop_batch
 
-        crops = multicrop_batch(images, self.config.augment, self.config.seed, epoch, ids, self.photometrics)
+        ids = np.array([image.image_id for image in images])
+        pixels, skips = [image.pixels for image in images], [json.dumps(image.skips) for image in images]
+        crops = multicrop_batch(pixels, self.config.augment, self.config.seed, epoch, ids, self.photometrics)
         travelling = {key: value for key, value in crops.items() if key != "pho" or self.photometrics == "device"}
         return {"unit": np.full(len(ids), k), "image_id": ids, "skips": np.array(skips), **travelling}
 
@@ -209,18 +208,30 @@ class LinearSource:
         """
         from glsd.evaluation import linear_crop
 
-        decoded = UnitReader(self.order, self.index, self.image_ids, self.limits).read(k)
-        crops = [
-            linear_crop(image, self.crop, self.config, decoded.epoch, image_id)
-            for image, image_id in zip(decoded.images, decoded.image_ids.tolist(), strict=True)
-        ]
+        epoch, images = UnitReader(self.order, self.index, self.image_ids, self.limits).read(k)
+        members, crops = list[int](), list[np.ndarray]()
+        for image in images:
+            members.append(image.member)
+            crops.append(linear_crop(image.pixels, self.crop, self.config, epoch, image.image_id))
         labels: np.ndarray = ray.get(self.labels)
-        return {"unit": np.full(len(crops), k), "crops": np.stack(crops), "label": labels[decoded.members]}
+        return {"unit": np.full(len(crops), k), "crops": np.stack(crops), "label": labels[members]}
 
     def blank(self, k: int) -> dict[str, np.ndarray]:
         """Arrays of the shapes of unit k."""
         crops = np.zeros((self.unit_size, self.crop, self.crop, 3), np.uint8)
         return {"unit": np.full(self.unit_size, k), "crops": crops, "label": np.zeros(self.unit_size, np.int64)}
+
+
+def _in_parts(images: Iterable[DecodedImage]) -> Iterator[list[DecodedImage]]:
+    """The images in their order, each part as soon as it has `DECODED_BYTES`."""
+    part = list[DecodedImage]()
+    for image in images:
+        part.append(image)
+        if sum(member.pixels.nbytes for member in part) >= DECODED_BYTES:
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 def share_files(indexes: Sequence[Index]) -> Files:
