@@ -6,6 +6,7 @@ by its dotted key. Verbs that need no cluster import no Ray.
 
 import difflib
 import os
+import re
 import signal
 import sys
 import warnings
@@ -372,12 +373,11 @@ class Pack:
     def run(self) -> None:
         """Do it."""
         with _importing():
-            from ray_jobs.cluster import cluster
             from ray_jobs.monitor import ProgressLine
             from ray_jobs.packing import pack
 
         data = DataConfig(image_column=self.image_column, label_column=self.label_column)
-        with ProgressLine() as line, cluster(JobSettings()):
+        with ProgressLine() as line:
             packed = pack(self.src, self.dst, data, self.shard_mib * 2**20, line.phase)
         print(packed)
 
@@ -476,6 +476,8 @@ def parse(given: list[str]) -> Any:
         print(version("glsd"))
         sys.exit(0)
     verb, *rest = given
+    # YAML and `glsd config` spell it null.
+    rest = [re.sub("^(--[^=]+=)?null$", r"\g<1>None", argument) for argument in rest]
     if verb not in VERBS:
         nearest = difflib.get_close_matches(verb, VERBS, n=1)
         meant = f", did you mean {nearest[0]}?" if nearest else ";"

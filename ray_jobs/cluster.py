@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,14 @@ from typing import Any, Literal, NamedTuple
 
 import ray
 import ray.data
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
 
 from glsd.config import Config
 from ray_jobs.settings import JobSettings, num_cores
@@ -27,8 +36,15 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # each report waits for the next check
 }
 
-_OWN_RAY = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""Of a Ray that is started for a job: where its machine is taken away, the job's driver goes too."""
+_DEATHS = (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
+"""What Ray raises when a process has died that a job cannot do without."""
 
 
 class Resources(NamedTuple):
@@ -44,46 +60,89 @@ class Resources(NamedTuple):
 
 @contextmanager
 def cluster(settings: JobSettings) -> Iterator[None]:
-    """The Ray that is already connected, that of RAY_ADDRESS, or one started on this machine for this job."""
+    """The Ray that is already connected, that of RAY_ADDRESS, or one started on this machine for this job.
+
+    Raises:
+        RuntimeError: within it a process of the job died.
+    """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     ray.data.DataContext.get_current().print_on_execution_start = False
-    if ray.is_initialized():
-        yield
-        return
-    with _defaults({} if "RAY_ADDRESS" in os.environ else _OWN_RAY):
-        if "RAY_ADDRESS" in os.environ:
+    try:
+        if ray.is_initialized():
+            yield
+        elif "RAY_ADDRESS" in os.environ:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            with _shut_down_afterwards():
+                yield
         else:
             port = _dashboard_port() if settings.dashboard else None
-            if port is not None:
-                # What frees the resources of a killed trial asks the dashboard. It would look for it by itself, and
-                # give up on a machine with several Rays.
-                os.environ.setdefault("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")
-            _start(
-                # One slot more than cores: the training worker takes a hair of one, which would cost the stream a task.
-                num_cpus=num_cores() + 1,
-                include_dashboard=settings.dashboard,
-                dashboard_port=port,
-            )
-        with _ended_by_sigterm():
-            try:
-                yield
-            finally:
-                ray.shutdown()
+            with _environment(_of_own_ray(port)):
+                _start(
+                    # One slot more than cores: the training worker takes a hair of one, which would cost the stream a
+                    # task.
+                    num_cpus=num_cores() + 1,
+                    include_dashboard=settings.dashboard,
+                    dashboard_port=port,
+                )
+                with _shut_down_afterwards():
+                    yield
+    except _DEATHS as error:
+        raise death(error) from error
+
+
+def death(error: BaseException) -> BaseException:
+    """An error of Ray in words, where it is that a process has died; any other as it is."""
+    error = getattr(error, "health_check_failure", error)  # as Ray Train wraps it
+    if not isinstance(error, _DEATHS):
+        return error
+    said = " ".join(str(error).split()).rpartition("The actor is dead because ")[2]
+    return RuntimeError(
+        "a process of the job died, perhaps for want of memory, of which fewer --workers or a smaller data.unit_size "
+        f"need less; the same command goes on where it was. Ray says: {textwrap.shorten(said, 300)}"
+    )
+
+
+def _of_own_ray(dashboard_port: int | None) -> dict[str, str | None]:
+    """The environment of a Ray that is started for a job.
+
+    What frees the resources of a killed trial asks the dashboard whether the trial lives. It must be this Ray's, as any
+    other knows nothing of it. Left alone, it would look for one, and give up on a machine with several.
+    """
+    return {
+        "RAY_API_SERVER_ADDRESS": None if dashboard_port is None else f"http://127.0.0.1:{dashboard_port}",
+        # Where the machine of such a Ray is taken away, the job's driver goes too.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"),
+    }
 
 
 @contextmanager
-def _defaults(values: Mapping[str, str]) -> Iterator[None]:
-    """Set the environment variables that are not set; they are gone afterwards."""
-    new = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ |= new
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set the environment variables, and remove those of None; afterwards they are as they were."""
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
     try:
         yield
     finally:
-        for name in new:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
             os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@contextmanager
+def _shut_down_afterwards() -> Iterator[None]:
+    with _ended_by_sigterm():
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _start(**options: Any) -> None:

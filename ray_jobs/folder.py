@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.fs
 
 from glsd.data.filesystems import absolute, is_remote, joined, read_file, replace_file, resolved
+from glsd.data.sources import expanded
 
 
 class Folder:
@@ -92,13 +93,15 @@ class Folder:
             ValueError: names both.
         """
         for source in [sources] if isinstance(sources, str | Path) else sources:
-            text = str(source)  # perhaps a whole bucket, which is no `Folder`
-            root = resolved(text)[1] if is_remote(text) else str(Path(text).expanduser().resolve())
-            if self.is_local != is_remote(text) and self.path.startswith(f"{root}/"):
-                raise ValueError(
-                    f"{self.out} lies within {source}, so that what is written there would count as images; "
-                    "name a folder elsewhere"
-                )
+            for uri in expanded(absolute(source)):  # perhaps a whole bucket, which is no `Folder`
+                filesystem, root = resolved(uri) if is_remote(uri) else (pyarrow.fs.LocalFileSystem(), uri)
+                if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+                    root = str(Path(root).resolve())
+                if filesystem.type_name == self.filesystem.type_name and self.path.startswith(f"{root}/"):
+                    raise ValueError(
+                        f"{self.out} lies within {source}, so that what is written there would count as images; "
+                        "name a folder elsewhere"
+                    )
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none."""
@@ -107,7 +110,7 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | memoryview) -> None:
         """Create or replace a file, at once."""
         target = f"{self.path}/{name}"
         self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)

@@ -35,14 +35,14 @@ class LabelledSplit(NamedTuple):
     classes: list[str]
 
 
-def labelled_split(train: Index, test: Index | None, evaluation: EvaluationConfig, seed: int = 0) -> LabelledSplit:
+def labelled_split(train: Index, test: Index | None, evaluation: EvaluationConfig) -> LabelledSplit:
     """The images of `train` vote on those of `test`, or, without `test`, on a keyed share held out of `train` itself.
 
     Anchors are the full training set also where a run saw a subset of it (Sec. 4.5.1); at most `evaluation.max_images`
     vote and are tested.
 
     Raises:
-        ValueError: a data set has no labels, or `test` has a class that `train` lacks.
+        ValueError: a data set has no labels or a single image, or `test` has a class that `train` lacks.
     """
     for index, name in ((train, "the images that vote"), (test, "the images that are tested")):
         if index is not None and index.labels is None:
@@ -52,8 +52,10 @@ def labelled_split(train: Index, test: Index | None, evaluation: EvaluationConfi
             )
     assert train.labels is not None
     assert train.classes is not None
-    shuffled = np.random.default_rng([seed, len(train)]).permutation(len(train))
+    shuffled = np.random.default_rng([0, len(train)]).permutation(len(train))
     if test is None:
+        if len(train) < 2:
+            raise ValueError(f"{train.uri(0)} is the only image; one at least must vote and one be tested")
         tested = max(1, round(evaluation.holdout * len(train)))
         queries, anchors = shuffled[:tested], shuffled[tested:]
         query_images = _some(train, train.labels, queries, evaluation.max_images)
@@ -65,7 +67,7 @@ def labelled_split(train: Index, test: Index | None, evaluation: EvaluationConfi
             raise ValueError(f"the tested images have classes that no voting image has: {unknown[:5]}")
         of_train = np.array([train.classes.index(name) for name in test.classes])
         anchors = shuffled
-        shuffled_test = np.random.default_rng([seed, len(test), 1]).permutation(len(test))
+        shuffled_test = np.random.default_rng([0, len(test), 1]).permutation(len(test))
         query_images = _some(test, of_train[test.labels], shuffled_test, evaluation.max_images)
     return LabelledSplit(_some(train, train.labels, anchors, evaluation.max_images), query_images, train.classes)
 

@@ -212,7 +212,7 @@ def _process_start(pid: int) -> str | None:
         state, *fields = stat.rpartition(")")[2].split()  # the name before may hold blanks and parentheses
         return None if state in "ZX" else fields[18]  # field 22 of proc(5): starttime
     answer = subprocess.run(
-        ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
+        ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)],
         capture_output=True,
         text=True,
         check=False,

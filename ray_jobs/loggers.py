@@ -11,8 +11,7 @@ import math
 import os
 import time
 import uuid
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from glsd.config import Config
@@ -40,13 +39,16 @@ def check_loggers(names: Sequence[Logger]) -> None:
             raise ValueError(f"--loggers {name} needs a package that is not installed: pip install 'glsd[{name}]'")
 
 
-def external_loggers(names: Sequence[Logger], run: RunDirectory, config: Config) -> list[ExternalLog]:
+def external_loggers(
+    names: Sequence[Logger], run: RunDirectory, config: Config, warn: Callable[[str], None]
+) -> list[ExternalLog]:
     """The loggers of a run, which continue where an earlier start of it was logged.
 
     Args:
         names: which ones; none makes no file.
         run: the run directory, which gives the name that is shown and keeps the id.
         config: what is recorded beside the metrics.
+        warn: told of what could not be logged, where the run goes on without.
     """
     if not names:
         return []
@@ -57,8 +59,11 @@ def external_loggers(names: Sequence[Logger], run: RunDirectory, config: Config)
         content = json.dumps({"id": f"{config.digest}-{uuid.uuid4().hex[:8]}"}).encode()
         run.write(LOGGERS, content)
     run_id, settings = json.loads(content)["id"], config.flat()
-    kinds: dict[Logger, type[_Wandb] | type[_Mlflow]] = {"wandb": _Wandb, "mlflow": _Mlflow}
-    return [kinds[name](run, run_id, settings) for name in dict.fromkeys(names)]
+    begin: dict[Logger, Callable[[], ExternalLog]] = {
+        "wandb": lambda: _Wandb(run, run_id, settings),
+        "mlflow": lambda: _Mlflow(run, run_id, settings, warn),
+    }
+    return [begin[name]() for name in dict.fromkeys(names)]
 
 
 class _Wandb:
@@ -90,12 +95,14 @@ class _Wandb:
 class _Mlflow:
     """MLflow; a server that does not answer costs some minutes' records and a warning, not the run."""
 
-    def __init__(self, run: RunDirectory, run_id: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, run: RunDirectory, run_id: str, settings: Mapping[str, Any], warn: Callable[[str], None]
+    ) -> None:
         import mlflow
 
         for name, value in _MLFLOW_PATIENCE.items():
             os.environ.setdefault(name, value)
-        self._mlflow, self._failed_at = mlflow, -math.inf
+        self._mlflow, self._failed_at, self._warn = mlflow, -math.inf, warn
         try:
             self._client = mlflow.MlflowClient()
             self._run_id = self._begun(run.name, run_id, settings)
@@ -122,14 +129,13 @@ class _Mlflow:
             self._client.log_batch(self._run_id, metrics=entries)
         except self._mlflow.MlflowException as error:
             self._failed_at = time.monotonic()
-            warnings.warn(
+            self._warn(
                 f"MLflow did not take the metrics of step {step} and is left alone for {_MLFLOW_PAUSE_S / 60:.0f} "
-                f"minutes: {error}",
-                stacklevel=2,
+                f"minutes: {error}"
             )
 
     def close(self, failed: bool) -> None:
         try:
             self._client.set_terminated(self._run_id, status="FAILED" if failed else "FINISHED")
         except self._mlflow.MlflowException as error:
-            warnings.warn(f"MLflow did not take the end of the run: {error}", stacklevel=2)
+            self._warn(f"MLflow did not take the end of the run: {error}")

@@ -182,14 +182,21 @@ def watch(monitor: Handle, line: ProgressLine) -> Iterator[None]:
 
 def _watch(monitor: Handle, line: ProgressLine, stop: threading.Event) -> None:
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import GetTimeoutError, RayError
 
+    asked = None
     while True:
         stopped = stop.wait(POLL_INTERVAL_S)
+        asked = asked or monitor.take.remote()
         try:
-            news: list[tuple[str, Any]] = ray.get(monitor.take.remote(), timeout=30)
+            news: list[tuple[str, Any]] = ray.get(asked, timeout=ARRIVAL_S)
+        except GetTimeoutError:
+            if stopped:
+                return
+            continue  # a busy machine; what it takes is not lost
         except RayError:
             return  # the monitor or the cluster has gone; the job says itself how it ends
+        asked = None
         for kind, content in news:
             if kind == "phase":
                 line.phase(content)

@@ -26,10 +26,14 @@ from numpy.typing import NDArray
 from glsd.config import DataConfig
 from glsd.data import CLASS_NAMES, IMAGE_EXTENSIONS, Index, UndecodableImage, build_index, extension
 from glsd.data.sources import PACK_PLAN
+from ray_jobs.cluster import check_resources, cluster
 from ray_jobs.folder import Folder
+from ray_jobs.settings import JobSettings
 from ray_jobs.stream import Files, place_files, share_files
 
 SHARD_BYTES = 256 * 2**20
+_READ_AT_ONCE = 64
+"""Images that a task reads side by side; besides these it keeps one shard."""
 _SHOWN_LATE_S = 10.0
 """How long a network disk may take to show what other nodes wrote."""
 
@@ -78,7 +82,8 @@ def pack(
         cache_dir: where the index is kept; by default the user's cache folder.
 
     Raises:
-        ValueError: the data or the folder do not fit, or shards are not there in the end; the message says what to do.
+        ValueError: the data, the folder or the cluster do not fit, or shards are not there in the end; the message says
+            what to do.
     """
     if config.images_per_class is not None or config.fraction is not None:
         raise ValueError(
@@ -92,9 +97,13 @@ def pack(
     missing = _missing(shards, folder)
     num_written = len(index) - sum(shard.last - shard.first for shard in missing)
     on_progress(f"packing {num_written:,}/{len(index):,} images")
-    for written in _written(missing, index, folder):
-        num_written += written
-        on_progress(f"packing {num_written:,}/{len(index):,} images")
+    if missing:
+        settings = JobSettings(gpu=False)
+        with cluster(settings):
+            check_resources(settings, index.packed)
+            for written in _written(missing, index, folder):
+                num_written += written
+                on_progress(f"packing {num_written:,}/{len(index):,} images")
     assert num_written == len(index), f"{num_written} images were packed, not {len(index)}"
     end = time.monotonic() + _SHOWN_LATE_S
     while (lost := _missing(shards, folder)) and time.monotonic() < end:
@@ -186,8 +195,6 @@ def _missing(shards: list[Shard], folder: Folder) -> list[Shard]:
 
 def _written(shards: list[Shard], index: Index, folder: Folder) -> Iterator[int]:
     """Write shards on the cluster; gives the number of images of each as it is done."""
-    if not shards:
-        return
     rows, files = [shard._asdict() for shard in shards], share_files([index])
     write = partial(_write_shards, index=index, files=files, folder=folder)
     tasks = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -226,18 +233,20 @@ def _write_shard(shard: Shard, index: Index, folder: Folder) -> None:
     folder.write(shard.name, data)
 
 
-def _tar(index: Index, image_ids: range) -> bytes:
+def _tar(index: Index, image_ids: range) -> memoryview:
     content = io.BytesIO()
     labels = index.labels
     with (
         tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar,
         ThreadPoolExecutor(8) as readers,
     ):
-        for image_id, data in zip(image_ids, readers.map(index.read, image_ids), strict=True):
-            if labels is not None:
-                _add(tar, f"{image_id:09d}.cls", str(labels[image_id]).encode())
-            _add(tar, f"{image_id:09d}{_suffix(index, image_id, data)}", data)
-    return content.getvalue()
+        for start in range(0, len(image_ids), _READ_AT_ONCE):
+            ids = image_ids[start : start + _READ_AT_ONCE]
+            for image_id, data in zip(ids, readers.map(index.read, ids), strict=True):
+                if labels is not None:
+                    _add(tar, f"{image_id:09d}.cls", str(labels[image_id]).encode())
+                _add(tar, f"{image_id:09d}{_suffix(index, image_id, data)}", data)
+    return content.getbuffer()
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, Self, TextIO
@@ -231,14 +231,14 @@ class RunLog:
 
     def close(self, failed: bool = False) -> None:
         """Sync for the last time and close the files; `failed` is what is said outside."""
-        self.sync()
-        self._events.close()
-        self._metrics.close()
-        self._skipped.close()
-        if not self._run.is_local:
-            shutil.rmtree(self._folder)
-        for log in self._external:
-            log.close(failed)
+        with ExitStack() as closing:  # all of it, whatever fails
+            for log in self._external:
+                closing.callback(log.close, failed)
+            if not self._run.is_local:
+                closing.callback(shutil.rmtree, self._folder)
+            for stream in (self._skipped, self._metrics, self._events):
+                closing.callback(stream.close)
+            self.sync()
 
     def _reopen(self, name: str, lines: list[dict[str, Any]]) -> TextIO:
         path = self._folder / name

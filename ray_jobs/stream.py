@@ -293,8 +293,8 @@ def _make_unit(row: dict[str, np.ndarray], source: "ray.ObjectRef[Source]", firs
     cv2.setNumThreads(1)
     k, failure = first + int(row["id"][0]), ""
     made_by = ray.get(source)
-    place_files(made_by.files)
     try:
+        place_files(made_by.files)
         arrays = made_by.unit(k)
     except (ValueError, OSError) as error:
         # Ray Data keeps the text of an exception only within a traceback, so what a user can mend travels as a row.

@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from ray_jobs.cluster import Resources
+from ray_jobs.cluster import Resources, death
 from ray_jobs.monitor import Handle, ProgressLine, watch
 from ray_jobs.run_directory import RunDirectory
 from ray_jobs.settings import JobSettings
@@ -105,5 +105,5 @@ class _Trainer(TorchTrainer):
 def _cause(error: TrainingFailedError) -> BaseException:
     """What went wrong in a worker, without Ray's wrapping."""
     if isinstance(error, WorkerGroupError):
-        return next(iter(error.worker_failures.values()), error)
+        return death(next(iter(error.worker_failures.values()), error))
     return error

@@ -3,11 +3,10 @@
 import itertools
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import ray
 import ray.train
@@ -82,10 +81,18 @@ def train_worker(plan: Plan) -> None:
         # A worker that is started again would only meet the same data or the same loss once more.
         raise _FAILURES[failure["kind"]](failure["message"])
     place_files(plan.source.files)
-    config = plan.config
     if plan.torch_threads is not None:
         torch.set_num_threads(plan.torch_threads)
-    device = ray.train.torch.get_device()
+    try:
+        _train(plan, ray.train.torch.get_device())
+    except tuple(_FAILURES.values()) as error:
+        kind = next(name for name, kind in _FAILURES.items() if isinstance(error, kind))
+        plan.run.write(FAILURE, json.dumps({"token": plan.token, "kind": kind, "message": str(error)}).encode())
+        raise
+
+
+def _train(plan: Plan, device: torch.device) -> None:
+    config = plan.config
     shard = ray.train.get_dataset_shard("train")
     units = shard.iter_batches(batch_size=config.data.unit_size, batch_format="numpy", prefetch_batches=2)
     arriving = received(units)
@@ -105,29 +112,22 @@ def train_worker(plan: Plan) -> None:
             )
         state.load_state_dict(content)
 
-    recorder = _Recorder(plan, state.step)
-    if state.step:
-        recorder.announce(f"resuming at step {state.step:,} of {plan.total_steps:,}")
-    probes = {} if plan.knn is None else {"knn": recorder.announced("k-NN", OnlineKnn(plan.knn, config, device))}
-    if state.step == 0:
-        # The teacher before training is the backbone as it was initialised: what all later figures stand beside.
-        untrained: Metrics = {"step": 0}
-        for probe in probes.values():
-            untrained |= probe(state.teacher, 0)
-        recorder.log(untrained, None)
-    try:
-        units = recorder.watched(itertools.chain([first], arriving))
+    with _Recorder(plan, state.step) as recorder:
+        if state.step:
+            recorder.announce(f"resuming at step {state.step:,} of {plan.total_steps:,}")
+        probes = {} if plan.knn is None else {"knn": recorder.announced("k-NN", OnlineKnn(plan.knn, config, device))}
+        if state.step == 0:
+            # The teacher before training is the backbone as it was initialised: what all later figures stand beside.
+            untrained: Metrics = {"step": 0}
+            for probe in probes.values():
+                untrained |= probe(state.teacher, 0)
+            recorder.log(untrained, None)
+        watched = recorder.watched(itertools.chain([first], arriving))
         if config.collapse == "ignore":
-            train(state, units, config, plan.steps_per_epoch, device, recorder.log, probes)
+            train(state, watched, config, plan.steps_per_epoch, device, recorder.log, probes)
         else:
-            watched = _CollapseAlarm(plan, recorder, start_step)
-            train(state, units, config, plan.steps_per_epoch, device, watched.log, probes, watched.diagnose)
-    except tuple(_FAILURES.values()) as error:
-        kind = next(name for name, kind in _FAILURES.items() if isinstance(error, kind))
-        plan.run.write(FAILURE, json.dumps({"token": plan.token, "kind": kind, "message": str(error)}).encode())
-        raise
-    finally:
-        recorder.close(failed=sys.exception() is not None)
+            alarm = _CollapseAlarm(plan, recorder, start_step)
+            train(state, watched, config, plan.steps_per_epoch, device, alarm.log, probes, alarm.diagnose)
 
 
 def kept_steps(knn: Mapping[int, float | None], every: int | None) -> set[int]:
@@ -211,9 +211,18 @@ class _Recorder:
         self._rank = ray.train.get_context().get_world_rank()
         if self._rank == 0:
             # A fresh start also drops the line of step 0, which it writes again.
-            external = external_loggers(plan.loggers, plan.run, plan.config)
-            self._log = RunLog(plan.run, resume_step=start_step or -1, external=external)
             self._reporter = Reporter(plan.monitor, plan.run.name)
+            external = external_loggers(plan.loggers, plan.run, plan.config, self._reporter.note)
+            self._log = RunLog(plan.run, resume_step=start_step or -1, external=external)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Make the last lines durable, and have the driver know them."""
+        if self._rank == 0:
+            self._log.close(failed=kind is not None)
+            self._reporter.close()
 
     def watched(self, units: Iterator[Unit]) -> Iterator[Unit]:
         """The units, their skipped images noted on the way."""
@@ -256,12 +265,6 @@ class _Recorder:
             self._check_skipped(step)
         if state is not None:
             ray.train.report(metrics)  # a barrier of all workers
-
-    def close(self, failed: bool) -> None:
-        """Make the last lines durable, and have the driver know them."""
-        if self._rank == 0:
-            self._log.close(failed)
-            self._reporter.close()
 
     def _save(self, state: TrainState, metrics: Metrics) -> None:
         run, config = self._plan.run, self._plan.config

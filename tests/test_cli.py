@@ -83,6 +83,12 @@ def test_a_misspelt_setting_is_answered_with_the_nearest(capsys):
     assert "--optim.epochs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", [["--data.fraction", "null"], ["--data.fraction=null"], ["--data.fraction", "None"]])
+def test_no_value_is_null_on_the_command_line_too(given, capsys):
+    main(["config", "demo", *given])
+    assert "\n  fraction: null\n" in capsys.readouterr().out
+
+
 def test_the_version_is_that_of_the_package(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--version"])

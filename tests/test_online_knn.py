@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from glsd.config import Config
@@ -32,6 +33,12 @@ class Remembering(Index):
 def labelled(index: Index) -> LabelledSplit:
     """Thirty-two images vote on eight; the corrupt one of all does neither."""
     return labelled_split(index, None, CONFIG.evaluation)
+
+
+def test_a_single_image_cannot_vote_and_be_tested(tmp_path: Path) -> None:
+    index = build_index(labelled_folder(tmp_path / "photos", 1), CONFIG.data)
+    with pytest.raises(ValueError, match=r"000\.png is the only image; one at least must vote and one be tested"):
+        labelled(index)
 
 
 def test_images_are_decoded_once_and_the_teacher_is_seen_as_it_is_now(tmp_path: Path) -> None:

@@ -89,6 +89,11 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(run: RunDirectory) 
         ("s3://bucket/runs/run?region=eu-west-1", "s3://bucket?region=eu-west-1", True),
         ("s3://bucket/runs/run?region=eu-west-1", "s3://bucket/photos?region=eu-west-1", False),
         ("photos/run", "s3://bucket?region=eu-west-1", False),
+        ("photos/run", "{elsewhere,photos}", True),
+        ("photos/run", "photos{1..3}", False),
+        ("photos/run", "file://{folder}/photos", True),
+        ("file://{folder}/photos/run", "photos", True),
+        ("photos/run", "file://{folder}/photo", False),
     ],
 )
 def test_a_folder_within_the_images_is_refused(
@@ -98,7 +103,9 @@ def test_a_folder_within_the_images_is_refused(
     Path("photos").mkdir()
     Path("link").symlink_to("photos")
     with pytest.raises(ValueError, match="lies within") if is_refused else nullcontext():
-        Folder(out).check_apart(["elsewhere", source])
+        Folder(out.replace("{folder}", str(tmp_path))).check_apart(
+            ["elsewhere", source.replace("{folder}", str(tmp_path))]
+        )
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:

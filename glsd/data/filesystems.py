@@ -221,7 +221,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes | memoryview) -> None:
     """Write a local file that is whole at any moment, even after a power cut."""
     with replacing(path) as stream:
         stream.write(data)

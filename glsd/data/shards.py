@@ -261,6 +261,6 @@ def _extension(data: bytes) -> str:
 
 def _short_names(source: Source) -> list[str]:
     """Names of the source's files below what they have in common."""
-    readable = [filesystems.unquote_key(uri) for uri in source.files.uris]
+    readable = [filesystems.unquote_key(uri).rpartition("://")[2] for uri in source.files.uris]
     root = os.path.commonpath([os.path.dirname(name) for name in readable])  # noqa: PTH120
     return [name[len(root) :].lstrip("/") for name in readable]

@@ -67,7 +67,7 @@ def find_sources(sources: Sequence[str | Path], config: DataConfig, tick: Callab
     """
     if not sources:
         raise ValueError("no data named; give a folder of images, a list, tars or Parquet files")
-    found = [_source(uri, config, tick) for source in sources for uri in _expanded(filesystems.absolute(source))]
+    found = [_source(uri, config, tick) for source in sources for uri in expanded(filesystems.absolute(source))]
     return _with_class_names(found)
 
 
@@ -78,7 +78,7 @@ def as_labels(texts: list[str]) -> Labels:
     return texts
 
 
-def _expanded(uri: str) -> list[str]:
+def expanded(uri: str) -> list[str]:
     """A brace pattern such as `{000..007}` or `{train,test}` as all that it stands for, unless it is there itself."""
     if not _BRACES.search(uri) or (not filesystems.is_remote(uri) and filesystems.what_is_at(uri)):
         return [uri]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from glsd.evaluation.correspondences import Correspondence as Correspondence
     from glsd.evaluation.correspondences import CorrespondenceMeans as CorrespondenceMeans
     from glsd.evaluation.correspondences import PairCorrespondence as PairCorrespondence
-    from glsd.evaluation.correspondences import cell_centres as cell_centres
+    from glsd.evaluation.correspondences import cell_centers as cell_centers
     from glsd.evaluation.correspondences import correspondence as correspondence
     from glsd.evaluation.correspondences import flip_truth as flip_truth
     from glsd.evaluation.correspondences import homography_truth as homography_truth
@@ -77,7 +77,7 @@ _MODULES = {
     "Verdict": "verdict",
     "block_representations": "blocks",
     "build_encoder": "encoder",
-    "cell_centres": "correspondences",
+    "cell_centers": "correspondences",
     "collapse_metrics": "collapse",
     "collapse_report": "collapse",
     "collapse_verdict": "verdict",
@@ -130,7 +130,7 @@ __all__ = [
     "Verdict",
     "block_representations",
     "build_encoder",
-    "cell_centres",
+    "cell_centers",
     "collapse_metrics",
     "collapse_report",
     "collapse_verdict",

@@ -127,7 +127,7 @@ def foreign_encoder(src: str | Path, backbone: str | None = None) -> tuple[Encod
         ValueError: as in `convert`.
     """
     given, _, tag = (backbone or "").partition(".")
-    normalisation = timm_normalisation(given, tag) if tag else {}
+    normalisation = timm_normalization(given, tag) if tag else {}
     content = read_foreign(src)
     part = _backbone_part(content)
     if not part.weights:
@@ -194,7 +194,7 @@ def encoder_of(
     return Encoder(backbone, config), report
 
 
-def timm_normalisation(name: str, tag: str = "") -> dict[str, Any]:
+def timm_normalization(name: str, tag: str = "") -> dict[str, Any]:
     """`augment.mean` and `augment.std` that timm has for weights of a model, by default for those of its first tag.
 
     Raises:

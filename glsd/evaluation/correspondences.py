@@ -96,7 +96,7 @@ def flip_truth(grid: tuple[int, int], size: int) -> Float[Tensor, "height width 
     tensor([[[5.5000, 3.5000],
              [1.5000, 3.5000]]])
     """
-    return cell_centres(grid, size).flip(1)
+    return cell_centers(grid, size).flip(1)
 
 
 def homography_truth(
@@ -113,7 +113,7 @@ def homography_truth(
     tensor([[[5.5000, 3.5000],
              [   nan,    nan]]])
     """
-    centres = cell_centres(grid_a, size_a).double()
+    centres = cell_centers(grid_a, size_a).double()
     projected = torch.cat([centres, torch.ones_like(centres[..., :1])], -1) @ homography.double().mT
     w = projected[..., 2:]
     xy = projected[..., :2] / w
@@ -121,7 +121,7 @@ def homography_truth(
     return torch.where(inside, xy, torch.nan).float()
 
 
-def cell_centres(grid: tuple[int, int], size: int) -> Float[Tensor, "height width 2"]:
+def cell_centers(grid: tuple[int, int], size: int) -> Float[Tensor, "height width 2"]:
     """Centres of the cells of a square view of `size` px: location k of n lies at (k + 1/2) size / n - 1/2."""
     y, x = ((torch.arange(n) + 0.5) * size / n - 0.5 for n in grid)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
@@ -160,7 +160,7 @@ def correspondence(
     grid_b = (z_b.shape[1], z_b.shape[2])
     matches = match_by_similarity(z_a.flatten(1, 2), z_b.flatten(1, 2))
     similarity = 1 - matches.distance  # (B, K)
-    matched_xy = cell_centres(grid_b, size).to(similarity).flatten(0, 1)[matches.k_star]  # (B, K, 2)
+    matched_xy = cell_centers(grid_b, size).to(similarity).flatten(0, 1)[matches.k_star]  # (B, K, 2)
     true_xy = truth.to(similarity).expand(len(z_a), height_a, width_a, 2).flatten(1, 2)
 
     known = true_xy.isfinite().all(-1)
@@ -179,7 +179,7 @@ def correspondence(
         top_error.nanmean(1),
         known.sum(1).clamp(max=num_top),
         known.sum(1),
-        cell_centres(grid_a, size).to(similarity),
+        cell_centers(grid_a, size).to(similarity),
         matched_xy.unflatten(1, grid_a),
         similarity.unflatten(1, grid_a),
         true_xy.unflatten(1, grid_a),

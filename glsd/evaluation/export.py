@@ -125,16 +125,18 @@ def write_export(
     for leftover in (partial, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
-    for name, content in files.items():
-        with synced(partial / name) as stream:
-            stream.write(content)
-    sync_folder(partial)
-
-    # Before it is in place: what a library cannot load is not an export.
-    differences = _compared(encoder, lines(partial), sizes - not_taken.keys())
-    if out.exists():
-        out.rename(replaced)
-    partial.rename(out)
+    try:
+        for name, content in files.items():
+            with synced(partial / name) as stream:
+                stream.write(content)
+        sync_folder(partial)
+        # Before it is in place: what a library cannot load is not an export.
+        differences = _compared(encoder, lines(partial), sizes - not_taken.keys())
+        if out.exists():
+            out.rename(replaced)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     sync_folder(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
     return ExportReport(out, lines(out), differences, not_taken, note)

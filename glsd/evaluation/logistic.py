@@ -95,7 +95,7 @@ def logistic_regression(
     if len(labels) < 2:
         raise ValueError(f"logistic regression needs two training images or more; there are {len(labels)}")
     labels, test_labels = labels.to(features.device), test_labels.to(features.device)
-    scaling = standardisation(features)
+    scaling = standardization(features)
     held_out = stratified_tenth(labels, seed)
     fitted = (~held_out).nonzero()[:, 0]
 
@@ -173,7 +173,7 @@ def objective(
     return value, Layer(centred * scaling.inverse_deviation + strength * layer.weight, plain_gradient.bias)
 
 
-def standardisation(features: Float[Tensor, "images dim"]) -> Scaling:
+def standardization(features: Float[Tensor, "images dim"]) -> Scaling:
     """Mean, deviation and principal components of representations.
 
     Raises:

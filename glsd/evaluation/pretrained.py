@@ -4,7 +4,7 @@ import timm
 import torch
 from torch import Tensor
 
-from glsd.evaluation.conversion import encoder_of, foreign_encoder, timm_normalisation
+from glsd.evaluation.conversion import encoder_of, foreign_encoder, timm_normalization
 from glsd.evaluation.encoder import Encoder, load_encoder
 
 _PREFIX = "timm:"
@@ -31,7 +31,7 @@ def load_model(name: str) -> Encoder:
     if equals:
         return foreign_encoder(file, model)[0]
     backbone, _, tag = model.partition(".")
-    normalisation = timm_normalisation(backbone, tag)
+    normalisation = timm_normalization(backbone, tag)
     encoder, _ = encoder_of(_fetched(model), backbone, name)
     encoder.config = encoder.config.with_overrides(normalisation)
     return encoder

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import re
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -144,8 +145,7 @@ def _upload(filesystem: pafs.FileSystem, path: str, content: bytes | memoryview)
 
 
 def _save_locally(folder: Path, name: str, files: dict[str, bytes | memoryview], check: Callable[[], None]) -> None:
-    partial = folder / f".{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = folder / f".{name}.{secrets.token_hex(8)}.partial"  # another start, that is lost, may write its own
     partial.mkdir(parents=True)
     try:
         for file, content in files.items():

@@ -487,6 +487,8 @@ def test_compressed_tars_are_packed_once(tmp_path: Path, cache: Path, suffix: st
     assert labels(index) == ["frog", "toad"]
     assert index.packed == [str(Path(index.place(0).uri).parent)]
     assert [name.partition("#")[2] for name in names(index, cache)] == [f"a.{suffix}/x/a.jpg", f"a.{suffix}/x/b.jpg"]
+    by_uri = build_index(f"file://{tmp_path}/data/a.{suffix}", CONFIG, cache)
+    assert [name.partition("#")[2] for name in names(by_uri, cache)] == [f"a.{suffix}/x/a.jpg", f"a.{suffix}/x/b.jpg"]
     packed = {path: path.stat().st_mtime_ns for path in cache.rglob("*.tar")}
     assert packed
     write_jpegs(tmp_path, "other/frog/1.jpg")

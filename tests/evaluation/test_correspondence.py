@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from glsd.config import AugmentConfig, Config
 from glsd.evaluation import (
     Correspondence,
-    cell_centres,
+    cell_centers,
     correspondence,
     flip_truth,
     homography_truth,
@@ -214,7 +214,7 @@ def test_cells_centres_agree_with_the_positions_of_the_training() -> None:
     from glsd.geometry import positions
 
     geo = torch.tensor([0.0, 0.0, 96.0, 96.0, 96.0, 96.0, 0.0])
-    torch.testing.assert_close(cell_centres((3, 7), 96), positions(geo, (3, 7)))
+    torch.testing.assert_close(cell_centers((3, 7), 96), positions(geo, (3, 7)))
     flipped = geo.clone()
     flipped[6] = 1
     torch.testing.assert_close(flip_truth((3, 7), 96), positions(flipped, (3, 7)))

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from glsd.config import Config, load_config
 from glsd.evaluation import Encoder, export_backbone, load_encoder, untrained_encoder
+from glsd.evaluation.export import write_export
 from tests.processes import exit_code
 
 VIT, MOBILENET = (
@@ -108,6 +109,17 @@ def test_a_folder_of_someone_elses_is_not_taken_for_an_export(tmp_path: Path) ->
     (tmp_path / "ours" / "config.json").write_text('{"architecture": "resnet10t"}')
     with pytest.raises(ValueError, match="has no glsd section"):
         load_encoder(tmp_path / "ours")
+
+
+def test_what_a_library_cannot_load_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ModuleNotFoundError, match="a_library_that_is_not_there"):
+        write_export(
+            untrained_encoder(config()),
+            tmp_path / "backbone",
+            {"config.json": b"{}"},
+            lambda folder: "import a_library_that_is_not_there",
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def export_and_die(encoder: Encoder, out: Path, event: str, source: str) -> None:

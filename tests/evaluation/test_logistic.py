@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from glsd.evaluation import QuickLinear, logistic_regression
-from glsd.evaluation.logistic import Layer, fit, objective, standardisation, stratified_tenth
+from glsd.evaluation.logistic import Layer, fit, objective, standardization, stratified_tenth
 
 
 def classes_apart(num: int, dim: int, num_classes: int, seed: int, apart: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -26,7 +26,7 @@ def nothing_learned(num_classes: int, dim: int) -> Layer:
 
 def fitted(features: Tensor, labels: Tensor, num_classes: int, strength: float) -> tuple[Tensor, Tensor, Layer]:
     """(standardised features, rows, layer): a fit to all of them."""
-    rows, scaling = torch.arange(len(labels)), standardisation(features)
+    rows, scaling = torch.arange(len(labels)), standardization(features)
     layer = fit(features, labels, rows, scaling, strength, nothing_learned(num_classes, features.shape[1]))
     standardised = (features.double() - features.double().mean(0)) / features.double().std(0, correction=0)
     return standardised, rows, layer
@@ -46,7 +46,7 @@ def test_value_and_gradient_are_those_of_autograd(monkeypatch: pytest.MonkeyPatc
     generator = torch.Generator().manual_seed(1)
     layer = Layer(*(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((4, 6), (4,))))
     rows = torch.tensor([*range(3, 40), 48])
-    value, gradient = objective(features, labels, rows, standardisation(features), 0.3, layer)
+    value, gradient = objective(features, labels, rows, standardization(features), 0.3, layer)
     expected = autograd(standardised[rows], labels[rows], 0.3, layer)
     torch.testing.assert_close((value, *gradient), expected)
 
@@ -89,7 +89,7 @@ def test_two_classes_and_one_dimension_are_newtons_logistic_regression(strength:
 
 def test_a_fit_does_not_depend_on_its_start() -> None:
     features, labels = classes_apart(200, 8, 3, 0)
-    scaling, rows = standardisation(features), torch.arange(200)
+    scaling, rows = standardization(features), torch.arange(200)
     far = Layer(torch.ones(3, 8).double(), torch.tensor([1.0, -2.0, 0.0]).double())
     one, other = (fit(features, labels, rows, scaling, 1e-2, start) for start in (nothing_learned(3, 8), far))
     torch.testing.assert_close(one.weight, other.weight, atol=1e-3, rtol=0)
@@ -108,7 +108,7 @@ def test_accuracies_and_choice_are_those_of_the_fits(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("glsd.evaluation.logistic._STRENGTHS", (1.0, 1e-1, 1e-3))
     (features, labels), (test_features, test_labels) = (classes_apart(240, 8, 7, seed, 0.7) for seed in (0, 1))
     found = logistic_regression(features, labels, test_features, test_labels, 7, seed=5)
-    held_out, scaling = stratified_tenth(labels, 5), standardisation(features)
+    held_out, scaling = stratified_tenth(labels, 5), standardization(features)
     rows = torch.arange(len(labels))
 
     def logits(some: Tensor, chosen: Tensor, strength: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,27 @@ def test_a_run_on_two_nodes_and_what_they_have_no_room_for(forty: Path, tmp_path
     assert num_nodes == 2
     steps = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl")]
     assert steps == list(range(TOTAL_STEPS + 1))
+
+
+def test_a_ray_of_its_own_asks_no_other_rays_dashboard() -> None:
+    code = """
+import os
+from ray_jobs.cluster import cluster
+from ray_jobs.settings import JobSettings
+print(os.environ["RAY_API_SERVER_ADDRESS"])
+for dashboard in (False, True):
+    with cluster(JobSettings(dashboard=dashboard)):
+        print(os.environ.get("RAY_API_SERVER_ADDRESS"))
+    print(os.environ["RAY_API_SERVER_ADDRESS"])
+"""
+    other = "http://127.0.0.1:9"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    said = subprocess.check_output(
+        [sys.executable, "-c", code], env=environment | {"RAY_API_SERVER_ADDRESS": other}, text=True
+    )
+    before, none, between, its_own, afterwards = said.splitlines()
+    assert (before, none, between, afterwards) == (other, "None", other, other)
+    assert re.fullmatch(r"http://127\.0\.0\.1:8[23]\d\d", its_own)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="its GPU is one that torch can use")

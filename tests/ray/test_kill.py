@@ -144,6 +144,15 @@ def test_a_run_killed_at_every_kind_of_moment_ends_bit_for_bit_as_one_that_was_n
     start.kill_all()
     assert complete_checkpoints(out) == []
 
+    # The training worker alone, as by a kernel that runs out of memory: the command says what it was.
+    start = command.start()
+    start.wait_until(lambda: "step" in start.said)
+    start.kill_actor("RayTrainWorker")
+    assert start.process.wait(TIMEOUT_S) == 2, start.said
+    assert "Traceback" not in start.said
+    *_, last_line = start.said.splitlines()
+    assert last_line.startswith("glsd: a process of the job died, perhaps for want of memory"), start.said
+
     # Within the writing of a checkpoint.
     start = command.start()
     start.wait_until(half_written, every_s=0.002)

@@ -54,6 +54,19 @@ def test_a_run_that_was_taken_over_while_its_checkpoint_was_written_publishes_no
     assert checkpoints(run) == {1: good}
 
 
+def test_a_start_that_has_lost_the_run_does_not_disturb_the_checkpoint_that_another_writes(tmp_path):
+    run = str(tmp_path)
+
+    def while_the_other_writes() -> bool:
+        with pytest.raises(RuntimeError, match="is not published"):
+            save_checkpoint(run, 1, {"weights": torch.zeros(5)}, {}, lambda: False)
+        return True
+
+    path = save_checkpoint(run, 1, {"weights": torch.arange(5.0)}, {}, while_the_other_writes)
+    assert torch.equal(load_checkpoint(path)["weights"], torch.arange(5.0))
+    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+
+
 def test_a_checkpoint_without_its_manifest_does_not_count(tmp_path):
     save_checkpoint(str(tmp_path), 1, {}, {})
     newer = save_checkpoint(str(tmp_path), 2, {}, {})
