@@ -377,14 +377,23 @@ def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
     if text in presets():
         source, content = f"preset {text}", (resources.files("glsd") / "presets" / f"{text}.yaml").read_text("utf-8")
     elif Path(text).suffix in {".yaml", ".yml"} and Path(text).is_file():
-        source, content = text, Path(text).read_text("utf-8")
+        source, content = text, _read(text)
     else:
         raise ValueError(f"{_unknown('preset', text, presets())} (or give the path of a YAML file)")
     try:
         tree = yaml.safe_load(content) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is not valid YAML: {error}") from error
-    return _validated(tree, source).with_overrides(overrides or {})
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{source} holds no settings; write one a line, such as `seed: 0` or `optim.epochs: 100`")
+    return _validated(_nested(flatten(tree), source), source).with_overrides(overrides or {})
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
 
 
 def presets() -> list[str]:
@@ -407,7 +416,7 @@ def documentation(record: type[Record] = Config, prefix: str = "") -> dict[str, 
     return lines
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """A nested mapping as one of dotted keys.
 
     >>> flatten({"a": {"b": 1}, "c": 2})
@@ -415,8 +424,22 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return leaves
+
+
+def _nested(leaves: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for key, value in leaves.items():
+        *path, leaf = str(key).split(".")
+        node = tree
+        for name in path:
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{source}: {name} is given a value and settings of its own, such as {key}")
+        node[leaf] = value
+    return tree
 
 
 def _validated(tree: Mapping[str, Any], source: str) -> Config:

@@ -120,6 +120,8 @@ class Preview:
         from glsd.reporting import preview, save_figure
 
         config = load_config(self.preset)
+        if Path(self.out).resolve() == Path(self.image).resolve():
+            raise ValueError(f"--out {self.out} is the image itself; name another file")
         try:
             image = decode(Path(self.image).read_bytes(), config.data.max_pixels, config.data.value_range)
         except OSError as error:
@@ -499,12 +501,41 @@ def parse(given: list[str]) -> Any:
 
 
 def _with_settings(arguments: type[Any], config: Config, rest: list[str], program: str) -> Any:
+    _check_given(config, rest)
     required = {field.name: tyro.MISSING for field in fields(arguments) if field.default is MISSING}
     default = arguments(**required, config=config)
     parsed = tyro.cli(arguments, args=rest, prog=program, default=default, use_underscores=True)
     named = {argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in rest}
     remaining = [key for key in config.auto if key not in named]  # what is given stays as it is given
     return replace(parsed, config=parsed.config.with_overrides({"auto": remaining}))
+
+
+def _check_given(config: Config, rest: list[str]) -> None:
+    """Judge the settings among the arguments together, in our own words; what tyro prints of them is pydantic's report.
+
+    Raises:
+        ValueError: a value is impossible.
+    """
+    known, given, key = config.flat(), dict[str, list[Any]](), ""
+    for argument in rest:
+        value = argument
+        if argument.startswith("--"):
+            name, _, value = argument.removeprefix("--").partition("=")
+            key = name.replace("-", "_")
+        if value and key in known:
+            given.setdefault(key, []).append(value if isinstance(known[key], str) else _read_value(value))
+    config.with_overrides(
+        {key: values if isinstance(known[key], list) or len(values) > 1 else values[0] for key, values in given.items()}
+    )
+
+
+def _read_value(text: str) -> Any:
+    import yaml
+
+    try:
+        return None if text == "None" else yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _overview() -> str:

@@ -47,6 +47,10 @@ _DEATHS = (
 """What Ray raises when a process has died that a job cannot do without."""
 
 
+class ProcessDied(RuntimeError):
+    """A process of the job has died, for no fault of the job's own."""
+
+
 class Resources(NamedTuple):
     """What a job's workers get."""
 
@@ -63,7 +67,7 @@ def cluster(settings: JobSettings) -> Iterator[None]:
     """The Ray that is already connected, that of RAY_ADDRESS, or one started on this machine for this job.
 
     Raises:
-        RuntimeError: within it a process of the job died.
+        ProcessDied: while it was used.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -98,7 +102,7 @@ def death(error: BaseException) -> BaseException:
     if not isinstance(error, _DEATHS):
         return error
     said = " ".join(str(error).split()).rpartition("The actor is dead because ")[2]
-    return RuntimeError(
+    return ProcessDied(
         "a process of the job died, perhaps for want of memory, of which fewer --workers or a smaller data.unit_size "
         f"need less; the same command goes on where it was. Ray says: {textwrap.shorten(said, 300)}"
     )

@@ -55,7 +55,11 @@ def finish(
                 picture_neighbours(encoder, split, drawn)
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             run.write(path.relative_to(folder).as_posix(), path.read_bytes())
-        lines = export.lines.replace(str(export.path), run.uri(BACKBONE) if run.is_local else BACKBONE)
+        # Both as Python has them in quotes: names may hold an apostrophe.
+        at, there = (
+            repr(f"local-dir:{path}") for path in (export.path, run.uri(BACKBONE) if run.is_local else BACKBONE)
+        )
+        lines = export.lines.replace(at, there)
         if not run.is_local:
             lines = f"# where {run.uri(BACKBONE)} was copied to a folder {BACKBONE}\n{lines}"
     facts = {"figures": figures, "timm": lines, "timm_difference": export.largest_difference}

@@ -93,6 +93,8 @@ class Folder:
             ValueError: names both.
         """
         for source in [sources] if isinstance(sources, str | Path) else sources:
+            if not str(source):
+                continue  # is refused when it is indexed
             for uri in expanded(absolute(source)):  # perhaps a whole bucket, which is no `Folder`
                 filesystem, root = resolved(uri) if is_remote(uri) else (pyarrow.fs.LocalFileSystem(), uri)
                 if isinstance(filesystem, pyarrow.fs.LocalFileSystem):

@@ -35,6 +35,11 @@ class LabelledSplit(NamedTuple):
     classes: list[str]
 
 
+def has_classes(index: Index) -> bool:
+    """Whether the images have labels, and not all the same, as the only folder of a folder would give them."""
+    return index.labels is not None and bool((index.labels != index.labels[0]).any())
+
+
 def labelled_split(train: Index, test: Index | None, evaluation: EvaluationConfig) -> LabelledSplit:
     """The images of `train` vote on those of `test`, or, without `test`, on a keyed share held out of `train` itself.
 
@@ -42,7 +47,7 @@ def labelled_split(train: Index, test: Index | None, evaluation: EvaluationConfi
     vote and are tested.
 
     Raises:
-        ValueError: a data set has no labels or a single image, or `test` has a class that `train` lacks.
+        ValueError: a data set has no labels, `train` has one image or one class, or `test` a class that `train` lacks.
     """
     for index, name in ((train, "the images that vote"), (test, "the images that are tested")):
         if index is not None and index.labels is None:
@@ -52,10 +57,13 @@ def labelled_split(train: Index, test: Index | None, evaluation: EvaluationConfi
             )
     assert train.labels is not None
     assert train.classes is not None
+    if not has_classes(train):
+        raise ValueError(
+            f"the images that vote ({train.uri(0)}, ...) are of one class, {train.classes[train.labels[0]]}; k-NN and "
+            "linear layers need two"
+        )
     shuffled = np.random.default_rng([0, len(train)]).permutation(len(train))
     if test is None:
-        if len(train) < 2:
-            raise ValueError(f"{train.uri(0)} is the only image; one at least must vote and one be tested")
         tested = max(1, round(evaluation.holdout * len(train)))
         queries, anchors = shuffled[:tested], shuffled[tested:]
         query_images = _some(train, train.labels, queries, evaluation.max_images)
@@ -79,10 +87,14 @@ def _some(index: Index, labels: np.ndarray, image_ids: np.ndarray, at_most: int)
 
 def indexed(sources: Sources, config: Config, line: ProgressLine) -> Index:
     """The index of the sources, with its progress shown."""
+    line.phase("indexing images")
     index = build_index(
-        sources, config.data, progress=lambda count: line.phase(f"indexing: {count:,} images so far") if count else None
+        sources, config.data, progress=lambda count: line.phase(f"indexing images: {count:,} so far") if count else None
     )
-    line.phase(
-        f"found {len(index):,} images" + (f" of {len(index.classes):,} classes" if index.classes else ", no labels")
-    )
+    of_classes = f" of {_counted(len(index.classes), 'class', 'classes')}" if index.classes else ", no labels"
+    line.phase(f"found {_counted(len(index), 'image', 'images')}{of_classes}")
     return index
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"

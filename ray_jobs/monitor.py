@@ -213,7 +213,7 @@ class Reporter:
 
     Args:
         monitor: the driver's; None where nobody watches.
-        run: the run's name, the tag of its gauges.
+        run: the run's name, the tag of its gauges; Ray takes ASCII alone.
     """
 
     def __init__(self, monitor: Handle | None, run: str) -> None:

@@ -85,13 +85,16 @@ def pack(
         ValueError: the data, the folder or the cluster do not fit, or shards are not there in the end; the message says
             what to do.
     """
+    if shard_bytes < 1:
+        raise ValueError(f"shards of {shard_bytes} bytes hold nothing; 256 MiB is a good size")
     if config.images_per_class is not None or config.fraction is not None:
         raise ValueError(
             "pack takes all images; leave out data.images_per_class and data.fraction and set them in training"
         )
     folder = out if isinstance(out, Folder) else Folder(out)
     folder.check_apart(source)
-    index = build_index(source, config, cache_dir, lambda count: on_progress(f"indexing {count:,} images"))
+    on_progress("indexing images")
+    index = build_index(source, config, cache_dir, lambda count: on_progress(f"indexing images: {count:,} so far"))
     shards = plan_shards(_lengths(index), index.labels, shard_bytes)
     _claim(folder, index, shards)
     missing = _missing(shards, folder)

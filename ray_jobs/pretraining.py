@@ -25,7 +25,7 @@ from glsd.training import checkpoints, newest_checkpoint
 from ray_jobs.cluster import check_ranks, check_resources, check_shares, cluster
 from ray_jobs.finishing import finish
 from ray_jobs.initial_weights import INIT, InitialWeights, initial_weights
-from ray_jobs.labelled import LabelledSplit, Sources, indexed, labelled_split
+from ray_jobs.labelled import LabelledSplit, Sources, has_classes, indexed, labelled_split
 from ray_jobs.loggers import check_loggers
 from ray_jobs.monitor import ProgressLine, start_monitor
 from ray_jobs.run_directory import CONFIG, RunDirectory
@@ -110,7 +110,7 @@ def pretrain(
         if run.read(CONFIG) is not None:
             claim()
         if run.finished is None:
-            split = labelled_split(index, tested, config.evaluation) if index.labels is not None or tested else None
+            split = labelled_split(index, tested, config.evaluation) if tested or has_classes(index) else None
             if max(checkpoints(run.location), default=0) < config.optim.epochs * order.steps_per_epoch:
                 _train_on_ray(config, settings, run, index, image_ids, split, claim, line)
             finish(run, config, index, image_ids, split, figures, settings.device, line)

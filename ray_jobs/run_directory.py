@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, Self, TextIO
+from urllib.parse import quote
 
 import yaml
 from pydantic import ValidationError
@@ -44,23 +45,20 @@ _DATA_NAMES = {
 
 
 class RunDirectory(Folder):
-    """The folder `out` of a run, local or on an object store.
-
-    Ray Train takes it as `RunConfig(name=run.name, storage_path=run.storage_path, storage_filesystem=run.filesystem)`.
-    """
+    """The folder `out` of a run, local or on an object store."""
 
     token: str | None = None
     """Token of the lease that is held; it travels to the workers."""
 
     @property
-    def storage_path(self) -> str:
-        """Where the run lies on its file system, for Ray Train."""
-        return self.path.rpartition("/")[0]
-
-    @property
     def name(self) -> str:
         """The run's name: the last part of its path."""
         return self.path.rpartition("/")[2]
+
+    @property
+    def ascii_name(self) -> str:
+        """The name for Ray, whose metrics take no other letters: those are written as in a URI."""
+        return quote(self.name, safe=" ")
 
     def check_config(self, config: Config) -> None:
         """Refuse a run of another configuration, and a directory that is no run; neither needs the data's index.

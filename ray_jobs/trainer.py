@@ -20,6 +20,9 @@ from ray_jobs.run_directory import RunDirectory
 from ray_jobs.settings import JobSettings
 from ray_jobs.stream import stream_options
 
+RAY_TRAIN = "ray_train"
+"""Folder of Ray Train's own notes in a run directory."""
+
 
 def fit(
     worker: Callable[[Any], None],
@@ -53,8 +56,8 @@ def fit(
             num_workers=settings.workers, use_gpu=resources.gpu, resources_per_worker=resources.per_worker
         ),
         run_config=RunConfig(
-            name=run.name,
-            storage_path=run.storage_path,
+            name=run.ascii_name,
+            storage_path=f"{run.path}/{RAY_TRAIN}",
             storage_filesystem=run.filesystem,
             failure_config=FailureConfig(  # an unschedulable start would be tried for ever by default
                 max_failures=resources.max_failures,

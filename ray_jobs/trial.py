@@ -20,8 +20,10 @@ from glsd.config import Config
 from glsd.data.filesystems import joined
 from glsd.evaluation import Collapsed
 from glsd.training import NonFiniteLoss, checkpoints, newest_checkpoint
-from ray_jobs.evaluating import Probe, evaluate
+from ray_jobs.cluster import ProcessDied
+from ray_jobs.evaluating import evaluate
 from ray_jobs.folder import Folder
+from ray_jobs.measuring import Probe
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.pretraining import pretrain
 from ray_jobs.run_directory import TENSORBOARD, read_metrics
@@ -68,6 +70,8 @@ def run_trial(cell: Mapping[str, str], plans: Mapping[str, TrialPlan]) -> None:
     try:
         status, message = _trained(plan, folder)
         _evaluate(plan, folder)
+    except ProcessDied:
+        raise  # as all do when a scheduler stops the trial; where not, Tune tries it again
     except (ValueError, RuntimeError, OSError) as error:
         write_outcome(folder, "failed", str(error), trial_gpus(plan))
         raise

@@ -211,7 +211,7 @@ class _Recorder:
         self._rank = ray.train.get_context().get_world_rank()
         if self._rank == 0:
             # A fresh start also drops the line of step 0, which it writes again.
-            self._reporter = Reporter(plan.monitor, plan.run.name)
+            self._reporter = Reporter(plan.monitor, plan.run.ascii_name)
             external = external_loggers(plan.loggers, plan.run, plan.config, self._reporter.note)
             self._log = RunLog(plan.run, resume_step=start_step or -1, external=external)
 

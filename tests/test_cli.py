@@ -40,6 +40,13 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["config", "demo", "--optim.batch_size", "48"], "use data.unit_size 24"),
         (["config", "demo", "--augment.num_local_crops", "0"], "without local crops both it and"),
         (["preview", "nowhere.jpg"], "nowhere.jpg cannot be read"),
+        (["preview", "cat.png", "--out", "./cat.png"], "--out ./cat.png is the image itself; name another file"),
+        (["config", "demo", "--optim.epochs", "0"], "optim.epochs: Input should be greater than or equal to 1, not 0"),
+        (["config", "demo", "--optim.epochs=few"], "optim.epochs: Input should be a valid integer"),
+        (["config", "demo", "--data.value_range", "10", "5"], "data: value_range must be [black, white]"),
+        (["config", "demo", "--augment.local_sizes", "48", "32"], "augment"),
+        (["pack", ".", "../shards", "--shard_mib", "0"], "shards of 0 bytes hold nothing"),
+        (["pretrain", "demo", "--data", "", "--out", "mine"], "no data named; give a folder of images"),
         (["evaluate", "nowhere", "--data", "."], "nowhere is no run"),
         (["evaluate", "nowhere", "--data", ".", "--out", "mine"], "mine lies within ."),
         (
@@ -57,6 +64,7 @@ def test_what_a_user_can_mend_is_one_line_and_exit_status_2(arguments, message, 
     text = capsys.readouterr().err
     assert message in text
     assert "Traceback" not in text
+    assert "pydantic" not in text
 
 
 @pytest.mark.parametrize(
@@ -65,7 +73,7 @@ def test_what_a_user_can_mend_is_one_line_and_exit_status_2(arguments, message, 
         (["convert", "nowhere.pth", "backbone"], "converting nowhere.pth"),
         (["export", "nowhere"], "exporting the backbone of nowhere"),
         (["report", "nowhere"], "reporting nowhere"),
-        (["pretrain", "demo", "--data", "nowhere", "--out", "run"], "importing libraries"),
+        (["pretrain", "demo", "--data", "nowhere", "--out", "run"], "importing libraries\nindexing images"),
         (["embed", "nowhere", "--data", ".", "--out", "features.parquet"], "importing libraries"),
     ],
 )

@@ -26,18 +26,62 @@ def test_the_paper_preset_has_the_papers_values():
     flat = load_config("paper").flat()
     expected = {
         "augment.global_size": 224,
+        "augment.global_scale": [0.4, 1.0],
         "augment.local_sizes": [96],
         "augment.num_local_crops": [8],
+        "augment.local_scale": [0.05, 0.4],
+        "augment.aspect_ratio": [3 / 4, 4 / 3],
+        "augment.horizontal_flip": 0.5,
         "augment.vertical_flip": 0.0,
+        "augment.jitter_probability": 0.8,
+        "augment.brightness": 0.4,
+        "augment.contrast": 0.4,
+        "augment.saturation": 0.2,
+        "augment.hue": 0.1,
+        "augment.grayscale_probability": 0.2,
+        "augment.blur_probability": [1.0, 0.1, 0.5],
+        "augment.blur_radius": [0.1, 2.0],
+        "augment.solarize_probability": [0.0, 0.2, 0.0],
+        "augment.solarize_threshold": 128,
+        "augment.mean": [0.485, 0.456, 0.406],
+        "augment.std": [0.229, 0.224, 0.225],
         "model.backbone": "swin_tiny_patch4_window7_224",
+        "model.drop_path": 0.1,
+        "model.hidden_dim": 2048,
+        "model.bottleneck_dim": 256,
         "model.num_prototypes": 65536,
+        "model.norm_last_layer": False,
         "objective.setting": "geometric",
-        "optim.batch_size": 512,
+        "objective.threshold_scale": 1.0,
+        "objective.student_temperature": 0.1,
+        "objective.warmup_teacher_temperature": 0.04,
+        "objective.teacher_temperature": 0.07,
+        "objective.teacher_temperature_warmup_epochs": 30,
+        "objective.center_momentum": 0.9,
         "optim.epochs": 300,
+        "optim.batch_size": 512,
         "optim.base_lr": 5e-4,
+        "optim.min_lr": 1e-6,
+        "optim.warmup_epochs": 10,
+        "optim.weight_decay": 0.04,
+        "optim.weight_decay_end": 0.4,
+        "optim.clip_grad": 3.0,
+        "optim.freeze_last_layer_epochs": 1,
         "optim.teacher_momentum": 0.996,
+        "optim.precision": "auto",
+        "evaluation.k": 20,
+        "evaluation.temperature": 0.07,
+        "evaluation.resize": 256,
+        "evaluation.crop": 224,
     }
     assert {key: flat[key] for key in expected} == expected
+    assert not flat["auto"]
+
+
+def test_the_linear_evaluation_has_the_papers_values():
+    linear = LinearConfig()
+    assert (linear.epochs, linear.base_lr, linear.momentum) == (100, 1e-3, 0.9)
+    assert (linear.scale, linear.num_blocks) == ((0.08, 1.0), 1)
 
 
 def test_the_global_loss_has_weight_one_without_a_local_loss_and_one_half_with_it():
@@ -79,6 +123,36 @@ def test_an_unknown_preset_and_an_unknown_key_in_a_file_are_named_with_the_neare
     path = tmp_path / "mine.yaml"
     path.write_text("optim: {lr: 1}\n")
     with pytest.raises(ValueError, match=r"mine\.yaml: there is no setting 'optim\.lr'"):
+        load_config(path)
+
+
+def test_a_file_may_spell_its_settings_nested_or_dotted(tmp_path):
+    nested, dotted = tmp_path / "nested.yaml", tmp_path / "dotted.yaml"
+    nested.write_text("seed: 3\noptim: {epochs: 30, batch_size: 64}\ndata: {value_range: [0, 4095]}\n")
+    dotted.write_text("seed: 3\noptim.epochs: 30\noptim: {batch_size: 64}\ndata.value_range: [0, 4095]\n")
+    assert load_config(dotted) == load_config(nested)
+    assert load_config(dotted).differences(Config()).keys() == {
+        "seed",
+        "optim.epochs",
+        "optim.batch_size",
+        "data.value_range",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- optim\n- epochs\n", "holds no settings; write one a line"),
+        (b"just words\n", "holds no settings"),
+        (b"seed: \xff\n", "is not UTF-8 text"),
+        (b"optim: 3\noptim.epochs: 3\n", "optim is given a value and settings of its own, such as optim.epochs"),
+        (b"3: 4\n", "there is no setting '3'"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named_with_what_is_wrong(content, message, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"mine\.yaml:? {message}"):
         load_config(path)
 
 

@@ -127,11 +127,12 @@ def test_a_config_that_is_not_ours_is_named(run: RunDirectory) -> None:
         run.claim(Config(), DATA)
 
 
-def test_storage_path_and_name_are_the_parts_that_ray_train_joins(tmp_path: Path) -> None:
-    run = RunDirectory(f"{tmp_path}/runs/mine/")
-    assert (run.storage_path, run.name) == (str(tmp_path / "runs"), "mine")
+def test_a_run_is_named_as_the_last_part_of_its_path(tmp_path: Path) -> None:
+    run = RunDirectory(f"{tmp_path}/runs/größe 1/")
+    assert (run.path, run.name) == (str(tmp_path / "runs/größe 1"), "größe 1")
+    assert run.ascii_name == "gr%C3%B6%C3%9Fe 1"
     uri = RunDirectory((tmp_path / "runs" / "mine").as_uri())
-    assert (uri.storage_path, uri.name, uri.is_local) == (str(tmp_path / "runs"), "mine", True)
+    assert (uri.path, uri.name, uri.is_local) == (str(tmp_path / "runs/mine"), "mine", True)
     for nameless in ("", "/"):
         with pytest.raises(ValueError, match="must name a folder inside another folder or a bucket"):
             RunDirectory(nameless)

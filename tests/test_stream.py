@@ -1,20 +1,26 @@
 """A unit as a task makes it, in this process; Ray Data's part is in ray/test_stream.py."""
 
+import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from glsd.augment import multicrop_batch
 from glsd.config import DataConfig
-from glsd.data import build_index
+from glsd.data import Order, build_index, decode
 from ray_jobs import stream
 from ray_jobs.stream import UnitSource
+from tests.ray.images import labelled_folder
 from tests.ray.runs import small_run
+from tests.training.small import small_config
 
 HEIGHT, WIDTH = 1500, 2000
 NUM_IMAGES = 8
+SEED, NUM_SMALL, NUM_CORRUPT, BATCH, UNIT, EPOCHS = 5, 12, 6, 4, 2, 2
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +58,57 @@ def made(source: UnitSource, decoded_bytes: int, monkeypatch: pytest.MonkeyPatch
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return unit, peak
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> UnitSource:
+    """Of two epochs of six units that hold all images, of which half are corrupt."""
+    folder = labelled_folder(tmp_path_factory.mktemp("small") / "photos", NUM_SMALL, NUM_CORRUPT)
+    config = small_config(seed=SEED, **{"optim.batch_size": BATCH, "optim.epochs": EPOCHS, "data.unit_size": UNIT})
+    return UnitSource(config, build_index(folder, config.data), {}, None, NUM_SMALL, "device")
+
+
+def test_the_crops_of_a_unit_are_those_of_its_decoded_images_keyed_by_the_seed_of_the_run_and_by_the_epoch(
+    small: UnitSource,
+) -> None:
+    limits = small.config.data
+    for epoch in range(EPOCHS):
+        for k in range(epoch * NUM_SMALL // UNIT, (epoch + 1) * NUM_SMALL // UNIT):
+            unit = small.unit(k)
+            ids = unit["image_id"]
+            images = [decode(small.index.read(int(i)), limits.max_pixels, limits.value_range) for i in ids]
+            for name, array in multicrop_batch(images, small.config.augment, SEED, epoch, ids, "device").items():
+                np.testing.assert_array_equal(unit[name], array, err_msg=f"{name} of unit {k}")
+
+
+def test_the_first_decodable_one_of_the_replacements_of_that_epoch_and_image_stands_in_for_a_corrupt_image(
+    small: UnitSource,
+) -> None:
+    names = [Path(small.index.uri(image_id)).stem for image_id in range(NUM_SMALL)]
+    corrupt = [image_id for image_id, name in enumerate(names) if int(name) < NUM_CORRUPT]
+    order = Order(SEED, NUM_SMALL, BATCH, UNIT)
+    num_skipped = list[int]()
+    for k in range(small.num_units):
+        epoch, scheduled = order.unit(k)
+        expected, skipped = list[int](), list[list[int]]()
+        for member in scheduled.tolist():
+            tried = [member]
+            while tried[-1] in corrupt:
+                tried.append(order.replacement(epoch, member, len(tried) - 1))
+            *skips, trained = tried
+            expected.append(trained)
+            skipped.append(skips)
+            num_skipped.append(len(skips))
+        unit = small.unit(k)
+        assert unit["image_id"].tolist() == expected
+        assert [[image_id for image_id, _ in json.loads(skips)] for skips in unit["skips"].tolist()] == skipped
+    assert num_skipped.count(0) == EPOCHS * (NUM_SMALL - NUM_CORRUPT)
+    assert max(num_skipped) > 1, "a stand-in is corrupt, too"
+
+
+def test_two_sources_that_differ_in_the_seed_alone_have_different_units(small: UnitSource) -> None:
+    other = replace(small, config=small.config.with_overrides({"seed": SEED + 1}))
+    ones, others = (
+        [source.unit(k)["image_id"].tolist() for k in range(NUM_SMALL // UNIT)] for source in (small, other)
+    )
+    assert ones != others

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 _SCHEMES: Final = ("file", "s3", "gs", "gcs")
 # Headers of a tar are an image apart: few large reads beat many small ones, above all of an object store.
 _BUFFER_BYTES: Final = 1 << 20
+_TICK_FILES: Final = 1000
 _PAUSES: Final = (0.5, 2.0)
 # Without credentials or network, `gs://` is tried again for more than a quarter of an hour by default, without a word.
 _GOOGLE_RETRY_SECONDS: Final = 30
@@ -101,13 +102,20 @@ def walk(root: str, suffixes: tuple[str, ...], tick: Callable[[int], None]) -> F
     return _walk_remote(root, suffixes, tick) if is_remote(root) else _walk_local(root, suffixes, tick)
 
 
-def stat_files(uris: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sizes and times of files, in order; -1 for those that do not exist or are no files."""
-    if uris and is_remote(uris[0]):
-        with ThreadPoolExecutor(16) as pool:
-            pairs = list(pool.map(_stat_remote, uris))
-    else:
-        pairs = [_stat_remote(uri) if is_remote(uri) else _stat_local(uri) for uri in uris]
+def stat_files(uris: Sequence[str], tick: Callable[[int], None]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sizes and times of files, in order; -1 for those that do not exist or are no files.
+
+    Args:
+        uris: the files.
+        tick: told of so many more, now and then.
+    """
+    pairs = list[tuple[int, int]]()
+    with ThreadPoolExecutor(16) as pool:
+        for start in range(0, len(uris), _TICK_FILES):
+            part = uris[start : start + _TICK_FILES]
+            local = not any(map(is_remote, part))
+            pairs += map(_stat_local, part) if local else pool.map(_stat, part)
+            tick(len(part))
     facts = np.array(pairs, np.int64).reshape(-1, 2)
     return facts[:, 0].copy(), facts[:, 1].copy()
 
@@ -281,7 +289,7 @@ def _walk_local(root: str, suffixes: tuple[str, ...], tick: Callable[[int], None
         if (status.st_dev, status.st_ino) in entered:
             continue
         entered.add((status.st_dev, status.st_ino))
-        before = len(uris)
+        ticked = len(uris)
         try:
             with os.scandir(folder) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
@@ -302,7 +310,10 @@ def _walk_local(root: str, suffixes: tuple[str, ...], tick: Callable[[int], None
                 if stat.S_ISREG(status.st_mode):
                     uris.append(entry.path)
                     facts.append((status.st_size, status.st_mtime_ns))
-        tick(len(uris) - before)
+                    if len(uris) - ticked == _TICK_FILES:
+                        tick(_TICK_FILES)
+                        ticked = len(uris)
+        tick(len(uris) - ticked)
     sizes, mtimes = np.array(facts, np.int64).reshape(-1, 2).T
     return Files(uris, sizes, mtimes)
 
@@ -327,6 +338,10 @@ def _walk_remote(root: str, suffixes: tuple[str, ...], tick: Callable[[int], Non
         np.array([info.size for info in infos], np.int64),
         np.array([info.mtime_ns for info in infos], np.int64),
     )
+
+
+def _stat(uri: str) -> tuple[int, int]:
+    return _stat_remote(uri) if is_remote(uri) else _stat_local(uri)
 
 
 def _stat_local(uri: str) -> tuple[int, int]:

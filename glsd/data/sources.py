@@ -65,7 +65,7 @@ def find_sources(sources: Sequence[str | Path], config: DataConfig, tick: Callab
         ValueError: a source does not exist, is of no known kind, is empty, names what does not exist or is a pack that
             is not complete.
     """
-    if not sources:
+    if not sources or not all(map(str, sources)):
         raise ValueError("no data named; give a folder of images, a list, tars or Parquet files")
     found = [_source(uri, config, tick) for source in sources for uri in expanded(filesystems.absolute(source))]
     return _with_class_names(found)
@@ -108,7 +108,7 @@ def _source(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source
         return _csv_list(uri, config, tick)
     for kind, extensions in _EXTENSIONS.items():
         if name.endswith(extensions):
-            return Source(uri, kind, Files([uri], *filesystems.stat_files([uri])))
+            return Source(uri, kind, Files([uri], *filesystems.stat_files([uri], lambda _: None)))
     known = ", ".join((".txt", ".csv", *itertools.chain.from_iterable(_EXTENSIONS.values())))
     raise ValueError(f"{uri} is no kind of data that is known; name a folder or a file that ends in {known}")
 
@@ -207,8 +207,7 @@ def _text_list(uri: str, tick: Callable[[int], None]) -> Source:
     if not lines:
         raise ValueError(f"{uri} lists no image; write one path a line")
     entries = [filesystems.beside(uri, line.strip()) for _, line in lines]
-    files = _listed(uri, entries, [number for number, _ in lines])
-    tick(len(entries))
+    files = _listed(uri, entries, [number for number, _ in lines], tick)
     return Source(uri, "images", files, content=content)
 
 
@@ -219,7 +218,7 @@ def _csv_list(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Sour
         raise ValueError(f"{uri} has no column 'path' or 'uri'; its first line has {', '.join(columns) or 'nothing'}")
     if not numbers:
         raise ValueError(f"{uri} lists no image below its first line")
-    files = _listed(uri, [filesystems.beside(uri, entry) for entry in columns[column]], numbers)
+    files = _listed(uri, [filesystems.beside(uri, entry) for entry in columns[column]], numbers, tick)
     labels = None
     if config.label_column in columns:
         texts = [label.strip() for label in columns[config.label_column]]
@@ -240,7 +239,6 @@ def _csv_list(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Sour
                 f"{uri}, line {numbers[row]}: bytes {offset[row]} to {offset[row] + length[row]} do not lie within the "
                 f"file of {files.sizes[row]} bytes; offset -1 is the whole file"
             )
-    tick(len(numbers))
     return Source(uri, "images", files, labels, offset, length, content=content)
 
 
@@ -255,21 +253,30 @@ def read_csv(uri: str) -> tuple[dict[str, list[str]], list[int], str]:
     """Columns of a CSV file by the names in its first line, the line number of each row, and the content's digest.
 
     Raises:
-        ValueError: it is not UTF-8, or a row has more or fewer columns than the first line.
+        ValueError: it is not UTF-8, a quote is not closed, or a row has more or fewer columns than the first line.
     """
     text, content = _text(uri)
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = next(reader, [])
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[list[str]] = []
     numbers: list[int] = []
-    for row in reader:
-        if len(row) == len(header):
-            rows.append(row)
-            numbers.append(reader.line_num)
-        elif row:
-            raise ValueError(
-                f"{uri}, line {reader.line_num}: {len(row)} columns where the first line has {len(header)}"
-            )
+    begins = 1
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        begins = reader.line_num + 1
+        for row in reader:
+            if len(row) == len(header):
+                rows.append(row)
+                numbers.append(reader.line_num)
+            elif row:
+                raise ValueError(
+                    f"{uri}, line {reader.line_num}: {len(row)} columns where the first line has {len(header)}"
+                )
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f'{uri}, line {begins}: {error}; a quote (") that opens a value there must be closed before the next comma '
+            "or the end of the line, and one within it be doubled"
+        ) from error
     return {name: [row[place] for row in rows] for place, name in enumerate(header)}, numbers, content
 
 
@@ -281,10 +288,11 @@ def _text(uri: str) -> tuple[str, str]:
         raise ValueError(f"{uri} is not UTF-8 text: {error}") from error
 
 
-def _listed(uri: str, entries: list[str], line_numbers: list[int]) -> Files:
+def _listed(uri: str, entries: list[str], line_numbers: list[int], tick: Callable[[int], None]) -> Files:
     """The files that a list names; a file that is named several times (as a tar is) is looked at once."""
     once = list(dict.fromkeys(entries))
-    sizes, mtimes = filesystems.stat_files(once)
+    sizes, mtimes = filesystems.stat_files(once, tick)
+    tick(len(entries) - len(once))
     rows = {entry: row for row, entry in enumerate(once)}
     order = np.array([rows[entry] for entry in entries])
     missing = np.flatnonzero(sizes[order] < 0)

@@ -3,8 +3,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms import RandomResizedCrop
 
 from glsd.augment import PHOTOMETRIC_FIELDS, sample_views
 from glsd.config import AugmentConfig
@@ -200,6 +202,22 @@ def test_images_that_no_draw_fits_get_the_central_crop(height: int, width: int, 
     config = AugmentConfig(global_scale=(0.9, 1.0), local_scale=(0.9, 1.0))
     geo, _ = sample_views(config, 0, 0, np.arange(20), np.tile((height, width), (20, 1)))
     assert np.all(geo[..., :4] == box)
+
+
+def test_a_narrow_image_gets_the_central_crop_as_often_as_after_torchvisions_ten_draws() -> None:
+    # One draw in eight fits, so ten leave about a quarter of the views without a crop and three leave two thirds.
+    height, width, box = 220, 100, (0, 43, 100, 176)
+    geo, _ = many(AugmentConfig(num_local_crops=(1,)), (height, width))
+    found = np.all(geo[:, :2, :4] == box, axis=-1)
+    num_central, num_draws, image = 0, 2000, torch.empty(3, height, width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(num_draws):
+            top, left, h, w = RandomResizedCrop.get_params(image, scale=[0.4, 1.0], ratio=[3 / 4, 4 / 3])
+            num_central += (left, top, left + w, top + h) == box
+    expected = num_central / num_draws
+    variance = expected * (1 - expected) * (1 / num_draws + 1 / found.size)
+    assert abs(found.mean() - expected) <= 5 * math.sqrt(variance)
 
 
 @settings(deadline=None, max_examples=60)

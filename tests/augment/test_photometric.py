@@ -1,3 +1,4 @@
+import colorsys
 import itertools
 
 import numpy as np
@@ -69,6 +70,33 @@ def test_order_of_the_jitter_matters() -> None:
     first, last = vector(**fields), vector(**fields, jitter_1=1, jitter_2=0)
     assert decibels(*photometric_worker(CROPS[[0, 0]], np.stack([first, last]), CONFIG)) < 35
     assert decibels(*on_device(CROPS[[0, 0]], np.stack([first, last]))) < 35
+
+
+def test_hue_is_turned_by_pillows_whole_steps() -> None:
+    # Just short of 21 and of 25 steps of 255, which 256 to the circle would reach, and half-way between two.
+    circle = [colorsys.hsv_to_rgb(hue / 1024, 1, 1) for hue in range(1024)]
+    crop = np.rint(255 * np.array(circle)).astype(np.uint8).reshape(1, 32, 32, 3)
+
+    def mean_turn(turned: np.ndarray) -> float:
+        """Of all pixels, in steps."""
+        hues = [colorsys.rgb_to_hsv(*pixel)[0] for pixel in turned.reshape(-1, 3).tolist()]
+        turns = ((hue - index / 1024 + 0.5) % 1 - 0.5 for index, hue in enumerate(hues))
+        return 255 * sum(turns) / len(hues)
+
+    for hue in (-0.0978, 0.0821, 0.0978, 0.1):
+        pho = vector(jitter=1, hue=hue)
+        expected = mean_turn(pillow_photometric(crop[0], pho))
+        assert abs(mean_turn(photometric_worker(crop, pho[None], CONFIG)) - expected) < 0.2
+        assert abs(mean_turn(on_device(crop, pho[None])) - expected) < 0.2
+
+
+def test_grayscale_then_blur_then_solarize_is_pillows_order() -> None:
+    crop = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    for fields in ({"blur_radius": 1.1}, {"grayscale": 1}, {"blur_radius": 1.1, "grayscale": 1}):
+        pho = vector(solarize=1, **fields)
+        expected = pillow_photometric(crop[0], pho)  # solarized first it has less than 20 dB
+        assert decibels(expected, photometric_worker(crop, pho[None], CONFIG)[0]) >= 40
+        assert decibels(expected, on_device(crop, pho[None])[0]) >= 40
 
 
 def test_both_forms_are_pillows_for_drawn_vectors() -> None:

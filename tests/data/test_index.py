@@ -123,6 +123,19 @@ def test_progress_counts_up_to_the_number_of_images(data: Path, cache: Path) -> 
     assert counts[-1] == 3
 
 
+def test_progress_is_told_within_a_large_folder_and_a_long_list(tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    names = [f"{number}.jpg" for number in range(2500)]
+    for name in names:
+        (folder / name).write_bytes(b"\xff\xd8\xff")
+    (folder / "list.txt").write_text("\n".join(names))
+    for source in (folder, folder / "list.txt"):
+        counts: list[int] = []
+        build_index(source, CONFIG, cache, counts.append)
+        assert sorted(set(counts)) == [1000, 2000, 2500]
+
+
 def test_a_file_that_is_gone_or_changed_says_what_to_do(data: Path, cache: Path) -> None:
     index = build_index(data, CONFIG, cache)
     (data / "frog/1.jpg").unlink()

@@ -126,9 +126,10 @@ def test_replacements_run_through_all_other_images(num_images: int, epoch: int, 
         order.replacement(epoch, image, num_images - 1)
 
 
-def test_replacements_of_one_image_differ_between_epochs() -> None:
-    order = Order(0, 10_000, 8, 4)
-    assert len({order.replacement(epoch, 5, 0) for epoch in range(10)}) == 10
+def test_replacements_differ_between_seeds_epochs_and_images() -> None:
+    assert len({Order(seed, 10_000, 8, 4).replacement(0, 5, 0) for seed in range(10)}) == 10
+    assert len({Order(0, 10_000, 8, 4).replacement(epoch, 5, 0) for epoch in range(10)}) == 10
+    assert len({Order(0, 10_000, 8, 4).replacement(0, image, 0) for image in range(10)}) == 10
 
 
 def test_fewer_images_than_a_batch_are_refused_with_a_batch_that_fits() -> None:

@@ -259,6 +259,11 @@ def test_a_missing_entry_of_a_list_is_named_with_its_line(tmp_path: Path, cache:
         ("path\na.jpg\nb.jpg\na.jpg\n", r"a\.jpg is named twice"),
         ("path,offset\na.jpg,0\n", "has a column 'offset' and no 'length'; name both"),
         ("path,offset,length\na.jpg,0,9\nb.jpg,0,9.5\n", r"line 3: the length '9\.5' is no whole number of bytes"),
+        (
+            'path,label\na.jpg,1\n"b.jpg,2\na.jpg,3\n',
+            r"line 3: .*; a quote \(\"\) that opens a value there must be closed",
+        ),
+        ('path,label\n"b.jpg,2\n' + "a.jpg,3\n" * 30_000, r"line 2: .*; a quote"),
         ("path,offset,length\na.jpg,5,99999\n", r"line 2: bytes 5 to 100004 do not lie within the file of \d+ bytes"),
     ],
 )
@@ -267,6 +272,20 @@ def test_a_wrong_csv_list_is_explained(tmp_path: Path, cache: Path, text: str, m
     (tmp_path / "train.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         build_index(tmp_path / "train.csv", CONFIG, cache)
+
+
+def test_blanks_around_a_column_name_and_a_label_do_not_count(tmp_path: Path, cache: Path) -> None:
+    write_jpegs(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "train.csv").write_text("path, label\na.jpg, frog\nb.jpg, toad\n")
+    assert labels(build_index(tmp_path / "train.csv", CONFIG, cache)) == ["frog", "toad"]
+
+
+def test_an_empty_name_is_no_folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jpegs(tmp_path, "a.jpg")
+    for nothing in ("", [], [tmp_path, ""]):
+        with pytest.raises(ValueError, match="no data named"):
+            build_index(nothing, CONFIG, cache)
 
 
 def test_a_list_must_be_text(tmp_path: Path, cache: Path) -> None:

@@ -191,7 +191,9 @@ def test_a_small_temperature_does_not_overflow() -> None:
 
 
 def test_majority_share_is_the_share_of_the_most_frequent_anchor_class() -> None:
-    assert majority_share(torch.tensor([4, 0, 4, 2]), torch.tensor([4, 2, 2, 4, 1])) == 2 / 5
+    # Among the queries class 2 is the most frequent; of the anchors' equally frequent classes the lowest counts.
+    assert majority_share(torch.tensor([4, 0, 4, 2]), torch.tensor([4, 2, 2, 2, 1])) == 1 / 5
+    assert majority_share(torch.tensor([4, 0, 4, 0]), torch.tensor([4, 2, 4, 4, 0])) == 1 / 5
 
 
 def test_labels_outside_the_classes_are_named() -> None:

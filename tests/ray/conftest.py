@@ -63,5 +63,5 @@ def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def uninterrupted(cluster: None, forty: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of one worker that nothing disturbed."""
-    return pretrain(small_run(), str(forty), str(tmp_path_factory.mktemp("one") / "run"))
+    """A run of one worker that nothing disturbed, of a name that not all programs can write."""
+    return pretrain(small_run(), str(forty), str(tmp_path_factory.mktemp("one") / "it's größe 1"))

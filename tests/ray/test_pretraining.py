@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import ray
-import timm
 import torch
 import yaml
 from PIL import Image
@@ -77,12 +76,12 @@ def test_a_run_directory_holds_its_settings_last_and_best_checkpoint_backbone_an
     assert manifest(uninterrupted.checkpoint)["metrics"]["knn"] == measured[TOTAL_STEPS]
 
 
-def test_timm_loads_the_backbone_of_the_trained_teacher(uninterrupted: Run) -> None:
-    model = timm.create_model(f"local-dir:{uninterrupted.out}/backbone", pretrained=True, num_classes=0).eval()
+def test_the_lines_that_a_run_prints_load_the_backbone_of_the_trained_teacher_in_timm(uninterrupted: Run) -> None:
+    names = {"images": torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))}
     encoder = load_encoder(uninterrupted.out).eval()
-    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        difference = (model(images) - encoder(images)[0]).abs().max().item()
+        exec(uninterrupted.summary["timm"], names)
+        difference = (names["z_bar"] - encoder(names["images"])[0]).abs().max().item()
     assert difference <= 1e-5
     assert uninterrupted.summary["timm_difference"] <= 1e-5
 

@@ -4,6 +4,8 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
+import pyarrow.fs as pafs
 import pytest
 import torch
 
@@ -108,6 +110,34 @@ def test_pruning_keeps_what_it_is_told_and_clears_what_a_killed_run_left(run, tm
     assert left == {"step_00000001", "step_00000003"}
     prune_checkpoints(run, keep={3})
     assert list(checkpoints(run)) == [3]
+
+
+class DyingDisk(pafs.FSSpecHandler):
+    """A local disk that lists names backwards, deletes one file, and then no more."""
+
+    num_deleted = 0
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        return sorted(super().get_file_info_selector(selector), key=lambda info: info.path, reverse=True)
+
+    def delete_file(self, path: str) -> None:
+        if self.num_deleted:
+            raise OSError("the disk is gone")
+        super().delete_file(path)
+        self.num_deleted += 1
+
+
+def test_a_pruning_that_ends_after_its_first_deletion_leaves_a_checkpoint_that_does_not_count(tmp_path, monkeypatch):
+    run = str(tmp_path)
+    for step in (1, 2):
+        save_checkpoint(run, step, {"weights": torch.arange(5.0)}, {})
+    with monkeypatch.context() as patched:
+        disk = pafs.PyFileSystem(DyingDisk(fsspec.filesystem("file")))
+        patched.setattr("glsd.training.checkpoint._place", lambda uri: (disk, uri))
+        with pytest.raises(OSError, match="the disk is gone"):
+            prune_checkpoints(run, keep={2})
+    assert [path.name for path in Path(run, "checkpoints", "step_00000001").iterdir()] == ["state.pt"]
+    assert list(checkpoints(run)) == [2]
 
 
 def test_pruning_clears_what_a_killed_run_on_this_machine_left(tmp_path):

@@ -1,6 +1,7 @@
 """The loop: logs, checkpoints, probes, the exact resume, and the stop at a loss that is not finite."""
 
 import io
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from glsd.evaluation import collapse_metrics
-from glsd.training import Batch, NonFiniteLoss, TrainState, Unit, initial_state, train
+from glsd.training import Batch, Metrics, NonFiniteLoss, TrainState, Unit, initial_state, train
 from tests.training.small import small_config, units
 
 CPU = torch.device("cpu")
@@ -81,6 +82,96 @@ def test_logs_come_at_the_interval_and_checkpoints_at_the_end_of_each_epoch():
         initial_state(config, CPU), units(config), config, 3, CPU, lambda m, s: seen.append((m["step"], s is not None))
     )
     assert seen == [(2, False), (3, True), (4, False), (6, True)]
+
+
+def test_a_line_holds_the_mean_losses_since_the_last_one_and_the_schedules_of_its_last_step():
+    def lines(log_every_steps: int) -> list[Metrics]:
+        settings = {"log_every_steps": log_every_steps, "objective.teacher_temperature_warmup_epochs": 2}
+        config, logged = small_config(**settings), list[Metrics]()
+        train(initial_state(config, CPU), units(config), config, 3, CPU, lambda metrics, _: logged.append(metrics))
+        return logged
+
+    each, some = lines(1), lines(2)
+    assert [line["step"] for line in some] == [2, 3, 4, 6]
+    for line, steps in zip(some, ([1, 2], [3], [4], [5, 6]), strict=True):
+        for name in ("loss", "loss_global", "loss_local", "matched"):
+            mean = sum(each[step - 1][name] for step in steps) / len(steps)
+            assert line[name] == pytest.approx(mean, rel=1e-5)
+        left = (1 + math.cos(math.pi * (steps[-1] - 1) / 6)) / 2  # of a cosine over the six steps
+        assert line["lr"] == pytest.approx(1e-6 + (0.05 * 4 / 256 - 1e-6) * left)
+        assert line["weight_decay"] == pytest.approx(0.4 - 0.36 * left)
+        assert line["teacher_momentum"] == pytest.approx(1 - 0.1 * left)
+    assert [line["teacher_temperature"] for line in some] == [0.04, 0.04, 0.07, 0.07]
+    assert [line["epoch"] for line in some] == [2 / 3, 1, 4 / 3, 2]
+
+
+def test_a_vanilla_run_logs_neither_a_local_loss_nor_a_share_of_matches():
+    config, logged = small_config("vanilla", **{"optim.epochs": 1}), list[Metrics]()
+    train(initial_state(config, CPU), units(config), config, 1, CPU, lambda metrics, _: logged.append(metrics))
+    assert [line["loss"] == line["loss_global"] for line in logged] == [True]
+    assert not {"loss_local", "matched"} & logged[0].keys()
+
+
+class Clock:
+    """A clock that stands still until it is told what something took."""
+
+    seconds = 0.0
+
+    def perf_counter(self) -> float:
+        return self.seconds
+
+
+def test_speed_is_that_of_the_steps_since_the_last_line_without_probes_and_checkpoints(monkeypatch):
+    config = small_config(
+        "vanilla",
+        **{
+            "log_every_steps": 2,
+            "evaluation.knn_every_epochs": 1,  # a probe after steps 3 and 6
+            "checkpoint_every_epochs": 2,
+            "checkpoint_every_steps": 4,  # a checkpoint after steps 4 and 6
+        },
+    )
+    clock, state, lines = Clock(), initial_state(config, CPU), list[tuple[float, ...]]()
+    monkeypatch.setattr("glsd.training.loop.time", clock)
+
+    def arriving() -> Iterator[Unit]:
+        for unit in units(config):
+            clock.seconds += 1
+            yield unit
+
+    def computing(module: torch.nn.Module, arguments: tuple[object, ...]) -> None:
+        clock.seconds += 3 if state.step < 3 else 1
+
+    def probe(teacher: torch.nn.Module, step: int) -> Metrics:
+        clock.seconds += 1000
+        return {}
+
+    def log(metrics: Metrics, due: TrainState | None) -> None:
+        clock.seconds += 0 if due is None else 1000
+        lines.append(tuple(metrics[name] for name in ("step", "images_per_s", "data_wait", "seconds_left")))
+
+    state.student.register_forward_pre_hook(computing)
+    train(state, arriving(), config, 3, CPU, log, {"knn": probe})
+    # Two units a step: at first it takes 8 s, 2 of them waiting, and then 4 s; what is left goes by a slow mean.
+    assert lines == [
+        (2, 4 / 8, 2 / 8, 4 * 8),
+        (3, 4 / 8, 2 / 8, 3 * 8),
+        (4, 4 / 4, 2 / 4, pytest.approx(2 * (0.7 * 8 + 0.3 * 4))),
+        (6, 4 / 4, 2 / 4, 0.0),
+    ]
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0, [3]), (2, [2, 3]), (5, [3])])
+def test_the_teacher_is_probed_every_so_many_epochs_and_at_the_end(every, expected):
+    config = small_config("vanilla", **{"optim.epochs": 3, "evaluation.knn_every_epochs": every})
+    probed: list[int] = []
+
+    def probe(teacher: torch.nn.Module, step: int) -> Metrics:
+        probed.append(step)
+        return {}
+
+    train(initial_state(config, CPU), units(config), config, 1, CPU, lambda metrics, _: None, {"knn": probe})
+    assert probed == expected
 
 
 def test_probes_see_the_teacher_at_their_epochs_and_change_nothing():

@@ -75,6 +75,21 @@ def test_only_the_student_drops_paths():
     assert losses[0][0] != others[0][0]
 
 
+def test_two_steps_and_two_seeds_drop_different_paths_of_the_same_batch_and_weights():
+    config = small_config(backbone="test_vit", **{"model.drop_path": 0.5})
+    state = initial_state(config, CPU)
+    batch = to_device(next(units(config)), config.augment, CPU)
+
+    def loss(seed: int, step: int) -> float:
+        state.step = step
+        with torch.no_grad():
+            losses, _ = unit_losses(state, state.student, batch, config.with_overrides({"seed": seed}), 0.04)
+        return losses.total.item()
+
+    assert loss(0, 0) == loss(0, 0)
+    assert len({loss(seed, step) for seed in (0, 1) for step in (0, 1)}) == 4
+
+
 def test_the_last_layers_stay_as_they_are_in_the_first_epoch_and_then_learn():
     config = small_config(**{"optim.freeze_last_layer_epochs": 1})
     start = {name: value.clone() for name, value in initial_state(config, CPU).student.state_dict().items()}
@@ -104,13 +119,20 @@ def test_centres_are_the_running_mean_of_the_teachers_logits_over_the_whole_batc
         torch.testing.assert_close(getattr(state.centers, name), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_step_that_is_not_finite_changes_no_weight_moment_or_centre():
+@pytest.mark.parametrize("infinite", ["loss", "gradient"])
+def test_a_step_whose_loss_or_gradient_is_not_finite_changes_no_weight_moment_or_centre(infinite):
     config = small_config()
     state, _ = stepped(config)
     before = {name: value.clone() for name, value in tensors(state).items()}
     batch = to_device(next(units(config, 1)), config.augment, CPU)
-    batch.crops[0][0, 0, 0, 0, 0] = torch.inf
+    value = torch.inf if infinite == "gradient" else 0.0
+    if infinite == "loss":
+        batch.crops[0][0, 0, 0, 0, 0] = torch.inf
+    for parameter in state.student.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(lambda gradient: torch.full_like(gradient, value))
     report = train_step(state, state.student, [batch], 1, config, 3)
+    assert report.losses.isfinite().all() == (infinite == "gradient")
     assert not report.applied
     for name, value in tensors(state).items():
         assert torch.equal(value, before[name]), name

@@ -1,0 +1,65 @@
+"""Labelled images: which of them vote, which are tested, and in whose classes they count."""
+
+from pathlib import Path
+
+import pytest
+
+from glsd.config import Config
+from glsd.data import Index, build_index
+from ray_jobs.labelled import LabelledImages, has_classes, labelled_split
+from tests.data.encoding import write_jpegs
+
+CONFIG = Config()
+
+
+def of(folder: Path, *names: str) -> Index:
+    write_jpegs(folder, *names)
+    return build_index(folder, CONFIG.data)
+
+
+def pets(folder: Path, kinds: str, num_each: int) -> Index:
+    """A folder of images for each kind."""
+    return of(folder, *(f"{kind}/{number}.jpg" for kind in kinds.split() for number in range(num_each)))
+
+
+def paths(images: LabelledImages) -> list[Path]:
+    return [Path(images.index.uri(image_id)) for image_id in images.image_ids.tolist()]
+
+
+@pytest.mark.parametrize("names", [("cats/0.jpg",), ("cats/0.jpg", "cats/1.jpg")])
+def test_images_of_one_class_can_neither_vote_nor_be_tested(tmp_path: Path, names: tuple[str, ...]) -> None:
+    index = of(tmp_path / "pets", *names)
+    with pytest.raises(ValueError, match=r"cats/0\.jpg, \.\.\.\) are of one class, cats; "):
+        labelled_split(index, None, CONFIG.evaluation)
+
+
+def test_images_have_classes_if_they_have_labels_and_not_all_the_same(tmp_path: Path) -> None:
+    assert not has_classes(of(tmp_path / "flat", "0.jpg", "1.jpg"))
+    assert not has_classes(of(tmp_path / "one", "cats/0.jpg", "cats/1.jpg"))
+    assert has_classes(of(tmp_path / "two", "cats/0.jpg", "dogs/1.jpg"))
+
+
+@pytest.mark.parametrize("kinds", ["dogs birds", "ants cats"])
+def test_tested_images_of_some_of_the_classes_count_in_those_of_the_images_that_vote(
+    tmp_path: Path, kinds: str
+) -> None:
+    train, test = pets(tmp_path / "train", "ants birds cats dogs", 3), pets(tmp_path / "test", kinds, 2)
+    split = labelled_split(train, test, CONFIG.evaluation)
+    assert split.classes == ["ants", "birds", "cats", "dogs"]
+    for images, num_images in ((split.anchors, 12), (split.queries, 4)):
+        named = [split.classes[label] for label in images.labels.tolist()]
+        assert named == [path.parent.name for path in paths(images)]
+        assert len(named) == num_images
+
+
+@pytest.mark.parametrize("is_tested_apart", [False, True])
+def test_no_more_than_max_images_vote_and_are_tested(tmp_path: Path, is_tested_apart: bool) -> None:
+    train = pets(tmp_path / "train", "ants birds cats dogs", 5)
+    test = pets(tmp_path / "test", "birds cats", 5) if is_tested_apart else None
+    evaluation = CONFIG.evaluation.model_copy(update={"holdout": 0.4})
+    every = labelled_split(train, test, evaluation)
+    some = labelled_split(train, test, evaluation.model_copy(update={"max_images": 6}))
+    for chosen, all_of_them in ((some.anchors, every.anchors), (some.queries, every.queries)):
+        assert len(chosen.image_ids) == len(chosen.labels) == 6 < len(all_of_them.image_ids)
+        assert set(paths(chosen)) < set(paths(all_of_them))
+    assert not set(paths(every.anchors)) & set(paths(every.queries))

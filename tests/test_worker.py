@@ -1,0 +1,89 @@
+"""What a training worker saves and measures, in Ray Train's local mode: a worker in this process, without a cluster."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from glsd.data import build_index
+from glsd.evaluation import collapse_metrics
+from glsd.training import Metrics, TrainState, checkpoints, initial_state, to_device, train
+from ray_jobs.lease import NAME, LeaseTimes, read_holder
+from ray_jobs.run_directory import RunDirectory
+from ray_jobs.stream import UnitSource
+from ray_jobs.worker import Plan, _CollapseAlarm, _Recorder
+from tests.ray.images import labelled_folder
+from tests.training.small import small_config
+
+CPU = torch.device("cpu")
+STEPS_PER_EPOCH = 3
+TEMPERATURES = (0.03, 0.3)
+"""Of the teacher in the first and in the second epoch."""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Iterator[Plan]:
+    """Two epochs of three steps with a checkpoint after each step, whose run is leased."""
+    overrides = {
+        "objective.warmup_teacher_temperature": TEMPERATURES[0],
+        "objective.teacher_temperature": TEMPERATURES[1],
+        "objective.teacher_temperature_warmup_epochs": 1,
+        "checkpoint_every_steps": 1,
+    }
+    config = small_config(**overrides)
+    index = build_index(labelled_folder(tmp_path / "photos", 12), config.data)
+    source = UnitSource(config, index, {}, None, len(index), "device")
+    run = RunDirectory(tmp_path / "run")
+    with run.lease(times=LeaseTimes(heartbeat_s=60, settle_s=0.05)) as token:
+        yield Plan(config, run, token, source, None, None, None)
+
+
+def train_in_this_process(plan: Plan, on_logged: Callable[[Metrics, TrainState], None]) -> None:
+    """A worker's training, with someone who is told of each step when it has been logged and saved."""
+
+    def work() -> None:
+        with _Recorder(plan, 0) as recorder:
+            alarm = _CollapseAlarm(plan, recorder, 0)
+
+            def log(metrics: Metrics, state: TrainState) -> None:
+                alarm.log(metrics, state)
+                on_logged(metrics, state)
+
+            units = recorder.watched(map(plan.source.unit, range(plan.source.num_units)))
+            state = initial_state(plan.config, CPU)
+            train(state, units, plan.config, plan.steps_per_epoch, CPU, log, {}, alarm.diagnose)
+
+    TorchTrainer(work, scaling_config=ScalingConfig(num_workers=0)).fit()
+
+
+def test_a_worker_whose_lease_was_taken_over_saves_no_checkpoint(plan: Plan) -> None:
+    run = plan.run
+
+    def take_over(metrics: Metrics, state: TrainState) -> None:
+        holder = read_holder(run)
+        assert holder is not None
+        run.write(NAME, json.dumps(holder._replace(token="of another start")._asdict()).encode())
+
+    with pytest.raises(
+        RuntimeError, match=r"another start has taken .* over; the checkpoint of step 2 is not published"
+    ):
+        train_in_this_process(plan, take_over)
+    assert list(checkpoints(run.location)) == [1]
+
+
+def test_the_alarm_measures_at_the_temperature_of_the_step_just_made(plan: Plan) -> None:
+    steps = list[int]()
+
+    def measure_again(metrics: Metrics, state: TrainState) -> None:
+        last = to_device(plan.source.unit(2 * state.step - 1), plan.config.augment, CPU)
+        temperature = TEMPERATURES[(state.step - 1) // STEPS_PER_EPOCH]
+        for name, value in collapse_metrics(state.teacher, last, state.centers, plan.config, temperature).items():
+            assert metrics[name] == pytest.approx(value.item(), rel=1e-5), f"{name} of step {state.step}"
+        steps.append(state.step)
+
+    train_in_this_process(plan, measure_again)
+    assert steps == [1, 2, 3, 4, 5, 6]
