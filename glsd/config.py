@@ -381,12 +381,15 @@ def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
     else:
         raise ValueError(f"{_unknown('preset', text, presets())} (or give the path of a YAML file)")
     try:
-        tree = yaml.safe_load(content) or {}
-    except yaml.YAMLError as error:
+        given = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError) as error:  # the latter of dates that are none
         raise ValueError(f"{source} is not valid YAML: {error}") from error
-    if not isinstance(tree, Mapping):
+    if not isinstance(given, Mapping | None):
         raise ValueError(f"{source} holds no settings; write one a line, such as `seed: 0` or `optim.epochs: 100`")
-    return _validated(_nested(flatten(tree), source), source).with_overrides(overrides or {})
+    tree: dict[str, Any] = {}
+    for key, value in (given or {}).items():
+        _put(tree, str(key), value, source)
+    return _validated(tree, source).with_overrides(overrides or {})
 
 
 def _read(path: str) -> str:
@@ -416,7 +419,7 @@ def documentation(record: type[Record] = Config, prefix: str = "") -> dict[str, 
     return lines
 
 
-def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested mapping as one of dotted keys.
 
     >>> flatten({"a": {"b": 1}, "c": 2})
@@ -424,22 +427,23 @@ def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return leaves
 
 
-def _nested(leaves: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for key, value in leaves.items():
-        *path, leaf = str(key).split(".")
-        node = tree
-        for name in path:
-            node = node.setdefault(name, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"{source}: {name} is given a value and settings of its own, such as {key}")
-        node[leaf] = value
-    return tree
+def _put(tree: dict[str, Any], key: str, value: Any, source: str, prefix: str = "") -> None:
+    """Add what stands under a key, which may be dotted, to a tree of sections."""
+    name, dot, inner = key.partition(".")
+    value = {inner: value} if dot else value
+    is_section = isinstance(value, Mapping)
+    if name in tree and not (is_section and isinstance(tree[name], dict)):
+        raise ValueError(f"{source}: {prefix}{name} is given twice")
+    if not is_section:
+        tree[name] = value
+        return
+    section = tree.setdefault(name, {})
+    for inner, setting in value.items():
+        _put(section, str(inner), setting, source, f"{prefix}{name}.")
 
 
 def _validated(tree: Mapping[str, Any], source: str) -> Config:

@@ -6,7 +6,6 @@ by its dotted key. Verbs that need no cluster import no Ray.
 
 import difflib
 import os
-import re
 import signal
 import sys
 import warnings
@@ -478,8 +477,6 @@ def parse(given: list[str]) -> Any:
         print(version("glsd"))
         sys.exit(0)
     verb, *rest = given
-    # YAML and `glsd config` spell it null.
-    rest = [re.sub("^(--[^=]+=)?null$", r"\g<1>None", argument) for argument in rest]
     if verb not in VERBS:
         nearest = difflib.get_close_matches(verb, VERBS, n=1)
         meant = f", did you mean {nearest[0]}?" if nearest else ";"
@@ -501,41 +498,46 @@ def parse(given: list[str]) -> Any:
 
 
 def _with_settings(arguments: type[Any], config: Config, rest: list[str], program: str) -> Any:
-    _check_given(config, rest)
+    rest = _judged(config, rest)
     required = {field.name: tyro.MISSING for field in fields(arguments) if field.default is MISSING}
     default = arguments(**required, config=config)
     parsed = tyro.cli(arguments, args=rest, prog=program, default=default, use_underscores=True)
-    named = {argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in rest}
-    remaining = [key for key in config.auto if key not in named]  # what is given stays as it is given
+    flags = {argument.partition("=")[0] for argument in rest if argument.startswith("--")}
+    named = {flag.removeprefix("--").replace("-", "_") for flag in flags}
+    remaining = [key for key in parsed.config.auto if key not in named]  # what is given stays as it is given
     return replace(parsed, config=parsed.config.with_overrides({"auto": remaining}))
 
 
-def _check_given(config: Config, rest: list[str]) -> None:
-    """Judge the settings among the arguments together, in our own words; what tyro prints of them is pydantic's report.
+def _judged(config: Config, rest: list[str]) -> list[str]:
+    """The arguments as tyro takes them, once the settings among them were judged together, in our own words.
+
+    Of an impossible value tyro prints pydantic's whole report. No value is None to it, and null in YAML and in what is
+    said of the settings.
 
     Raises:
         ValueError: a value is impossible.
     """
-    known, given, key = config.flat(), dict[str, list[Any]](), ""
+    known, given = config.flat(), dict[str, list[str | None]]()
+    arguments, key = list[str](), ""
     for argument in rest:
-        value = argument
-        if argument.startswith("--"):
-            name, _, value = argument.removeprefix("--").partition("=")
-            key = name.replace("-", "_")
-        if value and key in known:
-            given.setdefault(key, []).append(value if isinstance(known[key], str) else _read_value(value))
-    config.with_overrides(
-        {key: values if isinstance(known[key], list) or len(values) > 1 else values[0] for key, values in given.items()}
-    )
-
-
-def _read_value(text: str) -> Any:
-    import yaml
-
-    try:
-        return None if text == "None" else yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+        flag, mark, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        if flag:
+            key = flag.removeprefix("--").replace("-", "_")
+        if flag and key in known:
+            given[key] = []  # a flag that is given again counts alone
+        if key in given and (mark or not flag):
+            nothing = value in {"null", "None"} and not isinstance(known[key], str)
+            value = "None" if nothing else value
+            given[key].append(None if nothing else value)
+        arguments.append(f"{flag}{mark}{value}")
+    overrides: dict[str, Any] = {}
+    for key, values in given.items():
+        if isinstance(known[key], list) or len(values) > 1:
+            overrides[key] = values
+        elif values:
+            overrides[key] = values[0]
+    config.with_overrides(overrides)
+    return arguments
 
 
 def _overview() -> str:

@@ -16,11 +16,11 @@ from typing import Any, Literal, NamedTuple
 import ray
 import ray.data
 from ray.exceptions import (
+    ActorDiedError,
     LocalRayletDiedError,
     NodeDiedError,
-    ObjectLostError,
     OutOfMemoryError,
-    RayActorError,
+    OwnerDiedError,
     WorkerCrashedError,
 )
 
@@ -37,11 +37,11 @@ _ENVIRONMENT = {
 }
 
 _DEATHS = (
+    ActorDiedError,
     LocalRayletDiedError,
     NodeDiedError,
-    ObjectLostError,
     OutOfMemoryError,
-    RayActorError,
+    OwnerDiedError,
     WorkerCrashedError,
 )
 """What Ray raises when a process has died that a job cannot do without."""
@@ -93,13 +93,20 @@ def cluster(settings: JobSettings) -> Iterator[None]:
                 with _shut_down_afterwards():
                     yield
     except _DEATHS as error:
-        raise death(error) from error
+        raise death(error) from None
 
 
 def death(error: BaseException) -> BaseException:
-    """An error of Ray in words, where it is that a process has died; any other as it is."""
+    """An error of Ray in words, where it is that a process has died; any other as it is.
+
+    >>> death(OutOfMemoryError("the node runs low on memory"))
+    ProcessDied('a process of the job died, perhaps for want of memory, of which fewer --workers or a smaller \
+data.unit_size need less; the same command goes on where it was. Ray says: the node runs low on memory')
+    >>> death(ValueError("data.unit_size 3"))
+    ValueError('data.unit_size 3')
+    """
     error = getattr(error, "health_check_failure", error)  # as Ray Train wraps it
-    if not isinstance(error, _DEATHS):
+    if not isinstance(error, _DEATHS) or getattr(error, "actor_init_failed", False):  # that has a cause of its own
         return error
     said = " ".join(str(error).split()).rpartition("The actor is dead because ")[2]
     return ProcessDied(

@@ -99,7 +99,7 @@ class Folder:
                 filesystem, root = resolved(uri) if is_remote(uri) else (pyarrow.fs.LocalFileSystem(), uri)
                 if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
                     root = str(Path(root).resolve())
-                if filesystem.type_name == self.filesystem.type_name and self.path.startswith(f"{root}/"):
+                if filesystem.type_name == self.filesystem.type_name and self.path.startswith(f"{root.rstrip('/')}/"):
                     raise ValueError(
                         f"{self.out} lies within {source}, so that what is written there would count as images; "
                         "name a folder elsewhere"

@@ -184,11 +184,12 @@ def _watch(monitor: Handle, line: ProgressLine, stop: threading.Event) -> None:
     import ray
     from ray.exceptions import GetTimeoutError, RayError
 
-    asked = None
+    asked, is_last = None, False
     while True:
         stopped = stop.wait(POLL_INTERVAL_S)
-        asked = asked or monitor.take.remote()
         try:
+            if asked is None:
+                asked, is_last = monitor.take.remote(), stopped
             news: list[tuple[str, Any]] = ray.get(asked, timeout=ARRIVAL_S)
         except GetTimeoutError:
             if stopped:
@@ -204,7 +205,7 @@ def _watch(monitor: Handle, line: ProgressLine, stop: threading.Event) -> None:
                 line.note(content)
             else:
                 line.update(content)
-        if stopped:  # and what came last is shown
+        if is_last:  # it was asked after the end, so what came last is shown
             return
 
 

@@ -57,8 +57,8 @@ class RunDirectory(Folder):
 
     @property
     def ascii_name(self) -> str:
-        """The name for Ray, whose metrics take no other letters: those are written as in a URI."""
-        return quote(self.name, safe=" ")
+        """The name for Ray, whose metrics take no other letters and which makes a folder of it: written as in a URI."""
+        return quote(self.name, safe=" ")[:200]
 
     def check_config(self, config: Config) -> None:
         """Refuse a run of another configuration, and a directory that is no run; neither needs the data's index.

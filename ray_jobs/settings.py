@@ -16,16 +16,16 @@ class JobSettings(Record):
     workers: int = Field(default=1, ge=1)
     """Training workers, one process and one GPU (or the machine's cores in equal parts) each."""
     gpu: bool | None = None
-    """Train on GPUs; null does where the cluster has any."""
+    """Train on GPUs; None does where the cluster has any."""
     gpus_per_worker: float = Field(default=1, gt=0, le=1)
     """GPU that a training worker reserves, where it trains on one; several small jobs can share a GPU by fractions."""
     cpus_per_worker: float | None = Field(default=None, gt=0)
-    """CPUs that a training worker reserves on its node; null is next to none on one machine and 1 on a cluster."""
+    """CPUs that a training worker reserves on its node; None is next to none on one machine and 1 on a cluster."""
     photometrics: Literal["auto", "worker", "device"] = "auto"
     """Where photometric transforms are computed: by the CPU workers of the stream or batch-wise on the training device;
     auto is the device where it is a GPU."""
     max_failures: int | None = Field(default=None, ge=0)
-    """How often the workers are started again after one dies; null is 0 on one machine and 3 on a cluster."""
+    """How often the workers are started again after one dies; None is 0 on one machine and 3 on a cluster."""
     dashboard: bool = False
     """Start Ray's dashboard where this job starts Ray by itself."""
     loggers: tuple[Logger, ...] = ()

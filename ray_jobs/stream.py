@@ -32,7 +32,7 @@ MAX_REPLACEMENTS = 100
 MAX_UNIT_BYTES = 64 * 2**20
 """Ray Data splits blocks above 1.5 * 128 MiB without a word, and the order of the units would be lost."""
 DECODED_BYTES = 64 * 2**20
-"""So many pixels of a unit a task keeps at once, or one image; a unit of ordinary photographs is less."""
+"""So many pixels of a unit a task keeps at once, and one image more; a unit of ordinary photographs is less."""
 
 
 Files = dict[str, "ray.ObjectRef[bytes]"]
@@ -85,8 +85,7 @@ class UnitReader:
     limits: DataConfig
 
     def read(self, k: int) -> tuple[int, Iterator[DecodedImage]]:
-        """The epoch of unit k, and its images, each decoded when its turn has come: 32 photographs of 50 megapixels
-        are 5 GB.
+        """The epoch of unit k, and its images, each decoded when its turn has come.
 
         Raises:
             ValueError: image after image cannot be decoded.
@@ -227,6 +226,7 @@ def _in_parts(images: Iterable[DecodedImage]) -> Iterator[list[DecodedImage]]:
     part = list[DecodedImage]()
     for image in images:
         part.append(image)
+        del image  # or it would be kept while the next part's first is decoded
         if sum(member.pixels.nbytes for member in part) >= DECODED_BYTES:
             yield part
             part = []

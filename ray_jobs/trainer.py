@@ -11,10 +11,18 @@ import ray.train
 from ray.actor import ActorHandle
 from ray.data import Dataset
 from ray.exceptions import RayActorError
-from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train import (
+    ControllerError,
+    DataConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer
 
-from ray_jobs.cluster import Resources, death
+from ray_jobs.cluster import ProcessDied, Resources, death
 from ray_jobs.monitor import Handle, ProgressLine, watch
 from ray_jobs.run_directory import RunDirectory
 from ray_jobs.settings import JobSettings
@@ -108,5 +116,7 @@ class _Trainer(TorchTrainer):
 def _cause(error: TrainingFailedError) -> BaseException:
     """What went wrong in a worker, without Ray's wrapping."""
     if isinstance(error, WorkerGroupError):
-        return death(next(iter(error.worker_failures.values()), error))
-    return error
+        failures = [death(failure) for failure in error.worker_failures.values()]
+        # What the death of one means to the others, a closed connection, says less.
+        return next((failure for failure in failures if isinstance(failure, ProcessDied)), failures[0])
+    return death(error.controller_failure) if isinstance(error, ControllerError) else error

@@ -71,7 +71,7 @@ def run_trial(cell: Mapping[str, str], plans: Mapping[str, TrialPlan]) -> None:
         status, message = _trained(plan, folder)
         _evaluate(plan, folder)
     except ProcessDied:
-        raise  # as all do when a scheduler stops the trial; where not, Tune tries it again
+        raise  # without an outcome: a scheduler that stops the trial ends its processes; else Tune starts it again
     except (ValueError, RuntimeError, OSError) as error:
         write_outcome(folder, "failed", str(error), trial_gpus(plan))
         raise

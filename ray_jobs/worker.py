@@ -221,8 +221,10 @@ class _Recorder:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Make the last lines durable, and have the driver know them."""
         if self._rank == 0:
-            self._log.close(failed=kind is not None)
-            self._reporter.close()
+            try:
+                self._log.close(failed=kind is not None)
+            finally:
+                self._reporter.close()
 
     def watched(self, units: Iterator[Unit]) -> Iterator[Unit]:
         """The units, their skipped images noted on the way."""

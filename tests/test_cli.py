@@ -41,7 +41,10 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["config", "demo", "--augment.num_local_crops", "0"], "without local crops both it and"),
         (["preview", "nowhere.jpg"], "nowhere.jpg cannot be read"),
         (["preview", "cat.png", "--out", "./cat.png"], "--out ./cat.png is the image itself; name another file"),
-        (["config", "demo", "--optim.epochs", "0"], "optim.epochs: Input should be greater than or equal to 1, not 0"),
+        (
+            ["config", "demo", "--optim.epochs", "0"],
+            "optim.epochs: Input should be greater than or equal to 1, not '0'",
+        ),
         (["config", "demo", "--optim.epochs=few"], "optim.epochs: Input should be a valid integer"),
         (["config", "demo", "--data.value_range", "10", "5"], "data: value_range must be [black, white]"),
         (["config", "demo", "--augment.local_sizes", "48", "32"], "augment"),
@@ -89,6 +92,22 @@ def test_a_misspelt_setting_is_answered_with_the_nearest(capsys):
         main(["config", "demo", "--optim.epoch", "3"])
     assert ended.value.code == 2
     assert "--optim.epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "printed"),
+    [
+        (["--optim.epochs", "30", "--optim.epochs", "40"], "  epochs: 40"),
+        (["--augment.local_sizes", "96", "--augment.local_sizes", "64"], "  local_sizes: [64]"),
+        (["--augment.local_sizes", "--augment.num_local_crops", "--objective.setting", "vanilla"], "  local_sizes: []"),
+        (["--data.image_column", "null"], "  image_column: 'null'"),
+        (["--optim.base_lr", "1e-4"], "  base_lr: 0.0001"),
+        (["--auto", "optim.epochs", "model.num_prototypes", "--optim.epochs", "70"], "auto: [model.num_prototypes]"),
+    ],
+)
+def test_the_last_of_equal_flags_counts_and_names_stay_what_they_are(given, printed, capsys):
+    main(["config", "small_data", *given])
+    assert f"\n{printed}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("given", [["--data.fraction", "null"], ["--data.fraction=null"], ["--data.fraction", "None"]])
