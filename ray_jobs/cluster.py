@@ -15,14 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import ray
 import ray.data
-from ray.exceptions import (
-    ActorDiedError,
-    LocalRayletDiedError,
-    NodeDiedError,
-    OutOfMemoryError,
-    OwnerDiedError,
-    WorkerCrashedError,
-)
+from ray import exceptions
 
 from glsd.config import Config
 from ray_jobs.settings import JobSettings, num_cores
@@ -37,12 +30,12 @@ _ENVIRONMENT = {
 }
 
 _DEATHS = (
-    ActorDiedError,
-    LocalRayletDiedError,
-    NodeDiedError,
-    OutOfMemoryError,
-    OwnerDiedError,
-    WorkerCrashedError,
+    exceptions.ActorDiedError,
+    exceptions.LocalRayletDiedError,
+    exceptions.NodeDiedError,
+    exceptions.OutOfMemoryError,
+    exceptions.OwnerDiedError,
+    exceptions.WorkerCrashedError,
 )
 """What Ray raises when a process has died that a job cannot do without."""
 
@@ -99,7 +92,7 @@ def cluster(settings: JobSettings) -> Iterator[None]:
 def death(error: BaseException) -> BaseException:
     """An error of Ray in words, where it is that a process has died; any other as it is.
 
-    >>> death(OutOfMemoryError("the node runs low on memory"))
+    >>> death(exceptions.OutOfMemoryError("the node runs low on memory"))
     ProcessDied('a process of the job died, perhaps for want of memory, of which fewer --workers or a smaller \
 data.unit_size need less; the same command goes on where it was. Ray says: the node runs low on memory')
     >>> death(ValueError("data.unit_size 3"))
