@@ -23,7 +23,7 @@ import ray.data
 from ray.data import Dataset, ExecutionOptions
 
 from glsd.config import Config, DataConfig, LinearConfig
-from glsd.data import Index, Order, UndecodableImage, decode
+from glsd.data import Index, Order, UndecodableImage, decode, header_size
 from glsd.data.filesystems import replace_file
 from glsd.training import checkpoints
 
@@ -31,9 +31,6 @@ MAX_REPLACEMENTS = 100
 """Undecodable images in a row after which the data, and not an image, is at fault."""
 MAX_UNIT_BYTES = 64 * 2**20
 """Ray Data splits blocks above 1.5 * 128 MiB without a word, and the order of the units would be lost."""
-DECODED_BYTES = 64 * 2**20
-"""So many pixels of a unit a task keeps at once, and one image more; a unit of ordinary photographs is less."""
-
 
 Files = dict[str, "ray.ObjectRef[bytes]"]
 """Contents of files by their path: one object a node, however many tasks need them."""
@@ -62,13 +59,21 @@ class Source(Protocol):
         """Arrays of the shapes of unit k."""
 
 
-class DecodedImage(NamedTuple):
-    """An image of a unit, or the one that stands in for it."""
+class EncodedImage(NamedTuple):
+    """An image of a unit as it was read."""
 
     member: int
     """Its number within the regime."""
     image_id: int
     """Its row of the full index."""
+    data: bytes
+
+
+class DecodedImage(NamedTuple):
+    """An image of a unit, or the one that stands in for it."""
+
+    member: int
+    image_id: int
     pixels: np.ndarray
     skips: list[tuple[int, str]]
     """(image_id, reason) of each undecodable image that it stands in for."""
@@ -84,29 +89,33 @@ class UnitReader:
     """The regime's images in the object store; None is all."""
     limits: DataConfig
 
-    def read(self, k: int) -> tuple[int, Iterator[DecodedImage]]:
-        """The epoch of unit k, and its images, each decoded when its turn has come.
+    def read(self, k: int) -> tuple[int, list[EncodedImage]]:
+        """The epoch of unit k, and its images, which are read together: latency is shared.
+
+        Raises:
+            OSError: an image cannot be read.
+        """
+        epoch, members = self.order.unit(k)
+        image_ids = self._ids(members).tolist()
+        with ThreadPoolExecutor(8) as readers:
+            contents = list(readers.map(self.index.read, image_ids))
+        return epoch, list(map(EncodedImage, members.tolist(), image_ids, contents))
+
+    def decode(self, epoch: int, encoded: EncodedImage) -> DecodedImage:
+        """The image, or the first decodable one of its keyed replacements.
 
         Raises:
             ValueError: image after image cannot be decoded.
-            OSError: an image cannot be read.
+            OSError: a replacement cannot be read.
         """
-        epoch, scheduled = self.order.unit(k)
-        image_ids = self._ids(scheduled).tolist()
-        with ThreadPoolExecutor(8) as readers:
-            encoded = list(readers.map(self.index.read, image_ids))
-        return epoch, map(partial(self._decoded, epoch), scheduled.tolist(), image_ids, encoded)
-
-    def _decoded(self, epoch: int, scheduled: int, image_id: int, data: bytes) -> DecodedImage:
-        """The regime's image of the number `scheduled`, or the first decodable one of its keyed replacements."""
-        member, skipped = scheduled, list[tuple[int, str]]()
+        (member, image_id, data), skipped = encoded, list[tuple[int, str]]()
         for attempt in range(MAX_REPLACEMENTS):
             try:
                 pixels = decode(data, self.limits.max_pixels, self.limits.value_range)
                 return DecodedImage(member, image_id, pixels, skipped)
             except UndecodableImage as error:
                 skipped.append((image_id, str(error)))
-            member = self.order.replacement(epoch, scheduled, attempt)
+            member = self.order.replacement(epoch, encoded.member, attempt)
             image_id = int(self._ids(np.array([member]))[0])
             data = self.index.read(image_id)
         reasons = "; ".join(f"{self.index.uri(image_id)}: {reason}" for image_id, reason in skipped[:3])
@@ -150,24 +159,42 @@ class UnitSource:
         Returns:
             The arrays of `glsd.training.Unit`, and `skips` (m,): a JSON list of [image_id, reason] for each image.
         """
-        epoch, images = UnitReader(self.order, self.index, self.image_ids, self.config.data).read(k)
-        # A loop's variable would keep a part's images while the next are decoded.
-        parts = list(map(partial(self._arrays, k, epoch), _in_parts(images)))
-        return parts[0] if len(parts) == 1 else {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        from glsd.augment import ViewBatch
+
+        reader = UnitReader(self.order, self.index, self.image_ids, self.config.data)
+        epoch, unit = reader.read(k)
+        scheduled = np.array([encoded.image_id for encoded in unit])
+        sizes = np.array([header_size(encoded.data) for encoded in unit])
+        views = ViewBatch(self.config.augment, self.config.seed, epoch, scheduled, sizes, self.photometrics)
+        image_ids, skips = list[int](), list[str]()
+        for row, encoded in enumerate(unit):
+            image = reader.decode(epoch, encoded)
+            views.crop(row, image.image_id, image.pixels)
+            image_ids.append(image.image_id)
+            skips.append(json.dumps(image.skips))
+            del image  # or its pixels would be kept while the next one's are decoded
+        return self._columns(k, image_ids, skips, views.arrays())
 
     def blank(self, k: int) -> dict[str, np.ndarray]:
         """Arrays of the shapes of unit k."""
-        return self._arrays(k, 0, [DecodedImage(0, 0, np.zeros((8, 8, 3), np.uint8), [])] * self.config.data.unit_size)
-
-    def _arrays(self, k: int, epoch: int, images: Sequence[DecodedImage]) -> dict[str, np.ndarray]:
-        """The columns that travel; photometric parameters only where they are still needed."""
         from glsd.augment import multicrop_batch
 
-        ids = np.array([image.image_id for image in images])
-        pixels, skips = [image.pixels for image in images], [json.dumps(image.skips) for image in images]
-        crops = multicrop_batch(pixels, self.config.augment, self.config.seed, epoch, ids, self.photometrics)
+        size, augment = self.config.data.unit_size, self.config.augment
+        images, ids = [np.zeros((8, 8, 3), np.uint8)] * size, np.zeros(size, np.int64)
+        crops = multicrop_batch(images, augment, 0, 0, ids, self.photometrics)
+        return self._columns(k, ids.tolist(), ["[]"] * size, crops)
+
+    def _columns(
+        self, k: int, image_ids: list[int], skips: list[str], crops: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """What travels; photometric parameters only where they are still needed."""
         travelling = {key: value for key, value in crops.items() if key != "pho" or self.photometrics == "device"}
-        return {"unit": np.full(len(ids), k), "image_id": ids, "skips": np.array(skips), **travelling}
+        return {
+            "unit": np.full(len(image_ids), k),
+            "image_id": np.array(image_ids),
+            "skips": np.array(skips),
+            **travelling,
+        }
 
 
 @dataclass(frozen=True)
@@ -207,9 +234,11 @@ class LinearSource:
         """
         from glsd.evaluation import linear_crop
 
-        epoch, images = UnitReader(self.order, self.index, self.image_ids, self.limits).read(k)
+        reader = UnitReader(self.order, self.index, self.image_ids, self.limits)
+        epoch, unit = reader.read(k)
         members, crops = list[int](), list[np.ndarray]()
-        for image in images:
+        for encoded in unit:
+            image = reader.decode(epoch, encoded)
             members.append(image.member)
             crops.append(linear_crop(image.pixels, self.crop, self.config, epoch, image.image_id))
         labels: np.ndarray = ray.get(self.labels)
@@ -219,19 +248,6 @@ class LinearSource:
         """Arrays of the shapes of unit k."""
         crops = np.zeros((self.unit_size, self.crop, self.crop, 3), np.uint8)
         return {"unit": np.full(self.unit_size, k), "crops": crops, "label": np.zeros(self.unit_size, np.int64)}
-
-
-def _in_parts(images: Iterable[DecodedImage]) -> Iterator[list[DecodedImage]]:
-    """The images in their order, each part as soon as it has `DECODED_BYTES`."""
-    part = list[DecodedImage]()
-    for image in images:
-        part.append(image)
-        del image  # or it would be kept while the next part's first is decoded
-        if sum(member.pixels.nbytes for member in part) >= DECODED_BYTES:
-            yield part
-            part = []
-    if part:
-        yield part
 
 
 def share_files(indexes: Sequence[Index]) -> Files:

@@ -8,6 +8,7 @@ from glsd.augment.photometric import photometric_worker as photometric_worker
 from glsd.augment.vector import JITTER_OPERATIONS as JITTER_OPERATIONS
 from glsd.augment.vector import PHOTOMETRIC_FIELDS as PHOTOMETRIC_FIELDS
 from glsd.augment.vector import ViewVectors as ViewVectors
+from glsd.augment.views import ViewBatch as ViewBatch
 from glsd.augment.views import Views as Views
 from glsd.augment.views import multicrop as multicrop
 from glsd.augment.views import multicrop_batch as multicrop_batch
@@ -15,6 +16,7 @@ from glsd.augment.views import multicrop_batch as multicrop_batch
 __all__ = [
     "JITTER_OPERATIONS",
     "PHOTOMETRIC_FIELDS",
+    "ViewBatch",
     "ViewVectors",
     "Views",
     "crop_into",

@@ -4,6 +4,7 @@ from glsd.data.images import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
 from glsd.data.images import UndecodableImage as UndecodableImage
 from glsd.data.images import decode as decode
 from glsd.data.images import extension as extension
+from glsd.data.images import header_size as header_size
 from glsd.data.index import Index as Index
 from glsd.data.index import Place as Place
 from glsd.data.index import build_index as build_index
@@ -28,6 +29,7 @@ __all__ = [
     "cache_folder",
     "decode",
     "extension",
+    "header_size",
     "permutation",
     "read_scenes",
     "subset",

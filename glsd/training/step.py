@@ -1,8 +1,8 @@
 """One step of Algorithm 1: forward, loss, backward, clip, AdamW, EMA, centres, over the units of one batch."""
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from glsd.training.batch import Batch
 from glsd.training.optimizer import clip_each, gated_step, set_hyperparameters
 from glsd.training.schedules import learning_rate, teacher_momentum, teacher_temperature, weight_decay
 from glsd.training.state import TrainState
+
+_filling: Any = torch.utils.deterministic  # torch's own annotation lacks its property
 
 
 class StepReport(NamedTuple):
@@ -66,7 +68,7 @@ def train_step(
 
     means: list[Tensor] = []
     for index, batch in enumerate(batches):
-        with _gradients_stay_local(student, until=index == num_units - 1):
+        with _same_sums(batch.geo.device), _gradients_stay_local(student, until=index == num_units - 1):
             losses, bottlenecks = unit_losses(state, student, batch, config, temperature)
             (losses.total / num_units).backward()
         means.append(torch.cat([torch.stack(losses).detach().float(), bottlenecks]))
@@ -136,6 +138,26 @@ def mean_over_workers(values: Tensor) -> Tensor:
         torch.distributed.all_reduce(values)
         values /= world_size
     return values
+
+
+@contextmanager
+def _same_sums(device: torch.device) -> Iterator[None]:
+    """On a CPU, gradients are the same bits each time, on any fixed number of threads.
+
+    Otherwise threads add up the gradient of a large indexed tensor, such as Swin's table of relative positions with
+    windows of 14, in the order in which they come. An operation that knows no fixed order warns.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.get_deterministic_debug_mode(), _filling.fill_uninitialized_memory
+    torch.set_deterministic_debug_mode("warn")
+    _filling.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        _filling.fill_uninitialized_memory = before[1]
 
 
 def _gradients_stay_local(student: nn.Module, until: bool) -> AbstractContextManager[None]:

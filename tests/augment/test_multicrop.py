@@ -2,6 +2,7 @@ import numpy as np
 import torch
 
 from glsd.augment import (
+    ViewBatch,
     multicrop,
     multicrop_batch,
     photometric_device,
@@ -75,3 +76,12 @@ def test_crops_of_another_epoch_are_others() -> None:
     first, second = (multicrop_batch(IMAGES[:2], SMALL, 0, epoch, IDS[:2], "worker") for epoch in (0, 1))
     assert all(np.any(first["crops_0"][index] != second["crops_0"][index]) for index in range(2))
     assert np.any(first["geo"] != second["geo"])
+
+
+def test_images_of_other_sizes_or_ids_than_expected_have_the_w_of_what_they_are() -> None:
+    turned, smaller, another = (70, 50), (90, 39), (1, 1)  # sizes of IMAGES but for the first two
+    views = ViewBatch(SMALL, 5, 6, np.array([4, 2, 8]), np.array([turned, smaller, another]), "worker")
+    for row, (image_id, image) in enumerate(zip(IDS.tolist(), IMAGES, strict=True)):
+        views.crop(row, image_id, image)
+    for name, array in multicrop_batch(IMAGES, SMALL, 5, 6, IDS, "worker").items():
+        np.testing.assert_array_equal(views.arrays()[name], array, err_msg=name)

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from glsd.data import UndecodableImage, decode, extension
-from tests.data.encoding import encoded, photograph, tiff
+from glsd.augment import sample_views
+from glsd.config import AugmentConfig
+from glsd.data import UndecodableImage, decode, extension, header_size
+from tests.data.encoding import encoded, jpeg, photograph, tiff
 
 LIMIT = 10**6
 
@@ -303,3 +305,40 @@ def test_broken_content_is_undecodable_or_an_image(data: st.DataObject) -> None:
         pixels = decode(bytes(content), LIMIT)
         assert pixels.shape[2] == 3
         assert pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(
+            encoded(Image.fromarray(photograph(37, 51)).convert(mode), kind, **options)
+            for mode, kind, options in (
+                ("RGB", "JPEG", {}),
+                ("RGB", "JPEG", {"progressive": True}),
+                ("L", "JPEG", {}),
+                ("CMYK", "JPEG", {}),
+                ("RGB", "PNG", {}),
+                ("P", "PNG", {}),
+            )
+        ),
+        png_of_16_bits(photograph(37, 51).astype(np.uint16)),
+    ],
+)
+def test_the_header_of_a_jpeg_or_png_has_the_size_that_decoding_gives(data: bytes) -> None:
+    assert header_size(data) == decode(data, LIMIT).shape[:2] == (37, 51)
+
+
+@given(
+    start=st.sampled_from([b"", jpeg(), encoded(photograph(), "PNG"), encoded(photograph(), "WEBP")]),
+    kept=st.integers(0, 40),
+    rest=st.binary(max_size=40),
+)
+def test_any_header_gives_a_size_that_w_can_be_drawn_for(start: bytes, kept: int, rest: bytes) -> None:
+    size = np.array([header_size(start[:kept] + rest)])
+    sample_views(AugmentConfig(), 0, 0, np.array([0]), size)
+
+
+def test_headers_of_nonsense_sizes_are_no_obstacle() -> None:
+    for width, height in [(0, 0), (2**31 - 1, 2**31 - 1), (2**32 - 1, 2**32 - 1)]:
+        size = np.array([header_size(png_without_pixels(width, height, 8))])
+        sample_views(AugmentConfig(), 0, 0, np.array([0]), size)

@@ -1,6 +1,7 @@
 """Every family of backbones trains, resumes and leaves for timm, with one instance for all crop sizes."""
 
 import io
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,6 +15,15 @@ PAPER = ["swin_tiny_patch4_window7_224", "swin_tiny_patch4_window14_224", "swin_
 OTHERS = ["vit_small_patch16_224", "resnet50", "convnext_tiny", "resnet10t"]
 SMALL = ["lcnet_050", "test_vit", "test_convnext"]
 LARGE = [pytest.param(backbone, marks=pytest.mark.slow) for backbone in (*PAPER, *OTHERS)]
+
+
+@pytest.fixture(autouse=True)
+def several_threads() -> Iterator[None]:
+    """Threads that race for sums would give other bits each time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("backbone", [*LARGE, *SMALL])

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from glsd.config import Config
 from glsd.losses.cross_entropy import CHUNK_BYTES_CPU
+from glsd.models import ViewOutputs
 from glsd.training import Metrics, NonFiniteLoss, TrainState, initial_state, to_device, train, train_step, unit_losses
 from tests.processes import run_in_two
 from tests.training.small import small_config, small_order, units
@@ -46,6 +48,37 @@ def assert_learned_alike(found: dict[str, torch.Tensor], expected: dict[str, tor
     for name, value in expected.items():
         atol = 1e-4 * value.abs().max().item() if name.startswith("exp_avg") else 1e-5
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=atol, msg=name)
+
+
+class WithTable(nn.Module):
+    """A student whose outputs depend on a table that is indexed often, as Swin's on that of relative positions."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        random = torch.Generator().manual_seed(0)
+        self.index = torch.randint(0, 50, (50_000,), generator=random)
+        self.weights = torch.randn(50_000, generator=random)
+        self.table = nn.Parameter(torch.zeros(50))
+
+    def forward(self, *arguments: Any) -> list[ViewOutputs]:
+        shift = (self.table[self.index] * self.weights).mean()
+        return [views._replace(u_bar=views.u_bar + shift) for views in self.network(*arguments)]
+
+
+def test_on_several_threads_a_step_has_the_same_gradients_each_time():
+    config, gradients = small_config(), list[torch.Tensor]()
+    batch = to_device(next(units(config)), config.augment, CPU)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    for _ in range(10):
+        state = initial_state(config, CPU)
+        student = WithTable(state.student)
+        train_step(state, student, [batch], 1, config, 3)
+        gradients.append(student.table.grad)
+    torch.set_num_threads(before)
+    assert gradients[0].any()
+    assert all(torch.equal(again, gradients[0]) for again in gradients)
 
 
 @pytest.mark.parametrize("setting", ["vanilla", "similarity", "geometric"])
