@@ -8,9 +8,9 @@ be compared. Drawing, position maps and collation are printed apart.
 
 Ours is timed twice: with photometrics left to the device that trains, and with everything on the CPU. Each pass sends
 the same images through all three in turn, on one thread; times are of the processor, and a ratio is that of two passes
-side by side. Before its turn each side takes one unit that is not timed: the allocator gives the 100 MB and more that
-the peer has freed back to the system at some later call, which would be one of ours. Nothing is timed before both sides
-agree on the pixels.
+side by side. Before its turn each side takes one unit that is not timed, which finds caches and memory as another side
+left them: the allocator gives the 100 MB and more that the peer has freed back to the system at some later call, which
+would be one of ours. Nothing is timed before both sides agree on the pixels.
 
 Any folder of JPEGs will do:
 
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of JPEGs, searched below too")
     parser.add_argument("--preset", default="paper", help="whose crops and photometrics")
     parser.add_argument("--num_images", type=int, default=64, help="images a pass")
-    parser.add_argument("--unit_size", type=int, default=32, help="images that ours takes at once")
+    parser.add_argument("--unit_size", type=int, default=32, help="images of a batch")
     parser.add_argument("--passes", type=int, default=9)
     arguments = parser.parse_args()
 

@@ -241,6 +241,7 @@ class LinearSource:
             image = reader.decode(epoch, encoded)
             members.append(image.member)
             crops.append(linear_crop(image.pixels, self.crop, self.config, epoch, image.image_id))
+            del image  # or its pixels would be kept while the next one's are decoded
         labels: np.ndarray = ray.get(self.labels)
         return {"unit": np.full(len(crops), k), "crops": np.stack(crops), "label": labels[members]}
 

@@ -35,13 +35,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> UnitSource:
     return UnitSource(config, build_index(folder, DataConfig()), {}, None, NUM_IMAGES, "device")
 
 
-def test_one_image_of_a_unit_is_decoded_at_a_time(source: UnitSource) -> None:
-    image_bytes = HEIGHT * WIDTH * 3
+@pytest.mark.parametrize(("scale", "num_images"), [((0.1, 0.2), 2), ((0.9, 1.0), 2.5)])
+def test_a_task_keeps_one_decoded_image_the_copy_of_a_crop_and_the_files(
+    source: UnitSource, scale: tuple[float, float], num_images: float
+) -> None:
+    source = replace(source, config=source.config.with_overrides({"augment.global_scale": scale}))
     tracemalloc.start()
     source.unit(0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert image_bytes < peak < 3 * image_bytes  # it, the copy of a crop, and the encoded images
+    assert peak < num_images * HEIGHT * WIDTH * 3
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 """G, the geometric part of an augmentation (Sec. 3.2): crop, bicubic resize, flip, from w_geo alone.
 
 The resize is torch's antialiased bicubic on uint8 with channels last, which is Pillow's filter in integers (72 dB). The
-layout is everything: if an image is permuted before it gets its axis of one, or numpy makes that axis (of stride 0),
-torch does not see that the channels are last, and takes nearly twice the time. The operator beneath
-`torch.nn.functional.interpolate` is called, since that has no `out`.
+layout is everything: `from_numpy(a)[None].permute(0, 3, 1, 2)` shows torch a channels-last tensor. With the permutation
+first, or the new axis made by numpy (of stride 0), torch does not see it and takes nearly twice the time. The operator
+beneath `torch.nn.functional.interpolate` is called, since that has no `out`.
 """
 
 from collections.abc import Sequence
@@ -39,5 +39,4 @@ def crop_into(
 
 def _channels_last(pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[torch.Tensor, "1 3 height width"]:
     """The same memory as torch's resize takes and gives it."""
-    height, width, _ = pixels.shape
-    return torch.from_numpy(pixels).as_strided((1, 3, height, width), (3 * width * height, 1, 3 * width, 3))
+    return torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)

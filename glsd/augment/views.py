@@ -82,8 +82,12 @@ class ViewBatch:
         sizes: Integer[np.ndarray, "batch 2"],
         photometrics: Literal["worker", "device"],
     ):
-        """Draw w for images of the `sizes` (height, width), in pixels; otherwise as `multicrop_batch`."""
-        self._key = config, seed, epoch
+        """Draw w for images of the `sizes` (height, width), in pixels; otherwise as `multicrop_batch`.
+
+        Raises:
+            ValueError: an image without pixels is expected.
+        """
+        self._config, self._seed, self._epoch = config, seed, epoch
         self._photometrics = photometrics
         self._expected = list(zip(image_ids.tolist(), map(tuple, sizes.tolist()), strict=True))
         self._w = sample_views(config, seed, epoch, image_ids, sizes)
@@ -92,15 +96,19 @@ class ViewBatch:
         ]
 
     def crop(self, row: int, image_id: int, image: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Make the views of the image at `row` of the micro-batch."""
+        """Make the views of the image at `row` of the micro-batch: G, and P where it belongs to the worker.
+
+        Raises:
+            ValueError: an image without pixels.
+        """
         if (image_id, image.shape[:2]) != self._expected[row]:
-            w = sample_views(*self._key, np.array([image_id]), np.array([image.shape[:2]]))
+            w = sample_views(self._config, self._seed, self._epoch, np.array([image_id]), np.array([image.shape[:2]]))
             self._w.geo[row], self._w.pho[row] = w.geo[0], w.pho[0]
         crops = [crop for group in self._groups for crop in group[row]]
         crop_into(image, self._w.geo[row], crops)
         if self._photometrics == "worker":
             for crop, pho in zip(crops, self._w.pho[row], strict=True):
-                photometric_in_place(crop, pho, self._key[0])
+                photometric_in_place(crop, pho, self._config)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `multicrop_batch` returns, once the views of every image have been made."""

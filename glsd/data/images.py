@@ -128,13 +128,11 @@ def header_size(data: bytes) -> tuple[int, int]:
     It is what to expect of `decode` before it has run, not what is sure to come: an image that is turned upright may
     have its sides swapped, and a broken header says anything.
     """
-    try:
-        if data.startswith(b"\x89PNG"):
-            width, height = struct.unpack(">ii", data[16:24])
-        else:
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-    except (ValueError, struct.error):
-        return 1, 1
+    width, height = 1, 1
+    if data.startswith(b"\x89PNG") and len(data) >= 24:
+        width, height = struct.unpack(">ii", data[16:24])
+    elif header := _jpeg_header(data):
+        height, width, _ = header
     return max(1, height), max(1, width)
 
 
@@ -167,14 +165,13 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
     """Pixels equal to Pillow's in two thirds of its time; None leaves the rarer kinds and broken files to Pillow."""
+    header = _jpeg_header(data)
+    if header is None or header[2] not in ("YCbCr", "Gray", "GRAY"):
+        return None
+    height, width, _ = header
+    _check_size(width, height, max_pixels)
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colorspace not in ("YCbCr", "Gray", "GRAY"):
-            return None
-        _check_size(width, height, max_pixels)
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
-    except UndecodableImage:
-        raise
     except ValueError:
         return None
     metadata = data[: _start_of_scan(data)]
@@ -182,6 +179,15 @@ def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
         with _quiet:
             return _upright(pixels, _orientation(JpegImagePlugin.JpegImageFile(io.BytesIO(data))))
     return pixels
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
+    """(height, width, colour space) of a JPEG; None of what simplejpeg cannot read."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except (ValueError, KeyError):  # it knows no name for chroma sampled in quarters of the height
+        return None
+    return height, width, colorspace
 
 
 def _start_of_scan(data: bytes) -> int:

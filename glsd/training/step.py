@@ -147,17 +147,17 @@ def _same_sums(device: torch.device) -> Iterator[None]:
     Otherwise threads add up the gradient of a large indexed tensor, such as Swin's table of relative positions with
     windows of 14, in the order in which they come. An operation that knows no fixed order warns.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or torch.are_deterministic_algorithms_enabled():
         yield
         return
-    before = torch.get_deterministic_debug_mode(), _filling.fill_uninitialized_memory
-    torch.set_deterministic_debug_mode("warn")
+    filled = _filling.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
     _filling.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.set_deterministic_debug_mode(before[0])
-        _filling.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(False)
+        _filling.fill_uninitialized_memory = filled
 
 
 def _gradients_stay_local(student: nn.Module, until: bool) -> AbstractContextManager[None]:

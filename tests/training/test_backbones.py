@@ -1,7 +1,6 @@
 """Every family of backbones trains, resumes and leaves for timm, with one instance for all crop sizes."""
 
 import io
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,15 +16,7 @@ SMALL = ["lcnet_050", "test_vit", "test_convnext"]
 LARGE = [pytest.param(backbone, marks=pytest.mark.slow) for backbone in (*PAPER, *OTHERS)]
 
 
-@pytest.fixture(autouse=True)
-def several_threads() -> Iterator[None]:
-    """Threads that race for sums would give other bits each time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
+@pytest.mark.usefixtures("several_threads")
 @pytest.mark.parametrize("backbone", [*LARGE, *SMALL])
 def test_a_backbone_trains_resumes_exactly_and_exports(backbone, tmp_path):
     drop_path = 0.0 if backbone == "lcnet_050" else 0.1  # it has no paths to drop

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils import deterministic
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -66,19 +67,45 @@ class WithTable(nn.Module):
         return [views._replace(u_bar=views.u_bar + shift) for views in self.network(*arguments)]
 
 
+@pytest.mark.usefixtures("several_threads")
 def test_on_several_threads_a_step_has_the_same_gradients_each_time():
     config, gradients = small_config(), list[torch.Tensor]()
     batch = to_device(next(units(config)), config.augment, CPU)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
     for _ in range(10):
         state = initial_state(config, CPU)
         student = WithTable(state.student)
         train_step(state, student, [batch], 1, config, 3)
         gradients.append(student.table.grad)
-    torch.set_num_threads(before)
     assert gradients[0].any()
     assert all(torch.equal(again, gradients[0]) for again in gradients)
+
+
+class Failing(WithTable):
+    """A student that says how torch computes, and fails."""
+
+    def forward(self, *_: Any) -> list[ViewOutputs]:
+        raise ZeroDivisionError(torch.get_deterministic_debug_mode(), deterministic.fill_uninitialized_memory)
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_step_leaves_torchs_determinism_as_it_was_and_what_a_user_asked_for_in_force(
+    mode: int, filled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config()
+    state = initial_state(config, CPU)
+    batch = to_device(next(units(config)), config.augment, CPU)
+    monkeypatch.setattr(deterministic, "fill_uninitialized_memory", filled)
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode(mode)
+    try:
+        with pytest.raises(ZeroDivisionError) as within:
+            train_step(state, Failing(state.student), [batch], 1, config, 3)
+        after = torch.get_deterministic_debug_mode(), deterministic.fill_uninitialized_memory
+    finally:
+        torch.set_deterministic_debug_mode(before)
+    assert after == (mode, filled)
+    assert within.value.args == ((mode, filled) if mode else (1, False))
 
 
 @pytest.mark.parametrize("setting", ["vanilla", "similarity", "geometric"])
