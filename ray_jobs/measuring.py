@@ -388,16 +388,17 @@ def _photographs(scene: Scene, limits: DataConfig) -> tuple[np.ndarray, np.ndarr
 def _collapse(
     encoder: Encoder, index: Index, image_ids: np.ndarray, state: "ray.ObjectRef[dict[str, Any]] | None"
 ) -> Any:
-    decoded = list(decodable(index, image_ids, encoder.config.data))
-    if not decoded:
+    limits = encoder.config.data
+    crops = {image_id: encoder.preprocess(image) for image_id, image in decodable(index, image_ids, limits)}
+    if not crops:
         raise ValueError(f"none of {len(image_ids)} images could be decoded, such as {index.uri(int(image_ids[0]))}")
-    ids, images = [image_id for image_id, _ in decoded], [image for _, image in decoded]
+    # Decoded again: a crop is small, and all of these images at once may not be.
+    images = (image for _, image in decodable(index, np.array(list(crops)), limits))
     device = next(encoder.parameters()).device
     if state is not None:
-        return collapse_report(encoder.config, ray.get(state), images, ids, str(device))
-    crops = torch.from_numpy(np.stack([encoder.preprocess(image) for image in images]))
+        return collapse_report(encoder.config, ray.get(state), images, list(crops), str(device))
     with torch.no_grad():
-        z_bar = encoder(encoder.normalize(crops.to(device)))[0]
+        z_bar = encoder(encoder.normalize(torch.from_numpy(np.stack(list(crops.values()))).to(device)))[0]
     return encoder_collapse(encoder, z_bar, images)
 
 

@@ -6,7 +6,7 @@ What the numbers mean is `verdict.collapse_verdict`'s.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from glsd.augment import multicrop_batch
+from glsd.augment import ViewBatch, multicrop_batch
 from glsd.config import Config
 from glsd.evaluation.encoder import Encoder
 from glsd.evaluation.verdict import Verdict, collapse_verdict
@@ -122,7 +122,7 @@ def collapse_metrics(
 def collapse_report(
     config: Config,
     state: dict[str, Any],
-    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    images: Iterable[UInt8[np.ndarray, "_ _ 3"]],
     image_ids: Sequence[int],
     device: str = "cpu",
 ) -> tuple[dict[str, float], Verdict]:
@@ -136,33 +136,34 @@ def collapse_report(
     Args:
         config: the checkpoint's.
         state: what `load_checkpoint` gave.
-        images: two or more.
-        image_ids: they key the augmentations.
+        images: two or more, each asked for when its turn has come.
+        image_ids: of each image; they key the augmentations.
         device: where it is computed.
 
     Raises:
         ValueError: fewer than two images.
     """
-    _check_images(images)
+    _check_number(image_ids)
     restored = initial_state(config, torch.device(device))
     restored.load_state_dict(state)
-    num_units = math.ceil(len(images) / config.data.unit_size)
+    num_units = math.ceil(len(image_ids) / config.data.unit_size)
+    arriving = iter(images)
     measured: dict[str, list[tuple[float, int]]] = {}
-    for rows in np.array_split(np.arange(len(images)), num_units):
-        ids = np.array([image_ids[row] for row in rows])
-        unit = multicrop_batch(
-            [images[row] for row in rows], config.augment, config.seed, config.optim.epochs, ids, "worker"
-        )
-        batch = to_device(unit | {"image_id": ids}, config.augment, torch.device(device))
+    for ids in np.array_split(np.array(image_ids), num_units):
+        unknown = np.ones((len(ids), 2), np.int64)
+        views = ViewBatch(config.augment, config.seed, config.optim.epochs, ids, unknown, "worker")
+        for row, image_id in enumerate(ids.tolist()):
+            views.crop(row, image_id, next(arriving))
+        batch = to_device(views.arrays() | {"image_id": ids}, config.augment, torch.device(device))
         for name, value in _unit_report(restored, batch, config).items():
-            measured.setdefault(name, []).append((float(value), len(rows)))
+            measured.setdefault(name, []).append((float(value), len(ids)))
     metrics = {name: _weighted_mean(parts) for name, parts in measured.items()}
     return metrics, collapse_verdict(metrics)
 
 
 @torch.no_grad()
 def encoder_collapse(
-    encoder: Encoder, z_bar: Float[Tensor, "images dim"], images: Sequence[UInt8[np.ndarray, "_ _ 3"]]
+    encoder: Encoder, z_bar: Float[Tensor, "images dim"], images: Iterable[UInt8[np.ndarray, "_ _ 3"]]
 ) -> tuple[dict[str, float], Verdict]:
     """The measures that need no heads: of z̄ of a whole data set, and of the matchings of some of its images.
 
@@ -173,7 +174,7 @@ def encoder_collapse(
     Raises:
         ValueError: fewer than two images.
     """
-    _check_images(z_bar)
+    _check_number(z_bar)
     metrics = _feature_metrics(z_bar)
     metrics["rank_me"] = _directions(metrics["effective_rank"], min(z_bar.shape))
     globals_only = encoder.config.augment.model_copy(
@@ -240,6 +241,6 @@ def _weighted_mean(parts: Sequence[tuple[float, int]]) -> float:
     return sum(value * weight for value, weight in parts) / sum(weight for _, weight in parts)
 
 
-def _check_images(images: Sequence[Any] | Tensor) -> None:
+def _check_number(images: Sized) -> None:
     if len(images) < 2:
         raise ValueError(f"collapse shows in how images differ, so it takes two or more of them, not {len(images)}")

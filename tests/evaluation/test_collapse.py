@@ -2,6 +2,8 @@
 
 import copy
 import math
+import weakref
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -173,6 +175,25 @@ def test_the_offline_report_does_not_depend_on_how_its_images_are_split_where_it
     ]
     for name in names:
         assert whole[0][name] == pytest.approx((parts[0][0][name] + parts[1][0][name]) / 2, rel=1e-4)
+
+
+def test_of_the_images_of_a_report_one_need_be_there_at_a_time() -> None:
+    config = small_config(**{"data.unit_size": 4, "optim.batch_size": 4})
+    encoder, images = untrained_encoder(config), pictures(6)
+    asked_for = list[weakref.ref[np.ndarray]]()
+
+    def arriving() -> Iterator[np.ndarray]:
+        for picture in images:
+            image = picture.copy()
+            assert sum(reference() is not None for reference in asked_for) <= 1
+            asked_for.append(weakref.ref(image))
+            yield image
+            del image
+
+    state = initial_state(config, CPU).state_dict()
+    assert collapse_report(config, state, arriving(), range(6)) == collapse_report(config, state, images, range(6))
+    asked_for.clear()
+    assert encoder_collapse(encoder, normal(6, 8), arriving()) == encoder_collapse(encoder, normal(6, 8), images)
 
 
 def test_an_encoder_without_heads_is_judged_by_its_features() -> None:
