@@ -137,9 +137,14 @@ class Backbone(nn.Module):
                 rates.append(module.rate)
 
         with torch.inference_mode(False), torch.enable_grad():
-            with register_module_forward_pre_hook(note):
-                parameters, z_bar, z = self._on_meta(size)
+            try:
+                with register_module_forward_pre_hook(note):
+                    parameters, z_bar, z = self._on_meta(size)
+            except (NotImplementedError, TypeError) as error:  # of a model that was made to have no head
+                raise self._without_map() from error
             _, height, width, dim = z.shape
+            if height * width < 2:
+                raise self._without_map()
             pools_itself = z_bar.shape[-1] == dim
             outputs = [z_bar.sum(), z.sum()] if pools_itself else [z.sum()]
             gradients: tuple[Tensor | None, ...] = torch.autograd.grad(outputs, parameters, allow_unused=True)
@@ -169,15 +174,20 @@ class Backbone(nn.Module):
                 return features
             return features.permute(0, 2, 3, 1)
         if isinstance(features, Tensor) and features.ndim == 3:
-            tokens = features[:, getattr(self.model, "num_prefix_tokens", 0) :]
+            # VOLO has a class token and no number of them.
+            prefix: int = getattr(self.model, "num_prefix_tokens", int(hasattr(self.model, "cls_token")))
+            tokens = features[:, prefix:]
             embed = getattr(self.model, "patch_embed", None)
             side = math.isqrt(tokens.shape[1])
             grid = embed.dynamic_feat_size((height, width)) if isinstance(embed, PatchEmbed) else (side, side)
             if math.prod(grid) == tokens.shape[1]:
                 return tokens.reshape(tokens.shape[0], *grid, tokens.shape[2])
-        raise ValueError(
+        raise self._without_map()
+
+    def _without_map(self) -> ValueError:
+        return ValueError(
             f"backbone {self.name} gives no feature map: forward_features must return a map (N, C, H, W), (N, H, W, C) "
-            "or patch tokens (N, L, C) in a grid, as timm's Swin, ViT, ResNet and ConvNeXt do"
+            "or patch tokens (N, L, C) in a grid, and forward_head pool it, as timm's Swin, ViT, ResNet and ConvNeXt do"
         )
 
     def _sizes_near(self, size: int) -> str:
@@ -254,8 +264,10 @@ def _create(architecture: str, model_args: dict[str, Any], optional: dict[str, A
         model: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=0, **model_args, **optional)
         return model
     except TypeError as error:
-        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if refused is None or refused[1] not in optional:
+        # Some models name one argument, some all.
+        _, found, names = str(error).partition("unexpected keyword argument")
+        refused = re.findall(r"'(\w+)'", names)
+        if not found or not optional.keys() & refused:
             raise
-        rest = {key: value for key, value in optional.items() if key != refused[1]}
+        rest = {key: value for key, value in optional.items() if key not in refused}
     return _create(architecture, model_args, rest)

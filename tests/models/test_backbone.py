@@ -38,6 +38,24 @@ def test_one_instance_gives_maps_of_all_crop_sizes(name: str) -> None:
             assert z.shape == (2, *grid, dim)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "grid"),
+    [
+        ("ese_vovnet19b_slim_dw", 96, (3, 3)),  # names all arguments that it does not know at once
+        ("poolformer_s12", 96, (3, 3)),
+        ("cait_xxs24_224", 224, (14, 14)),
+        pytest.param("volo_d1_224", 224, (14, 14), marks=pytest.mark.slow),  # says of no token that it comes first
+        pytest.param("hrnet_w18_ssld", 96, (3, 3), marks=pytest.mark.slow),
+    ],
+)
+def test_models_of_other_habits_give_maps_too(name: str, size: int, grid: tuple[int, int]) -> None:
+    backbone = build_backbone(name).eval()
+    with torch.no_grad():
+        z_bar, z = backbone(torch.randn(1, 3, size, size))
+    assert z.shape == (1, *grid, backbone.dim)
+    assert z_bar.shape == (1, backbone.dim)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "millions"), [("swin_tiny_patch4_window7_224", 27.5), ("swin_small_patch4_window7_224", 48.8)]
@@ -176,9 +194,17 @@ def test_an_unknown_model_names_the_nearest_spelling() -> None:
         build_backbone("hf-hub:timm/resnet50")
 
 
-def test_a_model_without_a_map_is_refused() -> None:
-    with pytest.raises(ValueError, match="coat_tiny gives no feature map"):
-        build_backbone("coat_tiny")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coat_tiny",  # several maps
+        "pit_ti_224",  # its class token alone
+        pytest.param("deepseek_vit_412m_enc", marks=pytest.mark.slow),  # pools nothing
+    ],
+)
+def test_a_model_without_a_map_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} gives no feature map"):
+        build_backbone(name)
 
 
 @pytest.mark.parametrize("name", ["dla46_c", "lcnet_050"])  # without the layers, and with layers that it never calls
