@@ -198,7 +198,7 @@ def _timm_lines(encoder: Encoder) -> Callable[[Path], str]:
     z_bar = "model.eval()(images)"
     if encoder.backbone.model(image).shape[1] != encoder.backbone.dim:
         # Its head goes on after the pooling, as MobileNet's does.
-        z_bar = "model.eval().forward_features(images).mean((2, 3))"
+        z_bar = f"model.eval().forward_features(images).mean({(1, 2) if encoder.backbone.channels_last else (2, 3)})"
     return lambda folder: (
         f"import timm\nmodel = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True, num_classes=0)\n"
         f"z_bar = {z_bar}"

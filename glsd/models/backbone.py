@@ -104,6 +104,11 @@ class Backbone(nn.Module):
             return self.model.forward_head(features, pre_logits=True), z
         return z.mean((1, 2)), z
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether a map of the timm model is (N, H, W, C)."""
+        return getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+
     def grid(self, size: int) -> tuple[int, int]:
         """(H, W) of z for square crops of `size` px.
 
@@ -170,9 +175,7 @@ class Backbone(nn.Module):
     def _dense(self, features: Any, height: int, width: int) -> Float[Tensor, "rows h w dim"]:
         """The map among what `forward_features` gave, channels last."""
         if isinstance(features, Tensor) and features.ndim == 4:
-            if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
-                return features
-            return features.permute(0, 2, 3, 1)
+            return features if self.channels_last else features.permute(0, 2, 3, 1)
         if isinstance(features, Tensor) and features.ndim == 3:
             # VOLO has a class token and no number of them.
             prefix: int = getattr(self.model, "num_prefix_tokens", int(hasattr(self.model, "cls_token")))

@@ -12,7 +12,7 @@ from tests.training.small import small_config, units
 CPU = torch.device("cpu")
 PAPER = ["swin_tiny_patch4_window7_224", "swin_tiny_patch4_window14_224", "swin_small_patch4_window7_224"]
 OTHERS = ["vit_small_patch16_224", "resnet50", "convnext_tiny", "resnet10t"]
-SMALL = ["lcnet_050", "test_vit", "test_convnext"]
+SMALL = ["lcnet_050", "test_vit", "test_convnext", "test_mambaout"]
 LARGE = [pytest.param(backbone, marks=pytest.mark.slow) for backbone in (*PAPER, *OTHERS)]
 
 
