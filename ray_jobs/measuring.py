@@ -393,7 +393,7 @@ def _collapse(
     if not crops:
         raise ValueError(f"none of {len(image_ids)} images could be decoded, such as {index.uri(int(image_ids[0]))}")
     # Decoded again: a crop is small, and all of these images at once may not be.
-    images = (image for _, image in decodable(index, np.array(list(crops)), limits))
+    images = (decode(index.read(image_id), limits.max_pixels, limits.value_range) for image_id in crops)
     device = next(encoder.parameters()).device
     if state is not None:
         return collapse_report(encoder.config, ray.get(state), images, list(crops), str(device))

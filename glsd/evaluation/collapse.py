@@ -141,7 +141,7 @@ def collapse_report(
         device: where it is computed.
 
     Raises:
-        ValueError: fewer than two images.
+        ValueError: fewer than two images, or fewer than ids.
     """
     _check_number(image_ids)
     restored = initial_state(config, torch.device(device))
@@ -153,7 +153,10 @@ def collapse_report(
         unknown = np.ones((len(ids), 2), np.int64)
         views = ViewBatch(config.augment, config.seed, config.optim.epochs, ids, unknown, "worker")
         for row, image_id in enumerate(ids.tolist()):
-            views.crop(row, image_id, next(arriving))
+            image = next(arriving, None)
+            if image is None:
+                raise ValueError(f"there are {len(image_ids)} image_ids and fewer images")
+            views.crop(row, image_id, image)
         batch = to_device(views.arrays() | {"image_id": ids}, config.augment, torch.device(device))
         for name, value in _unit_report(restored, batch, config).items():
             measured.setdefault(name, []).append((float(value), len(ids)))

@@ -71,7 +71,7 @@ class Backbone(nn.Module):
         `shapes` are those of an earlier instance of the same architecture.
 
         Raises:
-            ValueError: the model gives no feature map.
+            ValueError: the model gives no feature map, or pools none.
         """
         super().__init__()
         self.name = name
@@ -142,13 +142,10 @@ class Backbone(nn.Module):
                 rates.append(module.rate)
 
         with torch.inference_mode(False), torch.enable_grad():
-            try:
-                with register_module_forward_pre_hook(note):
-                    parameters, z_bar, z = self._on_meta(size)
-            except (NotImplementedError, TypeError) as error:  # of a model that was made to have no head
-                raise self._without_map() from error
+            with register_module_forward_pre_hook(note):
+                parameters, z_bar, z = self._on_meta(size)
             _, height, width, dim = z.shape
-            if height * width < 2:
+            if height * width < 2:  # PiT gives its class token alone
                 raise self._without_map()
             pools_itself = z_bar.shape[-1] == dim
             outputs = [z_bar.sum(), z.sum()] if pools_itself else [z.sum()]
@@ -170,7 +167,11 @@ class Backbone(nn.Module):
         memo |= {id(real): stand_in for real, stand_in in zip(self.parameters(), parameters, strict=True)}
         model = copy.deepcopy(self.model, memo).eval()
         features = model.forward_features(torch.empty(1, 3, size, size, device="meta", dtype=parameters[0].dtype))
-        return parameters, model.forward_head(features, pre_logits=True), self._dense(features, size, size)
+        try:
+            z_bar = model.forward_head(features, pre_logits=True)
+        except (NotImplementedError, TypeError) as error:
+            raise ValueError(f"backbone {self.name} has no head that pools its feature map") from error
+        return parameters, z_bar, self._dense(features, size, size)
 
     def _dense(self, features: Any, height: int, width: int) -> Float[Tensor, "rows h w dim"]:
         """The map among what `forward_features` gave, channels last."""
@@ -178,7 +179,9 @@ class Backbone(nn.Module):
             return features if self.channels_last else features.permute(0, 2, 3, 1)
         if isinstance(features, Tensor) and features.ndim == 3:
             # VOLO has a class token and no number of them.
-            prefix: int = getattr(self.model, "num_prefix_tokens", int(hasattr(self.model, "cls_token")))
+            prefix: int = getattr(
+                self.model, "num_prefix_tokens", int(getattr(self.model, "cls_token", None) is not None)
+            )
             tokens = features[:, prefix:]
             embed = getattr(self.model, "patch_embed", None)
             side = math.isqrt(tokens.shape[1])
@@ -190,7 +193,7 @@ class Backbone(nn.Module):
     def _without_map(self) -> ValueError:
         return ValueError(
             f"backbone {self.name} gives no feature map: forward_features must return a map (N, C, H, W), (N, H, W, C) "
-            "or patch tokens (N, L, C) in a grid, and forward_head pool it, as timm's Swin, ViT, ResNet and ConvNeXt do"
+            "or patch tokens (N, L, C) in a grid, as timm's Swin, ViT, ResNet and ConvNeXt do"
         )
 
     def _sizes_near(self, size: int) -> str:

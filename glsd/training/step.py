@@ -145,7 +145,8 @@ def _same_sums(device: torch.device) -> Iterator[None]:
     """On a CPU, gradients are the same bits each time, on any fixed number of threads.
 
     Otherwise threads add up the gradient of a large indexed tensor, such as Swin's table of relative positions with
-    windows of 14, in the order in which they come. An operation that knows no fixed order warns.
+    windows of 14, in the order in which they come. An operation that knows no fixed order warns. Where the user has
+    chosen PyTorch's deterministic operations, the choice stands.
     """
     if device.type != "cpu" or torch.are_deterministic_algorithms_enabled():
         yield

@@ -177,7 +177,7 @@ def test_the_offline_report_does_not_depend_on_how_its_images_are_split_where_it
         assert whole[0][name] == pytest.approx((parts[0][0][name] + parts[1][0][name]) / 2, rel=1e-4)
 
 
-def test_of_the_images_of_a_report_one_need_be_there_at_a_time() -> None:
+def test_of_the_images_of_a_report_one_is_kept_while_the_next_is_made() -> None:
     config = small_config(**{"data.unit_size": 4, "optim.batch_size": 4})
     encoder, images = untrained_encoder(config), pictures(6)
     asked_for = list[weakref.ref[np.ndarray]]()
@@ -285,7 +285,9 @@ def test_a_loss_of_ln_prototypes_is_a_collapse_where_the_outputs_are_not_known()
     assert collapse_verdict({}).label == "healthy"
 
 
-def test_collapse_of_one_image_is_an_error() -> None:
+def test_collapse_of_one_image_or_of_fewer_than_ids_is_an_error() -> None:
     config = small_config()
+    with pytest.raises(ValueError, match="6 image_ids and fewer images"):
+        collapse_report(config, initial_state(config, CPU).state_dict(), iter(pictures(5)), range(6))
     with pytest.raises(ValueError, match="two or more of them, not 1"):
         collapse_report(config, initial_state(config, CPU).state_dict(), pictures(1), [0])

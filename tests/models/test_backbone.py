@@ -195,15 +195,16 @@ def test_an_unknown_model_names_the_nearest_spelling() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "message"),
     [
-        "coat_tiny",  # several maps
-        "pit_ti_224",  # its class token alone
-        pytest.param("deepseek_vit_412m_enc", marks=pytest.mark.slow),  # pools nothing
+        ("coat_tiny", "gives no feature map"),  # several
+        ("pit_ti_224", "gives no feature map"),  # its class token alone
+        pytest.param("qwen3_vit_88m_enc", "has no head that pools its feature map", marks=pytest.mark.slow),
+        pytest.param("mobilenetv5_300m_enc", "has no head that pools its feature map", marks=pytest.mark.slow),
     ],
 )
-def test_a_model_without_a_map_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} gives no feature map"):
+def test_a_model_without_a_map_or_a_head_that_pools_it_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} {message}"):
         build_backbone(name)
 
 
