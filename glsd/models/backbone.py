@@ -169,7 +169,7 @@ class Backbone(nn.Module):
         features = model.forward_features(torch.empty(1, 3, size, size, device="meta", dtype=parameters[0].dtype))
         try:
             z_bar = model.forward_head(features, pre_logits=True)
-        except (NotImplementedError, TypeError) as error:
+        except (NotImplementedError, TypeError) as error:  # timm's encoders refuse the call, or know no `pre_logits`
             raise ValueError(f"backbone {self.name} has no head that pools its feature map") from error
         return parameters, z_bar, self._dense(features, size, size)
 
