@@ -57,6 +57,14 @@ def initial_weights(run: RunDirectory, config: Config, name: str) -> InitialWeig
 
 
 def read_initial_weights(run: RunDirectory) -> dict[str, Tensor] | None:
-    """The `state_dict` of the backbone that the run starts from; None where it starts from random weights."""
+    """The `state_dict` of the backbone that the run starts from; None where it starts from random weights.
+
+    Raises:
+        ValueError: the run started from a backbone whose copy is gone.
+    """
+    if "init_from" not in json.loads(run.read(DATA) or b"{}"):
+        return None
     content = run.read(INIT)
-    return None if content is None else safetensors.torch.load(content)
+    if content is None:
+        raise ValueError(f"{run.uri(INIT)}, the backbone that the run starts from, is gone; rerun the command")
+    return safetensors.torch.load(content)

@@ -145,6 +145,7 @@ class Monitor:
 
     def __init__(self) -> None:
         self._news: deque[tuple[str, Any]] = deque(maxlen=1000)
+        self._has_started = False
 
     def push(self, kind: str, content: Any) -> None:
         """Add a piece of news."""
@@ -155,6 +156,15 @@ class Monitor:
         news = list(self._news)
         self._news.clear()
         return news
+
+    def worker_started(self) -> None:
+        """Say that a worker runs."""
+        self._has_started = True
+
+    def take_started(self) -> bool:
+        """Whether a worker has run since the last call."""
+        has_started, self._has_started = self._has_started, False
+        return has_started
 
 
 def start_monitor() -> Handle:

@@ -12,7 +12,6 @@ from glsd.data import UndecodableImage, decode
 from glsd.evaluation import Encoder, KnnResult, embed, knn_accuracy, majority_share
 from glsd.models import Network
 from ray_jobs.labelled import LabelledImages, LabelledSplit
-from ray_jobs.settings import num_cores
 
 
 class Preprocessed(NamedTuple):
@@ -35,10 +34,16 @@ class OnlineKnn:
 
     The images are decoded once and kept as bytes. Nothing of the training changes: the encoder is a copy of the
     teacher's backbone, and no random number is drawn.
+
+    Args:
+        split: images that vote and images that are tested.
+        config: the run's.
+        device: of this worker.
+        num_threads: that decode this worker's share of the images.
     """
 
-    def __init__(self, split: LabelledSplit, config: Config, device: torch.device) -> None:
-        self._split, self._config, self._device = split, config, device
+    def __init__(self, split: LabelledSplit, config: Config, device: torch.device, num_threads: int) -> None:
+        self._split, self._config, self._device, self._num_threads = split, config, device, num_threads
         distributed = torch.distributed.is_initialized()
         self._rank = torch.distributed.get_rank() if distributed else 0
         self._world_size = torch.distributed.get_world_size() if distributed else 1
@@ -56,7 +61,8 @@ class OnlineKnn:
         if self._shares is None:
             mine = slice(self._rank, None, self._world_size)
             self._shares = [
-                preprocessed(encoder, images, mine) for images in (self._split.anchors, self._split.queries)
+                preprocessed(encoder, images, self._num_threads, mine)
+                for images in (self._split.anchors, self._split.queries)
             ]
         anchors, queries = (self._gathered(embedded(encoder, share)) for share in self._shares)
         result = score(anchors, queries, self._split, self._config.evaluation)
@@ -91,8 +97,8 @@ def score(anchors: Labelled, queries: Labelled, split: LabelledSplit, evaluation
     )
 
 
-def preprocessed(encoder: Encoder, images: LabelledImages, part: slice = slice(None)) -> Preprocessed:
-    """A part of the images as the encoder takes them; undecodable ones are left out."""
+def preprocessed(encoder: Encoder, images: LabelledImages, num_threads: int, part: slice = slice(None)) -> Preprocessed:
+    """A part of the images as the encoder takes them, decoded by so many threads; undecodable ones are left out."""
     limits = encoder.config.data
     image_ids, labels = images.image_ids[part], images.labels[part]
 
@@ -103,7 +109,7 @@ def preprocessed(encoder: Encoder, images: LabelledImages, part: slice = slice(N
             return None
         return encoder.preprocess(image)
 
-    with ThreadPoolExecutor(num_cores()) as pool:
+    with ThreadPoolExecutor(num_threads) as pool:
         crops: list[np.ndarray | None] = list(pool.map(crop, image_ids.tolist()))
     side = encoder.config.evaluation.crop
     stacked = np.empty((len(crops), side, side, 3), np.uint8)

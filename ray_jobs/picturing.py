@@ -42,6 +42,7 @@ from glsd.reporting import (
 )
 from ray_jobs.labelled import LabelledImages, LabelledSplit
 from ray_jobs.online_knn import Preprocessed, preprocessed
+from ray_jobs.settings import num_cores
 
 NUM_PICTURED = 3
 _NUM_QUERIES, _NUM_NEIGHBOURS, _MAX_ANCHORS = 6, 5, 1000
@@ -151,8 +152,8 @@ def picture_image_pairs(
 def picture_neighbours(encoder: Encoder, split: LabelledSplit, folder: Path) -> None:
     """Tested images of as many classes as there are, each beside the nearest of a thousand of the images that vote."""
     step = -(-len(split.anchors.image_ids) // _MAX_ANCHORS)
-    anchors = preprocessed(encoder, split.anchors, slice(None, None, step))
-    queries = preprocessed(encoder, split.queries.rows(one_each(split.queries.labels, _NUM_QUERIES)))
+    anchors = preprocessed(encoder, split.anchors, num_cores(), slice(None, None, step))
+    queries = preprocessed(encoder, split.queries.rows(one_each(split.queries.labels, _NUM_QUERIES)), num_cores())
     features = [embed(encoder, torch.from_numpy(side.crops).split(64)) for side in (anchors, queries)]
     found = nearest(features[0], features[1], _NUM_NEIGHBOURS)
     _save_neighbours(queries, anchors, found.anchor_index, found.similarity, split.classes, folder)
@@ -169,8 +170,9 @@ def picture_nearest(
     chosen = one_each(queries[0].labels, _NUM_QUERIES)
     found = nearest(anchors[1], queries[1][chosen], _NUM_NEIGHBOURS)
     shown, place = found.anchor_index.unique(return_inverse=True)
-    sides = (preprocessed(encoder, queries[0].rows(chosen)), preprocessed(encoder, anchors[0].rows(shown.numpy())))
-    _save_neighbours(*sides, place, found.similarity, classes, folder)
+    asking = preprocessed(encoder, queries[0].rows(chosen), num_cores())
+    voting = preprocessed(encoder, anchors[0].rows(shown.numpy()), num_cores())
+    _save_neighbours(asking, voting, place, found.similarity, classes, folder)
 
 
 def _save_neighbours(

@@ -137,10 +137,7 @@ def linear_worker(plan: LinearPlan) -> None:
     Raises:
         ValueError: it does not reach the driver's folder, the loss is not finite, or images cannot be read.
     """
-    if not plan.run.holds_lease(plan.token):
-        raise ValueError(
-            f"a worker does not find what this command wrote into {plan.run.out}; name an --out that all nodes reach"
-        )
+    plan.run.check_reached(plan.token)
     config, order, num_steps = plan.config, plan.source.order, plan.source.num_steps
     if plan.torch_threads is not None:
         torch.set_num_threads(plan.torch_threads)

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from glsd.config import Config
 from glsd.data.filesystems import replace_file
 from ray_jobs.folder import Folder
 from ray_jobs.lease import NAME as LEASE
-from ray_jobs.lease import TIMES, LeaseTimes, held_lease, holds_lease
+from ray_jobs.lease import TIMES, LeaseTimes, held_lease, holds_lease, read_holder
 
 CONFIG, DATA, ENVIRONMENT, SUMMARY = "config.yaml", "data.json", "environment.json", "summary.json"
 METRICS, SKIPPED, TENSORBOARD, FIGURES = "metrics.jsonl", "skipped.jsonl", "tensorboard", "figures"
@@ -143,6 +144,24 @@ class RunDirectory(Folder):
     def holds_lease(self, token: str) -> bool:
         """Whether the lease with this token is current: a worker asks before it publishes a checkpoint."""
         return holds_lease(self, token)
+
+    def check_reached(self, token: str) -> None:
+        """Refuse a worker that sees another folder than the driver that started it, before it reads or writes there.
+
+        Args:
+            token: of the lease that the driver holds.
+
+        Raises:
+            ValueError: there is no lease, so the folder is not shared, or another start has taken the run over.
+        """
+        holder = read_holder(self)
+        if holder is None:
+            raise ValueError(
+                f"the worker on host {socket.gethostname()} does not find {self.uri(LEASE)}, which the command that "
+                "started it wrote; name an --out that all nodes reach"
+            )
+        if holder.token != token:
+            raise ValueError(f"process {holder.pid} on host {holder.host} has taken {self.out} over; this start ends")
 
     def _refuse(self, kind: str, differences: Mapping[str, tuple[Any, Any]]) -> None:
         if differences:

@@ -25,6 +25,7 @@ from ray.data import Dataset, ExecutionOptions
 from glsd.config import Config, DataConfig, LinearConfig
 from glsd.data import Index, Order, UndecodableImage, decode, header_size
 from glsd.data.filesystems import replace_file
+from glsd.data.shards import alone
 from glsd.training import checkpoints
 
 MAX_REPLACEMENTS = 100
@@ -257,11 +258,15 @@ def share_files(indexes: Sequence[Index]) -> Files:
 
 
 def place_files(files: Files) -> None:
-    """Write those that this node lacks; an index's path names its content, so one that is there is the same."""
-    for path, content in files.items():
-        if not Path(path).exists():
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            replace_file(Path(path), ray.get(content))
+    """Write those that this node lacks, one process for all; an index's path names its content, so one that is there is
+    the same.
+    """
+    for path, content in ((Path(name), content) for name, content in files.items()):
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with alone(path.with_suffix(".lock")):
+                if not path.exists():  # it was not, before others held the lock
+                    replace_file(path, ray.get(content))
 
 
 def stream(source: Source, start_unit: int) -> Dataset:

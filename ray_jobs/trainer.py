@@ -4,7 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 import ray
 import ray.train
@@ -57,9 +57,50 @@ def fit(
     Raises:
         BaseException: what a worker raised, without Ray's wrapping; KeyboardInterrupt after Ctrl-C.
     """
-    trainer = _Trainer(
+    num_starts = _FEW_STARTS
+    line.phase("starting workers")
+    with watch(monitor, line):
+        while True:
+            trainer = _trainer(worker, plan, units, run, settings, resources, monitor, num_starts)
+            try:
+                trainer.fit()
+                return
+            except TrainingFailedError as error:
+                if not (_has_no_room(error) and ray.get(monitor.take_started.remote())):
+                    raise _cause(error) from None
+            except KeyboardInterrupt:
+                line.phase("stopping the workers")
+                trainer.abort()
+                raise
+            num_starts = _MANY_STARTS
+            line.phase("waiting for nodes with room for the workers")
+
+
+_FEW_STARTS: Final = 3
+"""Starts without room for the workers, each of a minute, after which a job ends of which no worker has run yet: the
+cluster was seen to have the room, so others have taken it.
+"""
+_MANY_STARTS: Final = 60
+"""The same once workers have run: a lost node is replaced within the hour. They are counted anew when workers run."""
+
+
+def _trainer(
+    worker: Callable[[Any], None],
+    plan: Any,
+    units: Callable[[], Dataset],
+    run: RunDirectory,
+    settings: JobSettings,
+    resources: Resources,
+    monitor: Handle,
+    num_starts: int,
+) -> "_Trainer":
+    return _Trainer(
         _work,
-        train_loop_config={"worker": (worker.__module__, worker.__qualname__), "plan": ray.put(plan)},
+        train_loop_config={
+            "worker": (worker.__module__, worker.__qualname__),
+            "plan": ray.put(plan),
+            "monitor": monitor,
+        },
         scaling_config=ScalingConfig(
             num_workers=settings.workers, use_gpu=resources.gpu, resources_per_worker=resources.per_worker
         ),
@@ -67,30 +108,21 @@ def fit(
             name=run.ascii_name,
             storage_path=f"{run.path}/{RAY_TRAIN}",
             storage_filesystem=run.filesystem,
-            failure_config=FailureConfig(  # an unschedulable start would be tried for ever by default
+            failure_config=FailureConfig(
                 max_failures=resources.max_failures,
-                controller_failure_limit=2,  # type: ignore[call-arg] # its stub is that of the old Train
+                controller_failure_limit=num_starts - 1,  # type: ignore[call-arg] # its stub is that of the old Train
             ),
         ),
         datasets={"train": units},
         dataset_config=DataConfig(execution_options=stream_options()),
     )
-    line.phase("starting workers")
-    with watch(monitor, line):
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise _cause(error) from None
-        except KeyboardInterrupt:
-            line.phase("stopping the workers")
-            trainer.abort()
-            raise
 
 
 def _work(loop_config: dict[str, Any]) -> None:
     """The worker, as Ray Train takes it: by name and references, since its controller unpickles this too before any
     worker starts. Ray Data's coordinator starts while the worker's module is imported, models and all.
     """
+    loop_config["monitor"].worker_started.remote()
     with ThreadPoolExecutor(1) as meanwhile:
         meanwhile.submit(ray.train.get_dataset_shard, "train")  # the worker asks again, and hears of an error then
         module, name = loop_config["worker"]
@@ -113,8 +145,20 @@ class _Trainer(TorchTrainer):
         self._controller = controller
 
 
+def _has_no_room(error: TrainingFailedError) -> bool:
+    """Whether the cluster gave no room for the workers in time, or the node that gave it was lost again."""
+    failure = error.controller_failure if isinstance(error, ControllerError) else None
+    # By name: Ray has these classes in a private module.
+    return type(failure).__name__ in ("WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError")
+
+
 def _cause(error: TrainingFailedError) -> BaseException:
     """What went wrong in a worker, without Ray's wrapping."""
+    if _has_no_room(error):
+        return ProcessDied(
+            "the cluster has given no room for the workers in several minutes, as other jobs or a lost node hold it "
+            "(see `ray status`). Wait for it or use fewer --workers, then rerun the command to resume"
+        )
     if isinstance(error, WorkerGroupError):
         failures = [death(failure) for failure in error.worker_failures.values()]
         # What the death of one means to the others, a closed connection, says less.

@@ -38,7 +38,7 @@ from ray_jobs.loggers import external_loggers
 from ray_jobs.monitor import Reporter
 from ray_jobs.online_knn import OnlineKnn
 from ray_jobs.run_directory import SKIPPED, RunDirectory, RunLog, read_metrics
-from ray_jobs.settings import Logger
+from ray_jobs.settings import Logger, num_cores
 from ray_jobs.stream import UnitSource, place_files, received
 
 if TYPE_CHECKING:
@@ -75,7 +75,12 @@ class Plan:
 
 
 def train_worker(plan: Plan) -> None:
-    """One worker of a run, from the newest checkpoint to the end."""
+    """One worker of a run, from the newest checkpoint to the end.
+
+    Raises:
+        ValueError: it does not reach the driver's run directory, or images or settings cannot be used.
+    """
+    plan.run.check_reached(plan.token)
     failure = json.loads(plan.run.read(FAILURE) or b"{}")
     if failure.get("token") == plan.token:
         # A worker that is started again would only meet the same data or the same loss once more.
@@ -115,7 +120,11 @@ def _train(plan: Plan, device: torch.device) -> None:
     with _Recorder(plan, state.step) as recorder:
         if state.step:
             recorder.announce(f"resuming at step {state.step:,} of {plan.total_steps:,}")
-        probes = {} if plan.knn is None else {"knn": recorder.announced("k-NN", OnlineKnn(plan.knn, config, device))}
+        probes: dict[str, Probe] = {}
+        if plan.knn is not None:
+            # A worker that was given no number of threads shares its node's cores with the others there.
+            num_threads = plan.torch_threads or num_cores() // ray.train.get_context().get_local_world_size() or 1
+            probes["knn"] = recorder.announced("k-NN", OnlineKnn(plan.knn, config, device, num_threads))
         if state.step == 0:
             # The teacher before training is the backbone as it was initialised: what all later figures stand beside.
             untrained: Metrics = {"step": 0}

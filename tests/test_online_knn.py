@@ -1,5 +1,6 @@
 """k-NN during a run: images are decoded once and shared by the workers, who all come to what one alone finds."""
 
+import threading
 from pathlib import Path
 
 import torch
@@ -22,10 +23,11 @@ class Remembering(Index):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        self.image_ids = list[int]()
+        self.image_ids, self.threads = list[int](), set[int]()
 
     def read(self, image_id: int) -> bytes:
         self.image_ids.append(image_id)
+        self.threads.add(threading.get_ident())
         return super().read(image_id)
 
 
@@ -36,7 +38,7 @@ def labelled(index: Index) -> LabelledSplit:
 
 def test_images_are_decoded_once_and_the_teacher_is_seen_as_it_is_now(tmp_path: Path) -> None:
     index = Remembering(build_index(labelled_folder(tmp_path / "photos", 40, num_corrupt=1), CONFIG.data).path)
-    probe = OnlineKnn(labelled(index), CONFIG, CPU)
+    probe = OnlineKnn(labelled(index), CONFIG, CPU, num_threads=1)
     _, teacher = build_student_teacher(CONFIG)
     first = probe(teacher, 0)
     assert first["knn_anchors"] + first["knn_queries"] == 39
@@ -47,6 +49,7 @@ def test_images_are_decoded_once_and_the_teacher_is_seen_as_it_is_now(tmp_path: 
             parameter.zero_()
     assert probe(teacher, 1)["knn"] != first["knn"]
     assert sorted(index.image_ids) == list(range(40))
+    assert len(index.threads) <= 2, "one for those that vote, one for those that are tested"
 
 
 def _worker(rank: int, folder: str, index_path: str, config: Config) -> None:
@@ -55,7 +58,7 @@ def _worker(rank: int, folder: str, index_path: str, config: Config) -> None:
     _, teacher = build_student_teacher(config)
     for statistic in teacher.backbone.buffers():
         statistic += rank
-    found = OnlineKnn(labelled(index), config, CPU)(teacher, 0)
+    found = OnlineKnn(labelled(index), config, CPU, num_threads=1)(teacher, 0)
     torch.save({"found": found, "image_ids": index.image_ids}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -66,7 +69,7 @@ def test_two_workers_with_unequal_batch_norm_read_half_of_the_images_each_and_fi
     config = CONFIG.with_overrides({"model.backbone": "test_resnet"})
     index = build_index(labelled_folder(tmp_path / "photos", 40, num_corrupt=1), config.data)
     _, teacher = build_student_teacher(config)
-    alone = OnlineKnn(labelled(index), config, CPU)(teacher, 0)
+    alone = OnlineKnn(labelled(index), config, CPU, num_threads=1)(teacher, 0)
     run_in_two(_worker, str(tmp_path), str(index.path), config)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert [rank["found"] for rank in ranks] == [alone, alone]

@@ -1,5 +1,6 @@
 """What a training worker saves and measures, in Ray Train's local mode: a worker in this process, without a cluster."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ from ray.train.torch import TorchTrainer
 from glsd.data import build_index
 from glsd.evaluation import collapse_metrics
 from glsd.training import Metrics, TrainState, checkpoints, initial_state, to_device, train
+from ray_jobs.initial_weights import read_initial_weights
 from ray_jobs.lease import NAME, LeaseTimes, read_holder
-from ray_jobs.run_directory import RunDirectory
+from ray_jobs.run_directory import DATA, RunDirectory
 from ray_jobs.stream import UnitSource
-from ray_jobs.worker import Plan, _CollapseAlarm, _Recorder
+from ray_jobs.worker import Plan, _CollapseAlarm, _Recorder, train_worker
 from tests.ray.images import labelled_folder
 from tests.training.small import small_config
 
@@ -58,6 +60,25 @@ def train_in_this_process(plan: Plan, on_logged: Callable[[Metrics, TrainState],
             train(state, units, plan.config, plan.steps_per_epoch, CPU, log, {}, alarm.diagnose)
 
     TorchTrainer(work, scaling_config=ScalingConfig(num_workers=0)).fit()
+
+
+def test_a_worker_that_does_not_reach_the_drivers_run_directory_trains_nothing(plan: Plan, tmp_path: Path) -> None:
+    elsewhere = dataclasses.replace(plan, run=RunDirectory(tmp_path / "another disk"))
+    with pytest.raises(ValueError, match=r"does not find .*another disk/lease\.json.*; name an --out that all nodes"):
+        train_worker(elsewhere)
+    assert not (tmp_path / "another disk").exists()
+
+
+def test_a_worker_of_a_start_that_lost_the_run_trains_nothing(plan: Plan) -> None:
+    with pytest.raises(ValueError, match=r"process \d+ on host .* has taken .* over; this start ends"):
+        train_worker(dataclasses.replace(plan, token="of an earlier start"))
+    assert list(plan.run.sizes()) == [NAME]
+
+
+def test_a_run_whose_initial_backbone_is_gone_does_not_start_from_random_weights(plan: Plan) -> None:
+    plan.run.write(DATA, b'{"init_from": "a model"}')
+    with pytest.raises(ValueError, match=r"run/init\.safetensors, the backbone that the run starts from, is gone"):
+        read_initial_weights(plan.run)
 
 
 def test_a_worker_whose_lease_was_taken_over_saves_no_checkpoint(plan: Plan) -> None:

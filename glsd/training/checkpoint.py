@@ -19,7 +19,9 @@ import pyarrow.fs as pafs
 
 from glsd.data.filesystems import absolute, is_remote, joined, read, resolved, sync_folder, synced
 
-_NAME = re.compile(r"step_(\d{8,})")
+_NAME = re.compile(r"step_(\d{8}|[1-9]\d{8,})")
+_PARTIAL = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]+\.partial")
+_STATE, _MANIFEST = "state.pt", "manifest.json"
 
 
 def save_checkpoint(
@@ -51,7 +53,7 @@ def save_checkpoint(
     torch.save(state, buffer)
     content = buffer.getbuffer()
     manifest = json.dumps(
-        {"step": step, "files": {"state.pt": {"bytes": len(content), "sha256": _digest(content)}}, **facts}, indent=1
+        {"step": step, "files": {_STATE: {"bytes": len(content), "sha256": _digest(content)}}, **facts}, indent=1
     ).encode()
 
     def check() -> None:
@@ -60,11 +62,11 @@ def save_checkpoint(
 
     try:
         if isinstance(filesystem, pafs.LocalFileSystem):
-            _save_locally(Path(root) / "checkpoints", name, {"state.pt": content, "manifest.json": manifest}, check)
+            _save_locally(Path(root) / "checkpoints", name, {_STATE: content, _MANIFEST: manifest}, check)
         else:
-            _upload(filesystem, f"{root}/checkpoints/{name}/state.pt", content)
+            _upload(filesystem, f"{root}/checkpoints/{name}/{_STATE}", content)
             check()
-            _upload(filesystem, f"{root}/checkpoints/{name}/manifest.json", manifest)
+            _upload(filesystem, f"{root}/checkpoints/{name}/{_MANIFEST}", manifest)
     except OSError as error:
         raise OSError(
             f"the checkpoint of step {step} could not be written to {run}: {error}; earlier ones stay, and a new start "
@@ -75,7 +77,7 @@ def save_checkpoint(
 
 def checkpoints(run: str) -> dict[int, str]:
     """Complete checkpoints of a run by step, in order."""
-    names = [name for name, files in _found(run).items() if "manifest.json" in files]
+    names = [name for name, files in _found(run).items() if _MANIFEST in files]
     steps = {int(match[1]): name for name in names if (match := _NAME.fullmatch(name))}
     return {step: joined(run, f"checkpoints/{steps[step]}") for step in sorted(steps)}
 
@@ -87,7 +89,7 @@ def newest_checkpoint(run: str) -> str | None:
 
 def manifest(checkpoint: str) -> dict[str, Any]:
     """Step, files and facts of a complete checkpoint."""
-    content, _ = read(joined(absolute(checkpoint), "manifest.json"))
+    content, _ = read(joined(absolute(checkpoint), _MANIFEST))
     facts: dict[str, Any] = json.loads(content)
     return facts
 
@@ -100,8 +102,8 @@ def load_checkpoint(checkpoint: str) -> dict[str, Any]:
     """
     import torch
 
-    expected = manifest(checkpoint)["files"]["state.pt"]
-    content, _ = read(joined(absolute(checkpoint), "state.pt"))
+    expected = manifest(checkpoint)["files"][_STATE]
+    content, _ = read(joined(absolute(checkpoint), _STATE))
     if len(content) != expected["bytes"] or _digest(content) != expected["sha256"]:
         raise ValueError(
             f"{checkpoint}/state.pt is damaged: it is not what its manifest.json describes; use another one"
@@ -111,17 +113,24 @@ def load_checkpoint(checkpoint: str) -> dict[str, Any]:
 
 
 def prune_checkpoints(run: str, keep: set[int]) -> None:
-    """Delete the run's checkpoints of other steps, and what a killed run left half written."""
+    """Delete the run's checkpoints of other steps, and what a killed run left half written.
+
+    Nothing else in `checkpoints/` is touched, such as the copy of a checkpoint under another name, nor a file that
+    someone added to a checkpoint.
+    """
     filesystem, root = _place(run)
     for name, files in _found(run).items():
         match = _NAME.fullmatch(name)
-        if match is None or int(match[1]) not in keep:
-            # Without its manifest, deleted first, a checkpoint no longer counts, should this be killed half-way.
-            folder = f"{root}/checkpoints/{name}"
-            for file in sorted(files):
+        if int(match[1]) in keep if match else not _PARTIAL.fullmatch(name):
+            continue
+        folder = f"{root}/checkpoints/{name}"
+        # Without its manifest, deleted first, a checkpoint no longer counts, should this be killed half-way.
+        for file in (_MANIFEST, _STATE):
+            if file in files:
                 filesystem.delete_file(f"{folder}/{file}")
-            if filesystem.get_file_info(folder).type == pafs.FileType.Directory:  # object stores need not have any
-                filesystem.delete_dir(folder)
+        is_there = filesystem.get_file_info(folder).type == pafs.FileType.Directory  # object stores need not have any
+        if is_there and set(files) <= {_MANIFEST, _STATE}:
+            filesystem.delete_dir(folder)
 
 
 def _found(run: str) -> dict[str, list[str]]:

@@ -43,7 +43,8 @@ def train(
 ) -> None:
     """Train from `state.step` to the end of the last epoch.
 
-    With an initialised process group this is one of its workers: rank r of W receives the units i * W + r.
+    With an initialised process group this is one of its workers: rank r of W receives the units i * W + r, and all
+    train the student and the teacher of rank 0.
 
     Args:
         state: changed in place.
@@ -219,9 +220,18 @@ class _Interval:
 def _distributed(student: Network, teacher: Network, device: torch.device) -> nn.Module:
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return student
+    _broadcast(teacher)
     if device.type == "cuda":
         # gloo has no synchronised batch norm: on CPUs each worker normalises by its own unit.
         convert_sync_batchnorm(student)
         convert_sync_batchnorm(teacher)
         return DistributedDataParallel(student, device_ids=[device])
     return DistributedDataParallel(student)
+
+
+def _broadcast(network: Network) -> None:
+    """Give all workers the parameters and buffers of rank 0, as DistributedDataParallel does for the student."""
+    for tensor in network.state_dict().values():
+        value = tensor.contiguous()
+        torch.distributed.broadcast(value, 0)
+        tensor.copy_(value)

@@ -79,6 +79,57 @@ def test_a_run_on_two_nodes_and_what_they_have_no_room_for(forty: Path, tmp_path
     assert steps == list(range(TOTAL_STEPS + 1))
 
 
+A_NODE_IS_LOST = (
+    INSIST
+    + """
+import os, sys, threading, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from glsd.config import load_config
+from ray_jobs.pretraining import pretrain
+
+data, out, settings = sys.argv[1:]
+memory = 200 * 2**20
+head = {"num_cpus": 1, "object_store_memory": memory}
+nodes = insist(lambda: Cluster(initialize_head=True, head_node_args=head))
+first = insist(lambda: nodes.add_node(num_cpus=2, object_store_memory=memory))
+os.environ["RAY_ADDRESS"] = nodes.address
+
+config = load_config(settings)
+job = threading.Thread(target=pretrain, args=(config, data, out), kwargs={"cpus_per_worker": 2, "figures": False})
+job.start()
+metrics = Path(out, "metrics.jsonl")
+while job.is_alive() and not (metrics.exists() and metrics.read_bytes().count(b"\\n") > 2):
+    time.sleep(0.05)
+nodes.remove_node(first, allow_graceful=False)
+print("steps at the loss:", metrics.read_bytes().count(b"\\n") - 1, flush=True)
+time.sleep(25)
+insist(lambda: nodes.add_node(num_cpus=2, object_store_memory=memory))
+job.join()
+nodes.shutdown()
+"""
+)
+
+
+def test_a_run_outlasts_more_starts_without_room_than_a_run_that_never_ran(forty: Path, tmp_path: Path) -> None:
+    """The only node with room for the worker is gone for eight time-outs; three end a job of which no worker ran."""
+    (tmp_path / "run.yaml").write_text(small_run().to_yaml())
+    command = [sys.executable, "-c", A_NODE_IS_LOST, str(forty), str(tmp_path / "run"), str(tmp_path / "run.yaml")]
+    quick = {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "3",
+    }
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ended = subprocess.run(command, env=environment | quick, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "waiting for nodes with room for the workers" in ended.stderr
+    lost_at = int(re.search(r"steps at the loss: (\d+)", ended.stdout)[1])  # type: ignore[index]
+    assert lost_at < TOTAL_STEPS
+    steps = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == list(range(TOTAL_STEPS + 1))
+
+
 def test_a_ray_of_its_own_asks_no_other_rays_dashboard() -> None:
     code = """
 import os

@@ -68,7 +68,7 @@ def split_of(photos: Path) -> LabelledSplit:
 def probe(photos: Path, folder: Path | str, protocol: LinearConfig = PROTOCOL, **job: Any) -> dict[str, Any]:
     """What a probe of the untrained network on the photos says."""
     split, settings = split_of(photos), JobSettings(**job)
-    tested = embedded(encoder(), preprocessed(encoder(), split.queries))
+    tested = embedded(encoder(), preprocessed(encoder(), split.queries, 1))
     with connected(settings), ProgressLine() as line:
         return linear_probe(encoder(), split, protocol, *tested, settings, Folder(folder), line)
 
@@ -182,7 +182,7 @@ def test_a_worker_that_does_not_reach_the_drivers_folder_trains_nothing(source: 
     with RunDirectory(tmp_path / "driver").lease() as token:
         run, nothing = RunDirectory(tmp_path / "worker"), cast(Any, None)
         plan = LinearPlan(PROTOCOL, nothing, 512, len(CLASSES), source, run, token, nothing, None)
-        with pytest.raises(ValueError, match=r"worker does not find .* name an --out that all nodes reach"):
+        with pytest.raises(ValueError, match=r"does not find .*; name an --out that all nodes reach"):
             linear_worker(plan)
     assert not (tmp_path / "worker").exists()
 

@@ -1,6 +1,7 @@
 """The stream on a cluster, without a trainer: its units are those of the source, dealt out in turn."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from ray.data import DataIterator
 from glsd.config import DataConfig
 from glsd.data import build_index
 from glsd.training import Unit
-from ray_jobs.stream import UnitSource, received, share_files, stream, stream_options
+from ray_jobs.stream import UnitSource, place_files, received, share_files, stream, stream_options
 from tests.ray.images import labelled_folder
 from tests.ray.runs import small_run
 
@@ -93,3 +94,19 @@ def test_an_image_that_cannot_be_read_stops_the_stream_in_words(
         image.symlink_to(image)  # reading it is an error of the disk, as far as anyone can tell
     with pytest.raises(ValueError, match=rf"^[^\n]*002\.png {message}[^\n]*$"):
         dealt(replace(source, index=index, files=share_files([index])), 0, 1)
+
+
+@pytest.mark.ray
+def test_all_tasks_of_a_node_that_lacks_a_file_wait_for_the_first_to_write_it(cluster: None, tmp_path: Path) -> None:
+    path, content = tmp_path / "cache" / "index-0.arrow", bytes(64 * 2**20)
+    num_tasks, files = 3, {str(path): ray.put(content)}
+
+    def place(task: int) -> tuple[int, int]:
+        (tmp_path / str(task)).touch()
+        while not all((tmp_path / str(other)).exists() for other in range(num_tasks)):
+            time.sleep(0.01)
+        place_files(files)
+        return path.stat().st_ino, path.stat().st_size
+
+    placed = ray.get([ray.remote(place).remote(task) for task in range(num_tasks)])
+    assert placed == [(path.stat().st_ino, len(content))] * num_tasks

@@ -1,6 +1,7 @@
 """A checkpoint is whole, or it does not count."""
 
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,8 +143,22 @@ def test_a_pruning_that_ends_after_its_first_deletion_leaves_a_checkpoint_that_d
 
 def test_pruning_clears_what_a_killed_run_on_this_machine_left(tmp_path):
     save_checkpoint(str(tmp_path), 1, {}, {})
-    (tmp_path / "checkpoints" / ".step_00000002.partial").mkdir()
-    (tmp_path / "checkpoints" / "mine" / "older").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "mine" / "older" / "state.pt").touch()
+    (tmp_path / "checkpoints" / ".step_00000002.0123456789abcdef.partial").mkdir()
+    (tmp_path / "checkpoints" / ".step_00000002.0123456789abcdef.partial" / "state.pt").touch()
     prune_checkpoints(str(tmp_path), keep={1})
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+
+
+def test_pruning_leaves_alone_what_a_user_put_there(run, tmp_path):
+    for step in (1, 2):
+        save_checkpoint(run, step, {"weights": torch.arange(5.0)}, {})
+    folder = tmp_path / "bucket/a run/checkpoints"
+    for copy in ("step_00000001_good", "step_1", "step_000000001", "mine/older", ".step_00000001.mine"):
+        shutil.copytree(folder / "step_00000001", folder / copy)
+    (folder / "notes.txt").write_text("the first one was good")
+    (folder / "step_00000001/why.txt").write_text("before the learning rate was lowered")
+    before = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    prune_checkpoints(run, keep={2})
+    assert list(checkpoints(run)) == [2]
+    after = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    assert before - after == {Path("step_00000001/state.pt"), Path("step_00000001/manifest.json")}

@@ -1,5 +1,6 @@
 """The loop: logs, checkpoints, probes, the exact resume, and the stop at a loss that is not finite."""
 
+import copy
 import io
 import math
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from glsd.evaluation import collapse_metrics
 from glsd.training import Batch, Metrics, NonFiniteLoss, TrainState, Unit, initial_state, train
+from tests.processes import run_in_two
 from tests.training.small import small_config, units
 
 CPU = torch.device("cpu")
@@ -272,3 +274,29 @@ def test_a_step_that_does_not_fit_into_memory_is_answered_with_the_largest_unit_
         train(state, units(config), config, 1, CPU, lambda metrics, state: None)
     for name in ("student", "teacher", "centers"):
         assert_equal_states(state.state_dict()[name], initial_state(config, CPU).state_dict()[name])
+
+
+def _starts_from_weights_of_its_own(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    config = small_config(backbone="test_resnet")
+    state = initial_state(config.with_overrides({"seed": rank}), CPU)
+    for network in (state.student, state.teacher):
+        for buffer in network.buffers():
+            buffer.fill_(rank)
+    networks = {"student": state.student, "teacher": state.teacher}
+    before = {name: copy.deepcopy(network.state_dict()) for name, network in networks.items()}
+    state.step = 6  # the last one: no step changes what the workers have agreed on
+    train(state, iter(()), config, 3, CPU, lambda metrics, state: None)
+    after = {name: network.state_dict() for name, network in networks.items()}
+    torch.save({"before": before, "after": after}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_all_workers_train_the_student_and_the_teacher_of_rank_0(tmp_path):
+    run_in_two(_starts_from_weights_of_its_own, str(tmp_path))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for network in ("student", "teacher"):
+        name = next(name for name in first["before"][network] if name.endswith("conv1.weight"))
+        assert not torch.equal(first["before"][network][name], second["before"][network][name])
+    assert_equal_states(first["after"], first["before"])
+    assert_equal_states(second["after"], first["before"])
