@@ -422,6 +422,15 @@ VERBS: dict[str, tuple[type[Any], str | None]] = {
 """Each verb's arguments, and the preset that fills its settings in: a fixed one, the one named next, or none."""
 
 
+def _check_no_credentials(arguments: Sequence[str]) -> None:
+    """Before anything of them is shown."""
+    if uris := [argument for argument in arguments if "://" in argument]:
+        from glsd.data.filesystems import check_no_credentials  # imports pyarrow
+
+        for uri in uris:
+            check_no_credentials(uri)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; what a user can mend is one line on stderr and exit status 2, and so is Ctrl-C with status 130."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -429,6 +438,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.showwarning = lambda message, *_: print(f"{clear}glsd: warning: {message}", file=sys.stderr)
     try:
         try:
+            _check_no_credentials(given)
             parse(given).run()
         finally:
             sys.stdout.flush()

@@ -68,12 +68,12 @@ def embed(model: str, data: Sources, out: str | Path, *, dense: bool = False, **
         if path.suffix != ".parquet" and not path.exists():
             raise ValueError(f"--out {out} is written as Parquet; let its name end in .parquet")
         if path.exists():
-            report = _report(path, facts)
+            report = _report(path, facts, index)
             line.phase(f"{out} is complete: nothing is left to do")
             return report
         features = extract(encoder, Selection.all(index), settings=settings, line=line, name="embedding", dense=dense)
         _write(path, features, index, facts, line)
-    return _report(path, facts)
+    return _report(path, facts, index)
 
 
 def _facts(encoder: Encoder, index: Index, dense: bool) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _batch(image_ids: NDArray[np.int64], rows: NDArray[np.float32], index: Index
     return pa.record_batch([*arrays, *lists], schema=schema)
 
 
-def _report(path: Path, facts: dict[str, Any]) -> EmbedReport:
+def _report(path: Path, facts: dict[str, Any], index: Index) -> EmbedReport:
     """What a complete file holds.
 
     Raises:
@@ -139,6 +139,8 @@ def _report(path: Path, facts: dict[str, Any]) -> EmbedReport:
     saved = json.loads((schema.metadata or {}).get(b"glsd", b"null"))
     if saved is None:
         raise ValueError(f"{path} is no file of glsd embed, and is not overwritten; name another --out")
+    if index.has_digest(saved["data"]):
+        facts = facts | {"data": saved["data"]}
     if others := [key for key, fact in facts.items() if saved[key] != fact]:
         raise ValueError(f"{path} is of another {', '.join(others)}, and is not overwritten; name another --out")
     return EmbedReport(path, num_images, saved["num_skipped"], schema.field("z_bar").type.list_size)

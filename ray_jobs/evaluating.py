@@ -290,6 +290,9 @@ def _begun(
         return found
     assert folder is not None
     there: dict[str, Any] = json.loads(content)
+    for key, images in (("data_digest", index), ("test_digest", tested)):
+        if images is not None and images.has_digest(there.get(key)):
+            identity[key] = there[key]
     if different := [key for key in identity if there.get(key) != identity[key]]:
         raise ValueError(
             f"{folder.out} holds the evaluation of {there.get('model')} on {there.get('data')}, which differs in "

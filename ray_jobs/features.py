@@ -44,7 +44,7 @@ _CHUNK_BYTES = 32 * 2**20
 """Most bytes of a chunk's crops, and of its representations: fewer images are a chunk where they are large."""
 _SAVE_INTERVAL_S = 2.0
 _VALUES, _JOURNAL = "values.npy", "journal.jsonl"
-_FORMAT = 1
+_FORMAT = 2
 _PENDING, _DONE, _SKIPPED = range(3)
 
 
@@ -278,7 +278,8 @@ class _Embedding:
 def _digest(embedding: _Embedding, index: Index) -> str:
     limits = embedding.encoder.config.data
     facts = [_FORMAT, model_digest(embedding.encoder), embedding.dense, embedding.num_blocks]
-    facts += [index.digest, limits.max_pixels, limits.value_range]
+    # Not the digest: a file that was changed and kept its size has other representations.
+    facts += [index.key, limits.max_pixels, limits.value_range]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.fs
 
-from glsd.data.filesystems import absolute, is_remote, joined, read_file, replace_file, resolved
+from glsd.data.filesystems import absolute, check_uri, is_remote, joined, read_file, replace_file, resolved
 from glsd.data.sources import expanded
 
 
@@ -26,6 +26,7 @@ class Folder:
 
     def __init__(self, out: str | os.PathLike[str], filesystem: pyarrow.fs.FileSystem | None = None) -> None:
         text = os.fspath(out)
+        check_uri(text)
         self.out = absolute(text) if is_remote(text) else text.rstrip("/") or text
         """As the user names it."""
         if filesystem is not None:

@@ -70,10 +70,10 @@ def labelled_split(train: Index, test: Index | None, evaluation: EvaluationConfi
     else:
         assert test.labels is not None
         assert test.classes is not None
-        unknown = sorted(set(test.classes) - set(train.classes))
-        if unknown:
+        rows = {name: row for row, name in enumerate(train.classes)}
+        of_train = np.array([rows.get(name, -1) for name in test.classes])
+        if unknown := [test.classes[label] for label in np.unique(test.labels) if of_train[label] < 0]:
             raise ValueError(f"the tested images have classes that no voting image has: {unknown[:5]}")
-        of_train = np.array([train.classes.index(name) for name in test.classes])
         anchors = shuffled
         shuffled_test = np.random.default_rng([0, len(test), 1]).permutation(len(test))
         query_images = _some(test, of_train[test.labels], shuffled_test, evaluation.max_images)

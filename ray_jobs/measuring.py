@@ -18,7 +18,7 @@ from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from glsd.config import DataConfig, LinearConfig
-from glsd.data import Index, Scene, UndecodableImage, cache_folder, decode, subset
+from glsd.data import Index, Scene, UndecodableImage, cache_folder, decode, regime
 from glsd.data.filesystems import read, unquote_key
 from glsd.evaluation import (
     Correspondence,
@@ -99,10 +99,10 @@ def probed_images(
     if anchors == "regime":
         if index.labels is None:
             raise ValueError("--anchors regime needs labelled --data")
-        regime = encoder.config.data
-        if regime.images_per_class is None and regime.fraction is None:
+        limits = encoder.config.data
+        if limits.images_per_class is None and limits.fraction is None:
             raise ValueError("--anchors regime: the model was trained on all its images; there is no smaller regime")
-        trained = subset(index.labels, regime, index.classes)
+        trained = regime(index, limits)
     if not labelled and (tested is not None or not has_classes(index)):
         return ProbedImages(None, Selection.all(tested or index), Selection(index, trained))
     split = labelled_split(index, tested, everything)

@@ -1,10 +1,10 @@
 """The pack job: any images into WebDataset tar shards, one Ray Data task a shard.
 
 A shard holds the images as they are, decodable or not, in the order of the index: KEY.jpg with the encoded bytes and
-KEY.cls with the class id, KEY being the image_id; `classes.json` holds the names of the classes. An index of the shards
-has the image_ids, labels and classes of the source's, and equal sources make equal bytes. `pack.json`, written first,
-names every shard with its size: a shard of that size is complete and is not written again, and an index of the folder
-is refused until all are.
+KEY.cls with the class id, KEY being the image_id; `classes.json` holds the names of the classes, unless they are
+numbers. An index of the shards has the image_ids, labels and classes of the source's, and equal sources make equal
+bytes. `pack.json`, written first, names every shard with its size: a shard of that size is complete and is not written
+again, and an index of the folder is refused until all are.
 """
 
 import io
@@ -95,7 +95,7 @@ def pack(
     folder.check_apart(source)
     on_progress("indexing images")
     index = build_index(source, config, cache_dir, lambda count: on_progress(f"indexing images: {count:,} so far"))
-    shards = plan_shards(_lengths(index), index.labels, shard_bytes)
+    shards = plan_shards(_lengths(index), _class_ids(index), shard_bytes)
     _claim(folder, index, shards)
     missing = _missing(shards, folder)
     num_written = len(index) - sum(shard.last - shard.first for shard in missing)
@@ -121,17 +121,17 @@ def pack(
     )
 
 
-def plan_shards(lengths: NDArray[np.int64], labels: NDArray[np.int64] | None, shard_bytes: int) -> list[Shard]:
+def plan_shards(lengths: NDArray[np.int64], class_ids: NDArray[np.int64] | None, shard_bytes: int) -> list[Shard]:
     """Which images go into which shard: consecutive ones, as many as fit into `shard_bytes`, and at least one.
 
     Args:
         lengths: size of each image's encoded bytes, (N,).
-        labels: class id of each image, (N,), or None.
+        class_ids: what is written for each image, (N,), or None.
         shard_bytes: largest size of a shard.
     """
     sizes = _in_tar(lengths)
-    if labels is not None:
-        sizes = sizes + _in_tar(np.char.str_len(labels.astype(str)))
+    if class_ids is not None:
+        sizes = sizes + _in_tar(np.char.str_len(class_ids.astype(str)))
     ends = np.cumsum(sizes)
     borders = [0]
     while borders[-1] < len(sizes):
@@ -142,6 +142,13 @@ def plan_shards(lengths: NDArray[np.int64], labels: NDArray[np.int64] | None, sh
         Shard(f"{number:06d}.tar", first, last, _tar_bytes(int(sizes[first:last].sum())))
         for number, (first, last) in enumerate(pairwise(borders))
     ]
+
+
+def _class_ids(index: Index) -> NDArray[np.int64] | None:
+    """The number of each image's class: the data's own, where they have numbers."""
+    if index.labels is None or index.class_ids is None:
+        return index.labels
+    return np.array(index.class_ids)[index.labels]
 
 
 def _in_tar(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -167,23 +174,23 @@ def _lengths(index: Index) -> NDArray[np.int64]:
 
 def _claim(folder: Folder, index: Index, shards: list[Shard]) -> None:
     """Write the plan to a new folder, or check that the folder is of the same plan."""
-    plan = {"digest": index.digest, "images": len(index), "shards": [list(shard) for shard in shards]}
+    plan: dict[str, Any] = {"digest": index.digest, "images": len(index), "shards": [list(shard) for shard in shards]}
     manifest = folder.read(PACK_PLAN)
     if manifest is None:
         foreign = [name for name in folder.sizes() if name != CLASS_NAMES]
         if foreign:
             raise ValueError(f"{folder.out} holds {foreign[0]} but no {PACK_PLAN}; name a new or an empty folder")
-        if index.classes is not None:
+        if index.classes is not None and index.class_ids is None:
             folder.write(CLASS_NAMES, _json(index.classes))
         folder.write(PACK_PLAN, _json(plan))
         return
     saved = json.loads(manifest)
-    if saved["digest"] != plan["digest"]:
+    if not index.has_digest(saved["digest"]):
         raise ValueError(
             f"{folder.out} holds shards of other data ({saved['images']:,} images, now {len(index):,}), "
             "or the files have changed since; name a new or an empty folder"
         )
-    if saved != plan:
+    if saved != plan | {"digest": saved["digest"]}:
         raise ValueError(
             f"{folder.out} holds shards of another size ({len(saved['shards'])} shards, now {len(shards)}); "
             "name a new or an empty folder, or the size of before"
@@ -238,7 +245,7 @@ def _write_shard(shard: Shard, index: Index, folder: Folder) -> None:
 
 def _tar(index: Index, image_ids: range) -> memoryview:
     content = io.BytesIO()
-    labels = index.labels
+    class_ids = _class_ids(index)
     with (
         tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar,
         ThreadPoolExecutor(8) as readers,
@@ -246,8 +253,8 @@ def _tar(index: Index, image_ids: range) -> memoryview:
         for start in range(0, len(image_ids), _READ_AT_ONCE):
             ids = image_ids[start : start + _READ_AT_ONCE]
             for image_id, data in zip(ids, readers.map(index.read, ids), strict=True):
-                if labels is not None:
-                    _add(tar, f"{image_id:09d}.cls", str(labels[image_id]).encode())
+                if class_ids is not None:
+                    _add(tar, f"{image_id:09d}.cls", str(class_ids[image_id]).encode())
                 _add(tar, f"{image_id:09d}{_suffix(index, image_id, data)}", data)
     return content.getbuffer()
 

@@ -4,6 +4,8 @@ Every piece of a run is a pure function of its settings, its data and the step, 
 continues from its newest complete checkpoint when the same command is given again, and ends as if nothing had happened.
 """
 
+import csv
+import io
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -18,7 +20,8 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from glsd.config import Config
-from glsd.data import Index, Order, subset, write_subset
+from glsd.data import Index, Order, regime, write_subset
+from glsd.data.filesystems import check_uri
 from glsd.models import Backbone, build_backbone
 from glsd.scaling import scaled
 from glsd.training import checkpoints, newest_checkpoint
@@ -87,6 +90,8 @@ def pretrain(
         run.check_config(config)  # the cheapest check comes first
     for sources in (data, knn_data or ()):
         run.check_apart(sources)
+    if init_from is not None:
+        check_uri(init_from)
     check_sizes(config)
     with line or ProgressLine() as line, run.lease(on_wait=line.phase):
         if init_from is not None:
@@ -94,8 +99,8 @@ def pretrain(
         init = None if init_from is None else initial_weights(run, config, init_from)
         index = indexed(data, config, line)
         tested = None if knn_data is None else indexed(knn_data, config, line)
-        identity = _identity(index, tested, init)
-        image_ids = subset(len(index) if index.labels is None else index.labels, config.data, index.classes)
+        identity = run.identity(index, tested) | (init.identity if init is not None else {})
+        image_ids = regime(index, config.data)
         if config.auto:
             run.check_data(identity)  # other data would derive other settings
             derived = config.auto
@@ -122,14 +127,6 @@ def pretrain(
     return Run(out, checkpoint, summary)
 
 
-def _identity(index: Index, tested: Index | None, init: InitialWeights | None) -> dict[str, Any]:
-    """What a run is held to besides its settings."""
-    identity: dict[str, Any] = {"sources": index.sources, "images": len(index), "digest": index.digest}
-    if tested is not None:
-        identity |= {"knn_sources": tested.sources, "knn_images": len(tested), "knn_digest": tested.digest}
-    return identity | (init.identity if init is not None else {})
-
-
 def _claim(
     run: RunDirectory,
     config: Config,
@@ -141,10 +138,24 @@ def _claim(
     run.claim(config, identity)
     if init is not None and init.content is not None:
         run.write(INIT, init.content)
-    if len(image_ids) < len(index) and run.read(SUBSET) is None:
+    if len(image_ids) < len(index):
         with tempfile.NamedTemporaryFile(suffix=".csv") as file:
             write_subset(file.name, index, image_ids, config.data.label_column)
-            run.write(SUBSET, Path(file.name).read_bytes())
+            content = Path(file.name).read_bytes()
+        saved = run.read(SUBSET)
+        if saved is None:
+            run.write(SUBSET, content)
+        elif _places(saved) != _places(content):
+            raise ValueError(
+                f"{run.out} was begun with other images of these data, listed in its {SUBSET}, since their labels were "
+                "read in another way; choose another --out for a new run"
+            )
+
+
+def _places(subset: bytes) -> list[tuple[str, str]]:
+    """Offset and length of each image of a subset, which stay when the data are moved."""
+    rows = csv.DictReader(io.StringIO(subset.decode("utf-8"), newline=""))
+    return [(row["offset"], row["length"]) for row in rows]
 
 
 def check_sizes(config: Config) -> None:
@@ -200,9 +211,9 @@ def _train_on_ray(
         claim()
         if note := batch_norm_note(config, settings.workers, resources.gpu):
             line.note(note)
-        regime = None if len(image_ids) == len(index) else ray.put(image_ids)
+        chosen = None if len(image_ids) == len(index) else ray.put(image_ids)
         files = share_files(indexes)
-        source = UnitSource(config, index, files, regime, len(image_ids), resources.photometrics)
+        source = UnitSource(config, index, files, chosen, len(image_ids), resources.photometrics)
         monitor = start_monitor()
         assert run.token is not None
         plan = Plan(config, run, run.token, source, split, monitor, resources.torch_threads, settings.loggers)

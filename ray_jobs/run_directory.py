@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 import glsd.config
 from glsd.config import Config
+from glsd.data import Index
 from glsd.data.filesystems import replace_file
 from ray_jobs.folder import Folder
 from ray_jobs.lease import NAME as LEASE
@@ -40,8 +41,8 @@ PACKAGES = (
 
 
 _DATA_NAMES = {
-    "digest": "digest of all names, sizes and times",
-    "knn_digest": "digest of all names, sizes and times of the tested images",
+    "digest": "digest of all names and sizes",
+    "knn_digest": "digest of all names and sizes of the tested images",
 }
 
 
@@ -94,6 +95,20 @@ class RunDirectory(Folder):
             self.write(DATA, _json(data))
             self.write(ENVIRONMENT, _json(environment()))
             self.write(CONFIG, config.to_yaml().encode())  # last: with it the directory is a run
+
+    def identity(self, index: Index, tested: Index | None) -> dict[str, Any]:
+        """What identifies the images of a run, and where they lie: for the images that it was begun with as they were
+        written then, wherever they lie now.
+        """
+        saved = json.loads(self.read(DATA) or b"{}")
+        identity: dict[str, Any] = {}
+        for prefix, images in (("", index), ("knn_", tested)):
+            if images is not None:
+                facts = {"sources": images.sources, "images": len(images), "digest": images.digest}
+                identity |= {prefix + name: fact for name, fact in facts.items()}
+                if images.has_digest(saved.get(f"{prefix}digest")):
+                    identity |= {key: saved[key] for key in (f"{prefix}sources", f"{prefix}digest")}
+        return identity
 
     def check_data(self, data: Mapping[str, Any]) -> None:
         """Refuse a run on other data.

@@ -24,7 +24,7 @@ import yaml
 from ray import tune
 
 from glsd.config import Config
-from glsd.data import Index, Order, subset
+from glsd.data import Index, Order, regime
 from glsd.data.filesystems import absolute, joined
 from glsd.evaluation import untrained_encoder
 from glsd.scaling import scaled
@@ -286,7 +286,7 @@ def plan(cells: Sequence[Trial], shared: Shared, line: ProgressLine) -> list[Pla
                 tested[cell.data] = indexed(list(test[cell.data]), config, line)
             labelled_split(indexes[cell.data], tested.get(cell.data), config.evaluation)  # labels are there, and fit
         index = indexes[cell.data]
-        num_images = len(subset(len(index) if index.labels is None else index.labels, config.data, index.classes))
+        num_images = len(regime(index, config.data))
         config = scaled(config, num_images)
         if (sizes := config.model_dump_json(include=_SIZES)) not in checked:
             check_sizes(config)
@@ -296,10 +296,14 @@ def plan(cells: Sequence[Trial], shared: Shared, line: ProgressLine) -> list[Pla
         check_scheduler(shared.scheduler, [config])
         order = Order(config.seed, num_images, config.optim.batch_size, config.data.unit_size)
         place = joined(out, f"{TRIALS}/{cell.name}")
-        images = {"digest": index.digest, "pairs": pairs}
+        images: dict[str, Any] = {"digest": index.digest, "pairs": pairs}
         if cell.data in tested:
             images["test_digest"] = tested[cell.data].digest
-        _refuse_other(place, config, recorded.get(cell.name, {}).get("images", images), images)
+        before = recorded.get(cell.name, {}).get("images", images)
+        for key, there in (("digest", index), ("test_digest", tested.get(cell.data))):
+            if there is not None and there.has_digest(before.get(key)):
+                images[key] = before[key]
+        _refuse_other(place, config, before, images)
         entry = TrialPlan(cell.name, config, tuple(data[cell.data]), tuple(test.get(cell.data, ())), place, job, pairs)
         planned.append(Planned(cell, entry, images, num_images, config.optim.epochs * order.steps_per_epoch))
     return planned

@@ -11,6 +11,7 @@ from glsd.data.index import build_index as build_index
 from glsd.data.index import cache_folder as cache_folder
 from glsd.data.order import Order as Order
 from glsd.data.order import permutation as permutation
+from glsd.data.regimes import regime as regime
 from glsd.data.regimes import subset as subset
 from glsd.data.regimes import write_subset as write_subset
 from glsd.data.scenes import Scene as Scene
@@ -32,6 +33,7 @@ __all__ = [
     "header_size",
     "permutation",
     "read_scenes",
+    "regime",
     "subset",
     "write_subset",
 ]

@@ -9,7 +9,9 @@ Local files are replaced whole: written beside, synced, renamed.
 import errno
 import io
 import os
+import re
 import stat
+import sys
 import threading
 import time
 from collections import deque
@@ -33,6 +35,8 @@ _PAUSES: Final = (0.5, 2.0)
 # Without credentials or network, `gs://` is tried again for more than a quarter of an hour by default, without a word.
 _GOOGLE_RETRY_SECONDS: Final = 30
 _Read = TypeVar("_Read")
+_NOWHERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_SECRET_OPTION: Final = re.compile(r"[?&][^=&]*(key|secret|token|password|credential)[^=&]*=|@", re.IGNORECASE)
 _PERMANENT: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
@@ -50,17 +54,65 @@ def is_remote(uri: str) -> bool:
 
 
 def absolute(source: str | Path) -> str:
-    """The uri of what a user named: `~` expanded, made absolute, without a slash at its end."""
+    """The uri of what a user named: `~` expanded, made absolute, without a slash at its end.
+
+    Raises:
+        ValueError: no uri can be made of it, see `check_uri`.
+    """
     text = str(source)
+    check_uri(text)
     if is_remote(text):
         location, mark, options = text.partition("?")
         return location.rstrip("/") + mark + options
     return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111 - Path.resolve would follow symlinks
 
 
+def check_uri(uri: str) -> None:
+    """Refuse credentials, which would be written wherever the uri is, and names that this process cannot tell apart.
+
+    Raises:
+        ValueError: it holds credentials, or is a local name with letters that the locale reads in an encoding of its
+            own; the message has no credentials in it.
+    """
+    if is_remote(uri):
+        check_no_credentials(uri)
+    elif not uri.isascii() and (encoding := sys.getfilesystemencoding()) != "utf-8":
+        raise ValueError(
+            f"{uri!a} is read as {encoding} by the locale of this process, and file names are UTF-8 here; set "
+            "PYTHONUTF8=1 in the environment of all processes"
+        )
+
+
+def check_no_credentials(text: str) -> None:
+    """Refuse a uri, or an argument with a uri at its end, in which there are credentials.
+
+    Raises:
+        ValueError: there are; the message does not show them.
+    """
+    before, _, rest = text.partition("://")
+    scheme = re.split(r"[^a-z0-9]", before.lower())[-1]
+    location, mark, options = rest.partition("?")
+    authority = location.partition("/")[0]
+    if scheme in ("gs", "gcs"):
+        authority = authority.removeprefix("anonymous@")
+    if ":" in authority or "@" in authority or _SECRET_OPTION.search(mark + options):
+        raise ValueError(
+            f"a URI that begins with {scheme}:// holds credentials, which would be kept in files and reports; leave "
+            "them out. For s3:// set the environment variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for gs:// "
+            "Google's default credentials; a server of one's own is named by ?endpoint_override=HOST:PORT"
+        )
+
+
 def relative(uri: str, root: str) -> str:
     """The part of a uri below the root."""
     return unquote_key(uri)[len(unquote_key(root)) :].lstrip("/")
+
+
+def inner_names(uris: Sequence[str]) -> list[str]:
+    """Names of files below the folder that they have in common: the same wherever the folder lies."""
+    readable = [unquote_key(uri).rpartition("://")[2] for uri in uris]
+    start = os.path.commonprefix(readable).rfind("/") + 1  # noqa: RUF071 - cut at a slash it is a folder
+    return [name[start:] for name in readable]
 
 
 def unquote_key(uri: str) -> str:
@@ -91,15 +143,26 @@ def what_is_at(uri: str) -> Literal["file", "folder"] | None:
     return "file" if kind == pyarrow.fs.FileType.File else None
 
 
-def walk(root: str, suffixes: tuple[str, ...], tick: Callable[[int], None]) -> Files:
+def walk(
+    root: str,
+    suffixes: tuple[str, ...],
+    tick: Callable[[int], None],
+    on_other: Callable[[str], None] = lambda _: None,
+) -> Files:
     """All files below a folder whose lower-case names end in one of the suffixes; hidden ones are left out.
 
     Symbolic links are followed; a folder that can be reached in several ways is entered once.
 
+    Args:
+        root: the folder.
+        suffixes: of the files.
+        tick: told of so many more, now and then.
+        on_other: given the name of each file that ends otherwise and is not hidden.
+
     Raises:
-        ValueError: a folder cannot be read or a link leads nowhere.
+        ValueError: a folder cannot be read, a link leads nowhere, or the locale cannot read a name.
     """
-    return _walk_remote(root, suffixes, tick) if is_remote(root) else _walk_local(root, suffixes, tick)
+    return (_walk_remote if is_remote(root) else _walk_local)(root, suffixes, tick, on_other)
 
 
 def stat_files(uris: Sequence[str], tick: Callable[[int], None]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -256,8 +319,9 @@ def resolved(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The file system of a remote uri, and the path on it.
 
     Raises:
-        ValueError: its scheme is not known.
+        ValueError: its scheme is not known, or it holds credentials.
     """
+    check_uri(uri)
     location, mark, options = uri.partition("?")
     scheme, _, rest = location.partition("://")
     authority, _, key = rest.partition("/")
@@ -278,7 +342,9 @@ def _quote_key(key: str) -> str:
     return key.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
 
 
-def _walk_local(root: str, suffixes: tuple[str, ...], tick: Callable[[int], None]) -> Files:
+def _walk_local(
+    root: str, suffixes: tuple[str, ...], tick: Callable[[int], None], on_other: Callable[[str], None]
+) -> Files:
     uris: list[str] = []
     facts: list[tuple[int, int]] = []
     entered: set[tuple[int, int]] = set()
@@ -300,12 +366,18 @@ def _walk_local(root: str, suffixes: tuple[str, ...], tick: Callable[[int], None
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _holds(entry.is_dir):
                 (links if entry.is_symlink() else folders).append(entry.path)
-            elif entry.name.lower().endswith(suffixes):
+            elif not entry.name.lower().endswith(suffixes):
+                if _holds(entry.is_file):
+                    on_other(entry.name)
+            else:
+                check_uri(entry.path)
                 try:
                     status = entry.stat()
-                except FileNotFoundError as error:
+                except OSError as error:
+                    if error.errno not in _NOWHERE:
+                        raise
                     raise ValueError(f"{entry.path} is a link to a file that does not exist; remove it") from error
                 if stat.S_ISREG(status.st_mode):
                     uris.append(entry.path)
@@ -318,20 +390,33 @@ def _walk_local(root: str, suffixes: tuple[str, ...], tick: Callable[[int], None
     return Files(uris, sizes, mtimes)
 
 
-def _walk_remote(root: str, suffixes: tuple[str, ...], tick: Callable[[int], None]) -> Files:
+def _holds(test: Callable[[], bool]) -> bool:
+    """What a test of an entry says; of a link to itself nothing holds."""
+    try:
+        return test()
+    except OSError as error:
+        if error.errno not in _NOWHERE:
+            raise
+        return False
+
+
+def _walk_remote(
+    root: str, suffixes: tuple[str, ...], tick: Callable[[int], None], on_other: Callable[[str], None]
+) -> Files:
     filesystem, path = resolved(root)
     try:
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
     except OSError as error:
         raise OSError(f"{root} cannot be listed: {error}") from error
     location, mark, options = root.partition("?")
-    infos = [
-        info
-        for info in sorted(found, key=lambda info: info.path)
-        if info.type == pyarrow.fs.FileType.File
-        and info.path.lower().endswith(suffixes)
-        and "/." not in info.path[len(path) :]
-    ]
+    infos = []
+    for info in sorted(found, key=lambda info: info.path):
+        if info.type != pyarrow.fs.FileType.File or "/." in info.path[len(path) :]:
+            continue
+        if info.path.lower().endswith(suffixes):
+            infos.append(info)
+        else:
+            on_other(info.base_name)
     tick(len(infos))
     return Files(
         [f"{location}{_quote_key(info.path[len(path) :])}{mark}{options}" for info in infos],
@@ -347,7 +432,11 @@ def _stat(uri: str) -> tuple[int, int]:
 def _stat_local(uri: str) -> tuple[int, int]:
     try:
         status = os.stat(uri)  # noqa: PTH116
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in _NOWHERE:
+            raise
+        return -1, -1
+    except ValueError:  # a zero byte
         return -1, -1
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (-1, -1)
 

@@ -1,9 +1,9 @@
 """Which images there are: an Arrow file in the user's cache folder with a row for each image.
 
 Columns: uri, member (its name within a tar), offset (-1 is the whole file), length, file_size, label. Rows are sorted
-by uri and offset, and `image_id` is the row. The file is keyed by a digest of all names, sizes and times, so unchanged
+by uri and offset, and `image_id` is the row. The file is keyed by all absolute names, sizes and times, so unchanged
 data are never indexed twice and changed data never go by an old index; workers map it into memory and never copy it.
-The data themselves are only read.
+`digest` identifies the images and their order wherever they lie. The data themselves are only read.
 """
 
 import hashlib
@@ -26,8 +26,7 @@ from glsd.data.images import IMAGE_EXTENSIONS
 from glsd.data.shards import alone, pack, scan_tars
 from glsd.data.sources import CLASS_NAMES, Labels, Source, find_sources
 
-_FORMAT: Final = "2"
-_LARGEST_CLASS_ID: Final = 1_000_000
+_FORMAT: Final = "3"
 
 
 class Place(NamedTuple):
@@ -65,8 +64,20 @@ class Index:
 
     @cached_property
     def digest(self) -> str:
-        """Thirty-two hexadecimal digits that stand for the names, sizes and times of all files."""
+        """Thirty-two hexadecimal digits that stand for the images, in their order, with their labels.
+
+        They are made of relative names, sizes and places within files, so a copy elsewhere has the same.
+        """
         return str(self._facts["digest"])
+
+    @cached_property
+    def key(self) -> str:
+        """Thirty-two hexadecimal digits that stand for the absolute names, sizes and times of all files."""
+        return str(self._facts["key"])
+
+    def has_digest(self, saved: str | None) -> bool:
+        """Whether a saved digest is that of this index; what was begun with format 2 has saved its `key`."""
+        return saved == self.digest or (saved == self.key and bool(self._facts["ordered_as_in_format_2"]))
 
     @cached_property
     def classes(self) -> list[str] | None:
@@ -81,6 +92,12 @@ class Index:
             return None
         labels: NDArray[np.int64] = self._columns["label"].to_numpy()
         return labels
+
+    @cached_property
+    def class_ids(self) -> list[int] | None:
+        """The number that the data have for each label, or None where they have names."""
+        class_ids: list[int] | None = self._facts["class_ids"]
+        return class_ids
 
     @property
     def sources(self) -> list[str]:
@@ -171,11 +188,11 @@ def build_index(
 
     cache = cache_folder(cache_dir)
     found = find_sources(given, config, tick)
-    digest = _digest(found, config)
-    path = cache / f"index-{digest}.arrow"
+    key = _key(found, config)
+    path = cache / f"index-{_FORMAT}-{key}.arrow"
     with alone(path.with_suffix(".lock")):
         if not _usable(path):
-            _write(path, _table(found, config, cache, digest, tick))
+            _write(path, _table(found, config, cache, key, tick))
     return Index.open(path)
 
 
@@ -196,8 +213,8 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
     return folder
 
 
-def _digest(found: Iterable[Source], config: DataConfig) -> str:
-    digest = hashlib.sha256(_FORMAT.encode())
+def _key(found: Iterable[Source], config: DataConfig) -> str:
+    digest = hashlib.sha256(b"2")  # as in format 2, whose digest this was, see `Index.has_digest`
     for source in found:
         columns = [config.image_column, config.label_column] if source.kind == "Parquet files" else []
         if source.kind == "images" and source.content:
@@ -213,7 +230,7 @@ def _usable(path: Path) -> bool:
     return path.exists() and all(Path(folder).is_dir() for folder in Index(path).packed)
 
 
-def _table(found: list[Source], config: DataConfig, cache: Path, digest: str, tick: Callable[[int], None]) -> pa.Table:
+def _table(found: list[Source], config: DataConfig, cache: Path, key: str, tick: Callable[[int], None]) -> pa.Table:
     parts: list[dict[str, Any]] = []
     labels: list[Labels | None] = []
     class_names: list[list[str] | None] = []
@@ -227,14 +244,19 @@ def _table(found: list[Source], config: DataConfig, cache: Path, digest: str, ti
                 folder = pack(source, config, cache, tick)
                 packed.append(str(folder))
                 files = filesystems.walk(str(folder), (".tar",), lambda _: None)
-            members = scan_tars(files, tick if source.kind == "tars" else lambda _: None)
+            members = scan_tars(source.name, files, tick if source.kind == "tars" else lambda _: None)
             if not members.uris:
                 raise ValueError(f"{source.name} holds no image; images end in {', '.join(IMAGE_EXTENSIONS)}")
             part, part_labels = dict(zip(Place._fields, members[:5], strict=True)), members.labels
-        parts.append(part)
+        names = filesystems.inner_names(part["uri"])
+        if source.kind in ("images", "tars"):
+            parts.append(part | {"place": part["uri"], "name": names})
+        else:  # in their own place among the sources, wherever the cache is
+            places = [f"{source.name}/{name}" for name in names]
+            parts.append(part | {"place": places, "name": [""] * len(names)})
         labels.append(part_labels)
         class_names.append(_fitting(source, part_labels))
-    classes, ids = _merged_labels(found, labels, class_names)
+    classes, class_ids, ids = _merged_labels(found, labels, class_names)
     columns = {
         "uri": _strings(parts, "uri"),
         "member": _strings(parts, "member"),
@@ -243,10 +265,42 @@ def _table(found: list[Source], config: DataConfig, cache: Path, digest: str, ti
         "file_size": pa.array(np.concatenate([part["file_size"] for part in parts])),
     }
     columns["label"] = pa.nulls(len(columns["uri"]), pa.int64()) if ids is None else pa.array(ids)
-    table = pa.table(columns).sort_by([("uri", "ascending"), ("offset", "ascending")]).combine_chunks()
+    order = pc.sort_indices(
+        pa.table({"place": _strings(parts, "place"), "offset": columns["offset"]}),
+        [("place", "ascending"), ("offset", "ascending")],
+    )
+    table = pa.table(columns).take(order).combine_chunks()
+    uris = table["uri"]
     _check_distinct(table)
-    facts = {"digest": digest, "classes": classes, "packed": packed, "sources": [source.name for source in found]}
+    facts = {
+        "digest": _digest(table, _strings(parts, "name").take(order), classes),
+        "key": key,
+        "ordered_as_in_format_2": bool(pc.all(pc.less_equal(uris.slice(0, len(uris) - 1), uris.slice(1))).as_py()),
+        "classes": classes,
+        "class_ids": class_ids,
+        "packed": packed,
+        "sources": [source.name for source in found],
+    }
     return table.replace_schema_metadata({"glsd": json.dumps(facts)})
+
+
+def _digest(table: pa.Table, names: pa.Array, classes: list[str] | None) -> str:
+    """The digest of the images in their order; `names` are those of their files, empty for what is packed in the cache.
+
+    How it is packed is no part of the data, so only members and their lengths count there.
+    """
+    is_packed = pc.equal(names, "")
+    digest = hashlib.sha256(json.dumps([_FORMAT, classes]).encode())
+    for texts in (names, table["member"]):
+        digest.update("\0".join(text or "" for text in texts.to_pylist()).encode() + b"\0\0")
+    for numbers in (
+        pc.if_else(is_packed, 0, table["offset"]),
+        table["length"],
+        pc.if_else(is_packed, 0, table["file_size"]),
+        pc.fill_null(table["label"], -1),
+    ):
+        digest.update(numbers.to_numpy().astype("<i8").tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _whole_files(source: Source) -> dict[str, Any]:
@@ -282,32 +336,33 @@ def _fitting(source: Source, labels: Labels | None) -> list[str] | None:
 
 def _merged_labels(
     found: list[Source], labels: list[Labels | None], class_names: list[list[str] | None]
-) -> tuple[list[str] | None, NDArray[np.int64] | None]:
-    """(name of each label, label of each image) over all sources.
+) -> tuple[list[str] | None, list[int] | None, NDArray[np.int64] | None]:
+    """(name of each label, number of each label in the data, label of each image) over all sources.
 
-    Class ids stay as they are where all sources have them and agree on their names; otherwise classes are told apart
-    by their names, which are numbered in their sorted order.
+    Where all sources have class ids and agree on their names, those names are the classes and the ids the labels.
+    Class ids without names are classes if an image has them, in the order of the numbers. Otherwise classes are told
+    apart by their names, in the order of these.
     """
     known = [part for part in labels if part is not None]
     if len(known) < len(labels):
         if known:
             without = next(source.name for source, part in zip(found, labels, strict=True) if part is None)
             warnings.warn(f"the labels of some sources are not used, since {without} has none", stacklevel=4)
-        return None, None
+        return None, None, None
     numbers = [part for part in known if isinstance(part, np.ndarray)]
     if len(numbers) == len(known) and all(names == class_names[0] for names in class_names):
         ids = np.concatenate(numbers)
-        if ids.min() < 0 or ids.max() >= _LARGEST_CLASS_ID:
-            wrong = ids[(ids < 0) | (ids >= _LARGEST_CLASS_ID)][0]
-            raise ValueError(f"the label {wrong} is no class id; they are 0 to {_LARGEST_CLASS_ID - 1}")
-        return class_names[0] or [str(label) for label in range(int(ids.max()) + 1)], ids
+        if class_names[0] is not None:
+            return class_names[0], None, ids
+        class_ids, of_image = np.unique(ids, return_inverse=True)
+        return [str(class_id) for class_id in class_ids], class_ids.tolist(), of_image
     named = [
         [str(label) for label in part] if names is None else [names[int(label)] for label in part]
         for part, names in zip(known, class_names, strict=True)
     ]
     names = pa.concat_arrays([pa.array(part, pa.large_string()) for part in named])
     classes = sorted(pc.unique(names).to_pylist())
-    return classes, pc.index_in(names, pa.array(classes, pa.large_string())).to_numpy().astype(np.int64)
+    return classes, None, pc.index_in(names, pa.array(classes, pa.large_string())).to_numpy().astype(np.int64)
 
 
 def _check_distinct(table: pa.Table) -> None:

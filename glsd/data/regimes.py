@@ -18,8 +18,21 @@ from glsd.data.index import Index
 from glsd.data.order import permutation
 
 
+def regime(index: Index, config: DataConfig) -> NDArray[np.int64]:
+    """Sorted image ids of the regime of an index, see `subset`.
+
+    Raises:
+        ValueError: see `subset`.
+    """
+    labels = index.labels
+    return subset(len(index) if labels is None else labels, config, index.classes, index.class_ids)
+
+
 def subset(
-    labels: NDArray[np.int64] | int, config: DataConfig, classes: Sequence[str] | None = None
+    labels: NDArray[np.int64] | int,
+    config: DataConfig,
+    classes: Sequence[str] | None = None,
+    class_ids: Sequence[int] | None = None,
 ) -> NDArray[np.int64]:
     """Sorted image ids of the regime: `images_per_class` of each class, or `fraction` of each, rounded up.
 
@@ -27,6 +40,7 @@ def subset(
         labels: the label of each image, or the number of images where there are no labels.
         config: the regime, its seed and size.
         classes: names of the labels, for messages.
+        class_ids: numbers of the labels in the data, by which their orders are keyed; by default the labels.
 
     Raises:
         ValueError: images per class are asked for without labels, or more than the smallest class has.
@@ -51,7 +65,8 @@ def subset(
     chosen = []
     for label, start, count in zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True):
         positions = np.arange(_num_chosen(count, config))
-        order = permutation(f"subset {config.subset_seed} {label}", count, positions)
+        class_id = label if class_ids is None else class_ids[label]
+        order = permutation(f"subset {config.subset_seed} {class_id}", count, positions)
         chosen.append(by_class[start + order])
     return np.sort(np.concatenate(chosen))
 

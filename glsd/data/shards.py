@@ -11,10 +11,11 @@ import gzip
 import hashlib
 import io
 import lzma
-import os
 import shutil
 import tarfile
+import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -29,7 +30,7 @@ from glsd.config import DataConfig
 from glsd.data import filesystems
 from glsd.data.filesystems import Files
 from glsd.data.images import IMAGE_EXTENSIONS, UndecodableImage, extension
-from glsd.data.sources import Labels, Source, as_labels
+from glsd.data.sources import Labels, Source, as_labels, counted, kind_not_read
 
 _SHARD_BYTES: Final = 1 << 30
 _SCAN_THREADS: Final = 8
@@ -51,27 +52,70 @@ class Members(NamedTuple):
     labels: Labels | None
 
 
-def scan_tars(files: Files, tick: Callable[[int], None]) -> Members:
-    """The images of plain tars, with the label of `KEY.cls` for `KEY.jpg`, where KEY ends at the name's first dot.
+class _Scanned(NamedTuple):
+    """What a tar holds."""
 
-    An image whose extension has several parts (`KEY.mask.png`) is left out where the same key has a simple one.
+    images: list[tuple[str, int, int, str | None]]
+    """(name, offset, length, label)."""
+    companions: list[str]
+    """Images left out since the same key has one of a simple name."""
+    unused: list[str]
+    """.cls members of no image."""
+    not_read: Counter[str]
+    """Kinds of members that may be images and are not read."""
+
+
+def scan_tars(source: str, files: Files, tick: Callable[[int], None]) -> Members:
+    """The images of plain tars with their labels.
+
+    The label of an image is the `.cls` of the same name up to the last suffix (`scan 1.5.cls` for `scan 1.5.jpg`), else
+    that of its WebDataset key, which ends at the first dot (`KEY.cls` for `KEY.left.jpg` and `KEY.right.jpg`). An image
+    whose suffix has several parts (`KEY.mask.png`) is left out where the same key has a simple one (`KEY.jpg`). What is
+    left out is told in warnings.
+
+    Args:
+        source: what messages call the tars together.
+        files: the tars.
+        tick: told of so many more images, now and then.
 
     Raises:
         ValueError: a file is no plain tar or is cut off, or some images have a label and others none.
     """
+    companions: list[str] = []
+    unused: list[str] = []
+    not_read = Counter[str]()
     uris: list[str] = []
     names: list[str] = []
     texts: list[str | None] = []
     places: list[tuple[int, int, int]] = []
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
         scanned = pool.map(_scan_tar, files.uris)
-        for uri, file_size, images in zip(files.uris, files.sizes.tolist(), scanned, strict=True):
-            uris += [uri] * len(images)
-            for name, offset, length, label in images:
+        for uri, file_size, found in zip(files.uris, files.sizes.tolist(), scanned, strict=True):
+            uris += [uri] * len(found.images)
+            companions += found.companions
+            unused += found.unused
+            not_read += found.not_read
+            for name, offset, length, label in found.images:
                 names.append(name)
                 places.append((offset, length, file_size))
                 texts.append(label)
-            tick(len(images))
+            tick(len(found.images))
+    if companions:
+        key, _, rest = companions[0].rpartition("/")[2].partition(".")
+        warnings.warn(
+            f"images of {source} that are left out: {len(companions):,}, such as {companions[0]}. In a WebDataset it "
+            f"is a part of the image {key}, of the same name up to the first dot. If it is an image of its own, rename "
+            f"it, for example to {key}_{rest}",
+            stacklevel=5,
+        )
+    if unused:
+        warnings.warn(
+            f"labels of {source} that belong to no image: {len(unused):,}, such as {unused[0]}. Name a .cls as its "
+            "image, or as its image up to the first dot",
+            stacklevel=5,
+        )
+    if not_read:
+        warnings.warn(f"{source} also holds {counted(not_read)}; if they are images, convert them", stacklevel=5)
     offsets, lengths, file_sizes = np.array(places, np.int64).reshape(-1, 3).T
     labelled = [text for text in texts if text is not None]
     if labelled and len(labelled) < len(texts):
@@ -115,10 +159,10 @@ def alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _scan_tar(uri: str) -> list[tuple[str, int, int, str | None]]:
-    """(name, offset, length, label) of the images of a tar."""
+def _scan_tar(uri: str) -> _Scanned:
     images: list[tuple[str, int, int]] = []
     labels: dict[str, str] = {}
+    not_read = Counter[str]()
     try:
         with filesystems.open_file(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
@@ -126,7 +170,9 @@ def _scan_tar(uri: str) -> list[tuple[str, int, int, str | None]]:
                 if suffix in IMAGE_EXTENSIONS:
                     images.append((member.name, member.offset_data, member.size))
                 elif suffix == ".cls":
-                    labels[_key(member.name)] = _content(tar, member).decode("utf-8").strip()
+                    labels[_stem(member.name)] = _content(tar, member).decode("utf-8").strip()
+                elif suffix is not None:
+                    not_read.update(kind_not_read(PurePosixPath(member.name).name))
             # tarfile takes a broken header for the end, which is a block of zeros.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
@@ -134,18 +180,26 @@ def _scan_tar(uri: str) -> list[tuple[str, int, int, str | None]]:
     except (tarfile.ReadError, UnicodeDecodeError) as error:
         raise ValueError(f"{uri} is no plain tar, or is broken: {error}") from error
     simple = {_key(name) for name, _, _ in images if _has_simple_suffix(name)}
-    return [
-        (name, offset, length, labels.get(_key(name)))
-        for name, offset, length in images
-        if _has_simple_suffix(name) or _key(name) not in simple
-    ]
+    used = [image for image in images if _has_simple_suffix(image[0]) or _key(image[0]) not in simple]
+    names = {name for name, _, _ in images}
+    owners = {_stem(name) for name in names} | {_key(name) for name in names}
+    return _Scanned(
+        [(name, offset, length, labels.get(_stem(name), labels.get(_key(name)))) for name, offset, length in used],
+        [name for name, _, _ in images if not _has_simple_suffix(name) and _key(name) in simple],
+        [f"{stem}.cls" for stem in labels if stem not in owners],
+        not_read,
+    )
 
 
-def _suffix(member: tarfile.TarInfo) -> str:
-    """The lower-case suffix of a member; none for what is hidden or no regular file."""
+def _suffix(member: tarfile.TarInfo) -> str | None:
+    """The lower-case suffix of a member; None for what is hidden or no regular file."""
     path = PurePosixPath(member.name)
     hidden = path.name.startswith(".")
-    return "" if hidden or not member.isreg() or member.issparse() else path.suffix.lower()
+    return None if hidden or not member.isreg() or member.issparse() else path.suffix.lower()
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _key(name: str) -> str:
@@ -180,7 +234,8 @@ def _write_tars(folder: Path, members: Iterator[tuple[str, bytes]], tick: Callab
 
 def _tar_images(source: Source) -> Iterator[tuple[str, bytes]]:
     """Images and labels of compressed tars, under the names TAR/MEMBER."""
-    for uri, tar_name in zip(source.files.uris, _short_names(source), strict=True):
+    not_read = Counter[str]()
+    for uri, tar_name in zip(source.files.uris, filesystems.inner_names(source.files.uris), strict=True):
         opener = next(opener for suffixes, opener in _OPENERS.items() if tar_name.lower().endswith(suffixes))
         try:
             with (
@@ -189,18 +244,23 @@ def _tar_images(source: Source) -> Iterator[tuple[str, bytes]]:
                 tarfile.open(fileobj=stream, mode="r|") as tar,
             ):
                 for member in tar:
-                    if _suffix(member) in (*IMAGE_EXTENSIONS, ".cls"):
+                    suffix = _suffix(member)
+                    if suffix in (*IMAGE_EXTENSIONS, ".cls"):
                         yield f"{tar_name}/{member.name}", _content(tar, member)
+                    elif suffix is not None:
+                        not_read.update(kind_not_read(PurePosixPath(member.name).name))
                 # tarfile takes a broken header for the end; to the end of the stream its checksum tells.
                 while stream.read(1 << 20):
                     pass
         except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise ValueError(f"{uri} is no compressed tar, or is broken: {error}") from error
+    if not_read:
+        warnings.warn(f"{source.name} also holds {counted(not_read)}; if they are images, convert them", stacklevel=7)
 
 
 def _parquet_images(source: Source, config: DataConfig) -> Iterator[tuple[str, bytes]]:
     """Images and labels of Parquet files, under the names FILE/ROW."""
-    for uri, file_name in zip(source.files.uris, _short_names(source), strict=True):
+    for uri, file_name in zip(source.files.uris, filesystems.inner_names(source.files.uris), strict=True):
         with filesystems.open_file(uri) as stream:
             try:
                 table = pq.ParquetFile(stream)
@@ -257,10 +317,3 @@ def _extension(data: bytes) -> str:
         return extension(data)
     except UndecodableImage:
         return ".jpg"  # it stays an image, one that cannot be decoded, and is counted as such
-
-
-def _short_names(source: Source) -> list[str]:
-    """Names of the source's files below what they have in common."""
-    readable = [filesystems.unquote_key(uri).rpartition("://")[2] for uri in source.files.uris]
-    root = os.path.commonpath([os.path.dirname(name) for name in readable])  # noqa: PTH120
-    return [name[len(root) :].lstrip("/") for name in readable]

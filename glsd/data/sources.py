@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -36,7 +37,22 @@ _EXTENSIONS: Final[dict[Kind, tuple[str, ...]]] = {
     "compressed tars": (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"),
     "Parquet files": (".parquet", ".pq"),
 }
-_INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
+_WHOLE_NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
+_CLASS_ID: Final = re.compile(r"0|-?[1-9][0-9]{0,17}")  # 01 is a name, and not that of class 1
+_NOT_READ: Final = (
+    *(".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpf", ".jpx", ".jpm", ".jxl", ".jxr", ".wdp", ".jng", ".apng"),
+    *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".raf", ".rw2", ".pef", ".srw"),
+    *(".raw", ".x3f", ".iiq", ".3fr", ".rwl", ".mrw", ".dcm", ".dicom", ".ima", ".nii", ".mha", ".mhd", ".nrrd"),
+    *(".fits", ".fit", ".fts", ".svs", ".ndpi", ".mrxs", ".scn", ".vsi", ".czi", ".lif", ".nd2", ".oib", ".oif"),
+    *(".exr", ".hdr", ".pfm", ".pbm", ".pgm", ".ppm", ".pnm", ".pam", ".tga", ".ico", ".icns", ".psd", ".psb", ".xcf"),
+    *(".svg", ".svgz", ".eps", ".pcx", ".dds", ".ecw", ".sid"),
+)
+"""Suffixes of images of kinds that are not read."""
+_NO_IMAGES: Final = (
+    *("authors", "changelog", "changes", "checksums", "contributing", "copying", "dockerfile", "license", "licence"),
+    *("makefile", "md5sums", "notice", "readme", "sha1sums", "sha256sums", "sha512sums", "todo", "version", "_success"),
+)
+"""Lower-case names of files without a suffix that are surely no images."""
 _BRACES: Final = re.compile(r"\{([^{}]*)\}")
 _RANGE: Final = re.compile(r"([0-9]+)\.\.([0-9]+)")
 
@@ -72,8 +88,8 @@ def find_sources(sources: Sequence[str | Path], config: DataConfig, tick: Callab
 
 
 def as_labels(texts: list[str]) -> Labels:
-    """Labels written as text: class ids where all are whole numbers, else names of classes."""
-    if all(_INTEGER.fullmatch(text) for text in texts):
+    """Labels written as text: class ids where all are plain whole numbers (7, -1, not 07), else names of classes."""
+    if all(_CLASS_ID.fullmatch(text) for text in texts):
         return np.array([int(text) for text in texts], np.int64)
     return texts
 
@@ -98,7 +114,8 @@ def expanded(uri: str) -> list[str]:
 def _source(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source:
     what = filesystems.what_is_at(uri)
     if what is None:
-        raise ValueError(f"{uri} does not exist")
+        is_link = not filesystems.is_remote(uri) and Path(uri).is_symlink()
+        raise ValueError(f"{uri} is a link that leads nowhere; mend it" if is_link else f"{uri} does not exist")
     if what == "folder":
         return _folder(uri, tick)
     name = filesystems.unquote_key(uri).lower()
@@ -114,20 +131,43 @@ def _source(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source
 
 
 def _folder(uri: str, tick: Callable[[int], None]) -> Source:
-    files = filesystems.walk(uri, tuple(itertools.chain.from_iterable(_EXTENSIONS.values())), tick)
+    others = Counter[str]()
+    suffixes = tuple(itertools.chain.from_iterable(_EXTENSIONS.values()))
+    files = filesystems.walk(uri, suffixes, tick, lambda name: others.update(kind_not_read(name)))
     names = [filesystems.unquote_key(file).lower() for file in files.uris]
     counts = {kind: sum(name.endswith(extensions) for name in names) for kind, extensions in _EXTENSIONS.items()}
     kinds = [kind for kind, count in counts.items() if count]
     if not kinds:
+        held = f". It holds {counted(others)}; convert them, for example to PNG" if others else ""
         raise ValueError(
-            f"{uri} holds no image; images end in {', '.join(IMAGE_EXTENSIONS)} (or are in .tar, .parquet)"
+            f"{uri} holds no image; images end in {', '.join(IMAGE_EXTENSIONS)} (or are in .tar, .parquet){held}"
         )
     if len(kinds) > 1:
         held = " and ".join(f"{counts[kind]} {kind}" for kind in kinds)
         raise ValueError(f"{uri} holds {held}; name a folder or a list of only one kind")
     if kinds == ["tars"]:
         _check_packs(files)
+    if kinds == ["images"] and others:
+        warnings.warn(f"{uri} also holds {counted(others)}; if they are images, convert them", stacklevel=4)
     return Source(uri, kinds[0], files, _class_folders(uri, files) if kinds[0] == "images" else None)
+
+
+def kind_not_read(name: str) -> list[str]:
+    """The suffix of a file that looks like an image of a kind that is not read, else nothing.
+
+    Without a suffix, or with a number for one as in names of DICOM files, a file may be an image of any kind.
+    """
+    suffix = Path(name).suffix.lower()
+    if not suffix.removeprefix(".").isdecimal() and suffix:
+        return [suffix] if suffix in _NOT_READ else []
+    return [] if name.lower() in _NO_IMAGES else ["no suffix"]
+
+
+def counted(kinds: Counter[str]) -> str:
+    """How many files of which kinds are not read, in words."""
+    total = kinds.total()
+    listed = ", ".join(f"{kind} {kinds[kind]:,}" for kind in sorted(kinds, key=lambda kind: (-kinds[kind], kind)))
+    return f"{total:,} {'file of a kind that is' if total == 1 else 'files of kinds that are'} not read: {listed}"
 
 
 def _check_packs(files: Files) -> None:
@@ -203,10 +243,12 @@ def _class_folders(root: str, files: Files) -> list[str] | None:
 
 def _text_list(uri: str, tick: Callable[[int], None]) -> Source:
     text, content = _text(uri)
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    # Not `splitlines`, which also ends a line at characters that a file name may hold, such as U+2028.
+    stripped = [line.strip(" \t\n") for line in io.StringIO(text, newline=None)]
+    lines = [(number, line) for number, line in enumerate(stripped, 1) if line]
     if not lines:
         raise ValueError(f"{uri} lists no image; write one path a line")
-    entries = [filesystems.beside(uri, line.strip()) for _, line in lines]
+    entries = [filesystems.beside(uri, line) for _, line in lines]
     files = _listed(uri, entries, [number for number, _ in lines], tick)
     return Source(uri, "images", files, content=content)
 
@@ -244,7 +286,7 @@ def _csv_list(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Sour
 
 def _whole_numbers(uri: str, column: str, texts: list[str], line_numbers: list[int]) -> NDArray[np.int64]:
     for text, number in zip(texts, line_numbers, strict=True):
-        if not _INTEGER.fullmatch(text.strip()):
+        if not _WHOLE_NUMBER.fullmatch(text.strip()):
             raise ValueError(f"{uri}, line {number}: the {column} {text!r} is no whole number of bytes")
     return np.array([int(text) for text in texts], np.int64)
 
@@ -290,6 +332,11 @@ def _text(uri: str) -> tuple[str, str]:
 
 def _listed(uri: str, entries: list[str], line_numbers: list[int], tick: Callable[[int], None]) -> Files:
     """The files that a list names; a file that is named several times (as a tar is) is looked at once."""
+    for entry, number in zip(entries, line_numbers, strict=True):
+        try:
+            filesystems.check_uri(entry)
+        except ValueError as error:
+            raise ValueError(f"{uri}, line {number}: {error}") from error
     once = list(dict.fromkeys(entries))
     sizes, mtimes = filesystems.stat_files(once, tick)
     tick(len(entries) - len(once))

@@ -2,6 +2,9 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,8 @@ import pytest
 from glsd.config import DataConfig
 from glsd.data import Index, build_index, decode, subset, write_subset
 from glsd.data.filesystems import relative
+from glsd.data.images import IMAGE_EXTENSIONS
+from glsd.data.sources import kind_not_read
 from tests.data.encoding import encoded, jpeg, photograph, write_jpegs, write_tar
 from tests.data.google_store import google_store
 from tests.data.object_store import object_store
@@ -96,7 +101,7 @@ def test_rows_give_the_bytes_of_their_files(tmp_path: Path, cache: Path) -> None
 
 
 def test_hidden_files_and_other_files_are_left_out(tmp_path: Path, cache: Path) -> None:
-    write_jpegs(tmp_path / "data", "a.jpg", ".b.jpg", ".git/c.jpg", "README.txt", "labels.csv", "jpg")
+    write_jpegs(tmp_path / "data", "a.jpg", ".b.jpg", ".git/c.jpg", "README.txt", "README", "labels.csv", "Thumbs.db")
     assert names(build_index(tmp_path / "data", CONFIG, cache), tmp_path / "data") == ["a.jpg"]
 
 
@@ -117,6 +122,22 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, cache: Path) -> None
         build_index(tmp_path / "data", CONFIG, cache)
 
 
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_circle_of_links_is_named(tmp_path: Path, cache: Path, length: int) -> None:
+    write_jpegs(tmp_path / "data", "a.jpg")
+    for number in range(length):
+        (tmp_path / "data" / f"{number}").symlink_to(f"{(number + 1) % length}")
+    assert len(build_index(tmp_path / "data", CONFIG, cache)) == 1
+    with pytest.raises(ValueError, match="data/0 is a link that leads nowhere; mend it"):
+        build_index(tmp_path / "data/0", CONFIG, cache)
+    (tmp_path / "list.txt").write_text("data/a.jpg\ndata/0\n")
+    with pytest.raises(ValueError, match=r"list\.txt, line 2: .*data/0 is not a file that exists"):
+        build_index(tmp_path / "list.txt", CONFIG, cache)
+    (tmp_path / "data/b.jpg").symlink_to("b.jpg")
+    with pytest.raises(ValueError, match=r"data/b\.jpg is a link to a file that does not exist; remove it"):
+        build_index(tmp_path / "data", CONFIG, cache)
+
+
 def test_a_missing_path_is_named(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(ValueError, match="data/nowhere does not exist"):
         build_index(tmp_path / "data/nowhere", CONFIG, cache)
@@ -128,6 +149,31 @@ def test_an_empty_folder_and_one_without_images_name_the_extensions(tmp_path: Pa
         with pytest.raises(ValueError, match=r"data holds no image; images end in \.bmp, \.gif, .* \.webp"):
             build_index(tmp_path / "data", CONFIG, cache)
         (tmp_path / "data/notes.txt").write_text("nothing here")
+
+
+OTHERS = ("a.heic", "b.HEIC", "x/c.dcm", "x/IM0001", "1.2.840.10008", ".heic", ".d.heic", ".git/e.heic")
+COMPANIONS = ("labels.csv", "a.json", "a.xml", "a.cls", "README", "README.md", "LICENSE", "Thumbs.db", "mask.npy")
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_files_of_kinds_that_are_not_read_are_counted_and_named(tmp_path: Path, cache: Path, scheme: str) -> None:
+    write_jpegs(tmp_path / "data", "a.jpg", *OTHERS, *COMPANIONS)
+    message = r"data also holds 5 files of kinds that are not read: \.heic 2, no suffix 2, \.dcm 1; if they are images"
+    for _ in range(2):  # also when the index is there
+        with pytest.warns(UserWarning, match=message):
+            assert len(build_index(f"{scheme}{tmp_path}/data", CONFIG, cache)) == 1
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_folder_of_kinds_that_are_not_read_says_so(tmp_path: Path, cache: Path, scheme: str) -> None:
+    write_jpegs(tmp_path / "data", "a.heic", *COMPANIONS)
+    message = r"data holds no image; .* It holds 1 file of a kind that is not read: \.heic 1; convert them"
+    with pytest.raises(ValueError, match=message):
+        build_index(f"{scheme}{tmp_path}/data", CONFIG, cache)
+
+
+def test_no_kind_is_both_read_and_not_read() -> None:
+    assert not [suffix for suffix in IMAGE_EXTENSIONS if kind_not_read(f"a{suffix}")]
 
 
 def test_no_source_is_an_error(cache: Path) -> None:
@@ -199,7 +245,76 @@ def test_names_that_are_not_unicode_are_named(tmp_path: Path, cache: Path) -> No
         build_index(tmp_path / "data", CONFIG, cache)
 
 
+SCRIPT = """
+import sys
+from glsd.config import DataConfig
+from glsd.data import build_index
+print(len(build_index(sys.argv[1], DataConfig(), sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize("source", ["data", "list.txt", "ö.jpg"])
+def test_names_that_the_locale_cannot_read_say_what_to_set(tmp_path: Path, cache: Path, source: str) -> None:
+    write_jpegs(tmp_path, "data/ö.jpg", "ö.jpg", "ascii/a.jpg")
+    (tmp_path / "list.txt").write_text("ö.jpg\n", encoding="utf-8")
+    # Of a user of today in an old locale; C stands for others, which may not be installed.
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def said(source: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", SCRIPT, f"{tmp_path}/{source}", str(cache)]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, **locale, **environment}
+        )
+
+    assert said("ascii").stdout == "1\n"
+    assert "is read as ascii by the locale of this process" in (refusal := said(source).stderr)
+    assert "set PYTHONUTF8=1 in the environment" in refusal
+    assert said(source, PYTHONUTF8="1").stdout == "1\n"
+
+
 # Lists
+
+
+def test_a_line_ends_where_editors_end_it_and_not_within_a_name(tmp_path: Path, cache: Path) -> None:
+    odd = [f"a{character}b.jpg" for character in "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\xa0"]
+    write_jpegs(tmp_path, *odd, "c.jpg")
+    for end in ("\n", "\r\n", "\r"):
+        (tmp_path / "list.txt").write_text(end.join([*odd, " c.jpg\t", ""]), encoding="utf-8", newline="")
+        assert sorted(names(build_index(tmp_path / "list.txt", CONFIG, cache), tmp_path)) == sorted([*odd, "c.jpg"])
+    index = build_index(tmp_path / "list.txt", CONFIG, cache)
+    write_subset(tmp_path / "subset.csv", index, subset(10, CONFIG))
+    assert names(build_index(tmp_path / "subset.csv", CONFIG, cache), tmp_path) == names(index, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("texts", "classes"),
+    [
+        (["01", "1", "2"], ["01", "1", "2"]),
+        (["7", "3", "12"], ["3", "7", "12"]),
+        (["1", "-1", "0"], ["-1", "0", "1"]),
+        (["1", "-0", "0"], ["-0", "0", "1"]),
+        (["12345678901234567", "0", "1"], ["0", "1", "12345678901234567"]),
+        (["1.0", "1", "2"], ["1", "1.0", "2"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "tar", "parquet"])
+def test_classes_are_those_that_images_have_by_the_text_of_their_labels(
+    tmp_path: Path, cache: Path, texts: list[str], classes: list[str], kind: str
+) -> None:
+    path = tmp_path / f"data.{kind}"
+    if kind == "csv":
+        write_jpegs(tmp_path, *(f"{number}.jpg" for number in range(3)))
+        path.write_text("path,label\n" + "".join(f"{number}.jpg,{text}\n" for number, text in enumerate(texts)))
+    elif kind == "tar":
+        members: dict[str, bytes] = {}
+        for number, text in enumerate(texts):
+            members |= {f"{number}.jpg": jpeg(number), f"{number}.cls": text.encode()}
+        write_tar(path, members)
+    else:
+        pq.write_table(pa.table({"image": [jpeg(number) for number in range(3)], "label": texts}), path)
+    index = build_index(path, CONFIG, cache)
+    assert index.classes == classes
+    assert labels(index) == texts
 
 
 def test_a_text_list_is_relative_to_its_folder(tmp_path: Path, cache: Path) -> None:
@@ -225,8 +340,8 @@ def test_the_label_column_of_a_list_is_a_setting(tmp_path: Path, cache: Path) ->
     assert build_index(tmp_path / "train.csv", CONFIG, cache).labels is None
     index = build_index(tmp_path / "train.csv", DataConfig(label_column="species"), cache)
     assert index.labels is not None
-    assert index.labels.tolist() == [5, 2]  # whole numbers stay class ids
-    assert index.classes == ["0", "1", "2", "3", "4", "5"]
+    assert index.labels.tolist() == [1, 0]
+    assert (index.classes, index.class_ids) == (["2", "5"], [2, 5])
 
 
 def test_a_column_length_alone_is_nothing_of_ours(tmp_path: Path, cache: Path) -> None:
@@ -255,7 +370,6 @@ def test_a_missing_entry_of_a_list_is_named_with_its_line(tmp_path: Path, cache:
         ("path,label\n", "lists no image below its first line"),
         ("path,label\na.jpg\n", "line 2: 1 columns where the first line has 2"),
         ("path,label\na.jpg,1\nb.jpg,\n", "line 3: no label; label all images or none"),
-        ("path,label\na.jpg,-1\n", "the label -1 is no class id"),
         ("path\na.jpg\nb.jpg\na.jpg\n", r"a\.jpg is named twice"),
         ("path,offset\na.jpg,0\n", "has a column 'offset' and no 'length'; name both"),
         ("path,offset,length\na.jpg,0,9\nb.jpg,0,9.5\n", r"line 3: the length '9\.5' is no whole number of bytes"),
@@ -314,7 +428,8 @@ def test_members_of_tars_are_read_by_range(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "classes"), [(("3", "1"), ["0", "1", "2", "3"]), (("newt", "frog"), ["frog", "newt"])]
+    ("texts", "classes"),
+    [(("3", "1"), ["1", "3"]), (("10", "-9"), ["-9", "10"]), (("newt", "frog"), ["frog", "newt"])],
 )
 def test_a_webdataset_has_the_labels_of_its_cls_members(
     tmp_path: Path, cache: Path, texts: tuple[str, str], classes: list[str]
@@ -331,7 +446,10 @@ def test_a_webdataset_has_the_labels_of_its_cls_members(
             "x/2.cls": texts[1].encode(),
         },
     )
-    index = build_index(tmp_path / "a.tar", CONFIG, cache)
+    with pytest.warns(
+        UserWarning, match=r"a\.tar that are left out: 1, such as x/1\.mask\.png\. .* a part of the image 1"
+    ):
+        index = build_index(tmp_path / "a.tar", CONFIG, cache)
     assert names(index, tmp_path) == ["a.tar#x/1.jpg", "a.tar#x/2.PNG"]
     assert index.classes == classes
     assert labels(index) == list(texts)
@@ -394,7 +512,7 @@ def test_class_names_that_are_no_list_are_not_used_and_named(tmp_path: Path, cac
 def test_class_names_that_are_too_few_are_not_used_and_named(tmp_path: Path, cache: Path) -> None:
     write_shards(tmp_path / "data", [0, 3], ["frog", "toad"])
     with pytest.warns(UserWarning, match=r"labels 0 to 3, and its classes\.json has 2 names"):
-        assert build_index(tmp_path / "data", CONFIG, cache).classes == ["0", "1", "2", "3"]
+        assert build_index(tmp_path / "data", CONFIG, cache).classes == ["0", "3"]
 
 
 def test_shards_of_a_pack_that_is_not_complete_are_refused_unless_they_are_named(
@@ -445,6 +563,48 @@ def test_a_pack_json_of_somebody_elses_is_nothing_of_ours(tmp_path: Path, cache:
 def test_dots_in_names_do_not_hide_images(tmp_path: Path, cache: Path) -> None:
     write_tar(tmp_path / "a.tar", {"scan.1.jpg": jpeg(1), "scan.2.jpg": jpeg(2)})
     assert names(build_index(tmp_path / "a.tar", CONFIG, cache), tmp_path) == ["a.tar#scan.1.jpg", "a.tar#scan.2.jpg"]
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_a_label_belongs_to_the_image_of_its_whole_name_before_it_belongs_to_the_key(
+    tmp_path: Path, cache: Path, suffix: str
+) -> None:
+    dates = {"2024.01.03": b"1", "2024.02.07": b"5", "2024.02.08": b"3"}
+    members: dict[str, bytes] = {}
+    for number, (date, label) in enumerate(dates.items()):
+        members |= {f"x.y/scan {date}.jpg": jpeg(number), f"x.y/scan {date}.cls": label}
+    for side in ("left", "right"):
+        members[f"pair.{side}.jpg"] = jpeg(7)
+    write_tar(tmp_path / f"a.{suffix}", members | {"pair.cls": b"8"}, "w:gz" if suffix == "tar.gz" else "w")
+    index = build_index(tmp_path / f"a.{suffix}", CONFIG, cache)
+    shown = [index.uri(row).rpartition("#")[2].removeprefix("a.tar.gz/") for row in range(5)]
+    assert dict(zip(shown, labels(index) or [], strict=True)) == {
+        "x.y/scan 2024.01.03.jpg": "1",
+        "x.y/scan 2024.02.07.jpg": "5",
+        "x.y/scan 2024.02.08.jpg": "3",
+        "pair.left.jpg": "8",
+        "pair.right.jpg": "8",
+    }
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_what_is_left_out_of_a_tar_is_counted_and_named(tmp_path: Path, cache: Path, suffix: str) -> None:
+    members = {"photo.jpg": jpeg(0), "photo.2.jpg": jpeg(1), "x/photo.3.jpg": jpeg(2), "photo.4.jpg": jpeg(3)}
+    members |= {"lost.cls": b"1", "a.heic": b"", "b.HEIC": b"", "c.dcm": b"", "photo.json": b"{}", "._d.heic": b""}
+    write_tar(tmp_path / f"a.{suffix}", members, "w:gz" if suffix == "tar.gz" else "w")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        index = build_index(tmp_path / f"a.{suffix}", CONFIG, cache)
+    assert len(index) == 2
+    source = f"{tmp_path}/a.{suffix}"
+    assert sorted(str(warning.message).replace(f"a.{suffix}/", "") for warning in said) == [
+        f"{source} also holds 3 files of kinds that are not read: .heic 2, .dcm 1; if they are images, convert them",
+        f"images of {source} that are left out: 2, such as photo.2.jpg. In a WebDataset it is a part of the image "
+        "photo, of the same name up to the first dot. If it is an image of its own, rename it, for example to "
+        "photo_2.jpg",
+        f"labels of {source} that belong to no image: 1, such as lost.cls. Name a .cls as its image, or as its image "
+        "up to the first dot",
+    ]
 
 
 def test_long_and_foreign_names_in_tars(tmp_path: Path, cache: Path) -> None:
@@ -685,7 +845,7 @@ def test_an_object_store_is_listed_and_read_by_range(
 def test_google_cloud_storage_holds_the_same_images_as_the_local_folder(tmp_path: Path, cache: Path) -> None:
     write_jpegs(tmp_path / "bucket", "photos/frog/a b.jpg", "photos/toad/ö 100%.jpg", "photos/toad/c.jpg")
     write_jpegs(tmp_path / "bucket", "photos of others/d.jpg", "photos/toad/.hidden.jpg")
-    members = {"x.jpg": jpeg(7), "x.cls": b"frog", "padding": bytes(3 << 20), "y.jpg": jpeg(8), "y.cls": b"newt"}
+    members = {"x.jpg": jpeg(7), "x.cls": b"frog", "padding.bin": bytes(3 << 20), "y.jpg": jpeg(8), "y.cls": b"newt"}
     write_tar(tmp_path / "bucket/shards/0.tar", members)
     (tmp_path / "bucket/train.csv").write_text("path,label\nphotos/toad/c.jpg,toad\nphotos/toad/ö 100%.jpg,toad\n")
     with google_store(tmp_path) as address:
@@ -708,6 +868,32 @@ def test_google_cloud_storage_holds_the_same_images_as_the_local_folder(tmp_path
         (tmp_path / "bucket/photos/toad/c.jpg").unlink()
         with pytest.raises(ValueError, match=r"c\.jpg.* is gone since the index was made"):
             index.read(0)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIA:hidden@bucket/photos",
+        "s3://AKIA:hid/den@bucket/photos",
+        "s3://hidden@bucket/photos",
+        "s3://bucket/photos?region=eu-west-1&secret_key=hidden",
+        "s3://bucket/photos?access_key=hidden",
+        "s3://bucket/photos?endpoint_override=http://AKIA:hidden@host:9000",
+        "gs://anyone:hidden@bucket/photos",
+        "gs://bucket/photos?access_token=hidden",
+        "file://me:hidden@/photos",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_shown(tmp_path: Path, cache: Path, uri: str) -> None:
+    (tmp_path / "list.txt").write_text(f"\n{uri}/a.jpg\n")
+    (tmp_path / "list.csv").write_text(f"uri\n{uri}/a.jpg\n")
+    for source, where in ((uri, ""), ("list.txt", r"list\.txt, line 2: "), ("list.csv", r"list\.csv, line 2: ")):
+        message = (
+            where + "a URI that begins with .*:// holds credentials, .* AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+        with pytest.raises(ValueError, match=message) as refusal:
+            build_index(source if source == uri else tmp_path / source, CONFIG, cache)
+        assert "hid" not in str(refusal.value)
 
 
 def test_an_unknown_scheme_names_the_known_ones(cache: Path) -> None:
