@@ -1,5 +1,6 @@
 """Labelled images: which of them vote, which are tested, and in whose classes they count."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from glsd.config import Config
 from glsd.data import Index, build_index
 from ray_jobs.labelled import LabelledImages, has_classes, labelled_split
-from tests.data.encoding import write_jpegs
+from tests.data.encoding import jpeg, write_jpegs, write_tar
 
 CONFIG = Config()
 
@@ -50,6 +51,20 @@ def test_tested_images_of_some_of_the_classes_count_in_those_of_the_images_that_
         named = [split.classes[label] for label in images.labels.tolist()]
         assert named == [path.parent.name for path in paths(images)]
         assert len(named) == num_images
+
+
+def test_only_classes_that_a_tested_image_has_must_be_among_those_of_the_images_that_vote(tmp_path: Path) -> None:
+    def shards(name: str, ids: str, classes: list[str]) -> Index:
+        members = {f"{number}.cls": label.encode() for number, label in enumerate(ids)}
+        write_tar(tmp_path / name / "0.tar", members | {f"{number}.jpg": jpeg(number) for number in range(len(ids))})
+        (tmp_path / name / "classes.json").write_text(json.dumps(classes))
+        return build_index(tmp_path / name, CONFIG.data)
+
+    train, test = shards("train", "0101", ["ants", "cats"]), shards("test", "12", ["mice", "cats", "ants"])
+    split = labelled_split(train, test, CONFIG.evaluation)
+    assert [split.classes[label] for label in split.queries.labels] == ["cats", "ants"]
+    with pytest.raises(ValueError, match=r"classes that no voting image has: \['mice'\]"):
+        labelled_split(train, shards("other", "10", ["mice", "cats", "ants"]), CONFIG.evaluation)
 
 
 @pytest.mark.parametrize("is_tested_apart", [False, True])

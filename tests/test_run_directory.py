@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -9,17 +10,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow.fs
 import pytest
 
-from glsd.config import Config
+from glsd.config import Config, DataConfig
+from glsd.data import build_index
 from glsd.data.filesystems import joined
 from glsd.training import save_checkpoint
 from ray_jobs.folder import Folder
 from ray_jobs.lease import NAME, LeaseTimes, read_holder
 from ray_jobs.run_directory import RunDirectory, RunLog, read_metrics
+from tests.data.encoding import write_jpegs
 
 DATA = {"digest": "0123abcd", "images": 2624, "sources": ["photos"]}
 QUICK = LeaseTimes(heartbeat_s=0.05, grace_s=0.2, lapse_s=0.3, settle_s=0.05)
@@ -63,11 +67,46 @@ def test_other_data_are_refused_with_what_changed(run: RunDirectory) -> None:
     run.claim(Config(), DATA)
     with pytest.raises(ValueError) as refusal:
         run.check_data(DATA | {"digest": "4567", "images": 2625})
-    names = "digest of all names, sizes and times"
+    names = "digest of all names and sizes"
     assert f'  {names}: "0123abcd" there, "4567" now\n  images: 2624 there, 2625 now\n' in str(refusal.value)
     assert "sources" not in str(refusal.value)
     with pytest.raises(ValueError, match="other data"):
         run.claim(Config(), DATA | {"images": 2625})
+
+
+def test_moved_and_copied_data_are_those_of_the_run_and_other_names_and_sizes_are_not(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    write_jpegs(tmp_path, "train/frog/1.jpg", "train/toad/2.jpg", "test/frog/3.jpg", "test/toad/4.jpg")
+
+    def identity(root: Path) -> dict[str, Any]:
+        train, test = (build_index(root / name, DataConfig()) for name in ("train", "test"))
+        return run.identity(train, test)
+
+    run.claim(Config(), identity(tmp_path))
+    moved = Path(shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name} moved"), copy_function=shutil.copy))
+    assert identity(moved) == identity(tmp_path)
+    assert identity(moved)["knn_sources"] == [str(tmp_path / "test")]
+    run.claim(Config(), identity(moved))
+    (moved / "test/frog/3.jpg").rename(moved / "test/frog/5.jpg")
+    names = "digest of all names and sizes of the tested images"
+    with pytest.raises(ValueError, match=rf'other data:\n  knn_sources: .*\n  {names}: "\w+" there, "\w+" now\n'):
+        run.claim(Config(), identity(moved))
+    (moved / "train/frog/1.jpg").write_bytes(b"of another size")
+    with pytest.raises(ValueError, match=r'  digest of all names and sizes: "\w+" there, "\w+" now\n'):
+        run.claim(Config(), identity(moved))
+
+
+def test_a_run_that_was_begun_with_absolute_names_and_times_has_its_data_while_they_are_unchanged(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    write_jpegs(tmp_path, "frog/1.jpg", "toad/2.jpg")
+    index = build_index(tmp_path, DataConfig())
+    run.claim(Config(), {"sources": [str(tmp_path)], "images": 2, "digest": index.key})
+    run.claim(Config(), run.identity(index, None))
+    os.utime(tmp_path / "frog/1.jpg", ns=(1, 1))
+    with pytest.raises(ValueError, match="other data"):
+        run.claim(Config(), run.identity(build_index(tmp_path, DataConfig()), None))
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(run: RunDirectory) -> None:
@@ -106,6 +145,12 @@ def test_a_folder_within_the_images_is_refused(
         Folder(out.replace("{folder}", str(tmp_path))).check_apart(
             ["elsewhere", source.replace("{folder}", str(tmp_path))]
         )
+
+
+def test_a_folder_named_with_credentials_is_refused_without_them() -> None:
+    with pytest.raises(ValueError, match="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") as refusal:
+        RunDirectory("s3://AKIA:hidden@bucket/runs/mine?region=eu-west-1")
+    assert "hidden" not in str(refusal.value)
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:

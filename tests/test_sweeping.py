@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from glsd.data import build_index
 from ray_jobs.cli import Sweep, main, parse
 from ray_jobs.settings import JobSettings
 from ray_jobs.sweeping import beside, fitting_table, not_ended, reached, sweep
@@ -141,6 +143,21 @@ def test_a_trial_on_other_images_is_refused(call, capsys, tmp_path, photos) -> N
     words = call("learning_rate", "--grid", RATES)
     words[words.index(f"photos={photos}")] = f"photos={labelled_folder(tmp_path / 'other', num_images=36)}"
     assert "is a trial on other images" in refused([*words, "--dry_run"], capsys)
+
+
+def test_a_trial_on_the_same_images_elsewhere_or_of_an_earlier_version_is_that_trial(call, tmp_path, photos) -> None:
+    a_sweep(tmp_path / "sweep", [a_rate(0.001), a_rate(0.002)])
+    words = call("learning_rate", "--grid", RATES)
+    main(words)
+    moved = [*words]
+    moved[moved.index(f"photos={photos}")] = f"photos={shutil.copytree(photos, tmp_path / 'moved')}"
+    main([*moved, "--dry_run"])
+    saved = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    key = build_index(photos, BASE.data).key
+    for trial in saved["trials"].values():
+        trial["images"]["digest"] = key
+    (tmp_path / "sweep/sweep.json").write_text(json.dumps(saved))
+    main([*words, "--dry_run"])
 
 
 def test_every_trial_s_sizes_are_checked(call, capsys) -> None:

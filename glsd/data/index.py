@@ -275,7 +275,9 @@ def _table(found: list[Source], config: DataConfig, cache: Path, key: str, tick:
     facts = {
         "digest": _digest(table, _strings(parts, "name").take(order), classes),
         "key": key,
-        "ordered_as_in_format_2": bool(pc.all(pc.less_equal(uris.slice(0, len(uris) - 1), uris.slice(1))).as_py()),
+        "ordered_as_in_format_2": pc.all(
+            pc.less_equal(uris.slice(0, len(uris) - 1), uris.slice(1)), min_count=0
+        ).as_py(),
         "classes": classes,
         "class_ids": class_ids,
         "packed": packed,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glsd.config import DataConfig
-from glsd.data import build_index, subset, write_subset
+from glsd.data import build_index, regime, subset, write_subset
 from tests.data.encoding import write_jpegs
 
 label_lists = st.lists(st.integers(0, 4), min_size=1, max_size=80).map(lambda labels: np.array(labels, np.int64))
@@ -52,6 +52,20 @@ def test_without_labels_a_fraction_is_of_all_images() -> None:
 def test_without_a_regime_all_images_are_chosen() -> None:
     assert subset(7, DataConfig()).tolist() == list(range(7))
     assert subset(np.array([1, 0, 1]), DataConfig()).tolist() == [0, 1, 2]
+
+
+def test_a_class_has_the_same_images_whichever_other_class_ids_there_are(tmp_path: Path) -> None:
+    write_jpegs(tmp_path, *(f"{number:02d}.jpg" for number in range(20)))
+
+    def chosen(other: int) -> list[int]:
+        rows = "".join(f"{number:02d}.jpg,{7 if number < 10 else other}\n" for number in range(20))
+        (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
+        config = DataConfig(images_per_class=4)
+        return [row for row in regime(build_index(tmp_path / "list.csv", config), config).tolist() if row < 10]
+
+    assert chosen(0) == chosen(8) == chosen(-1) == chosen(12345)
+    labels = np.repeat([7, 8], 10)
+    assert chosen(8) == subset(labels, DataConfig(images_per_class=4))[:4].tolist()
 
 
 def test_seeds_choose_different_images() -> None:

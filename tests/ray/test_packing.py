@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glsd.config import DataConfig
-from glsd.data import build_index
+from glsd.data import build_index, regime
 from ray_jobs.folder import Folder
 from ray_jobs.packing import Packed, pack, plan_shards
 
@@ -82,6 +83,44 @@ def test_packing_keeps_every_image_its_label_and_its_image_id_and_goes_on_after_
     (photos / "pears" / "00.png").write_bytes(png(7))
     with pytest.raises(ValueError, match=r"holds shards of other data \(23 images, now 24\)"):
         pack(photos, str(out), DataConfig(), SHARD_BYTES, cache_dir=cache)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("texts", [("7", "-3", "12"), ("01", "1", "12")])
+def test_packing_keeps_class_ids_that_are_numbers_and_names_that_only_look_like_them(
+    photos: Path, tmp_path: Path, texts: tuple[str, str, str]
+) -> None:
+    paths = sorted(path for path in photos.rglob("*.png"))
+    rows = "".join(f"{path},{texts[number % 3]}\n" for number, path in enumerate(paths))
+    (tmp_path / "list.csv").write_text(f"path,label\n{rows}", encoding="utf-8")
+    out, cache, config = tmp_path / "shards", tmp_path / "cache", DataConfig(images_per_class=3)
+    pack(tmp_path / "list.csv", str(out), DataConfig(), SHARD_BYTES, cache_dir=cache)
+    before, after = build_index(tmp_path / "list.csv", config, cache), build_index(out, config, cache)
+    assert (after.classes, after.class_ids) == (before.classes, before.class_ids)
+    assert before.labels is not None
+    assert after.labels is not None
+    assert after.labels.tolist() == before.labels.tolist()
+    assert regime(after, config).tolist() == regime(before, config).tolist()
+    assert (out / "classes.json").exists() == (before.class_ids is None)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_pack_is_completed_from_a_copy_and_one_of_an_earlier_version_from_unchanged_files(
+    photos: Path, tmp_path: Path
+) -> None:
+    out, cache = tmp_path / "shards", tmp_path / "cache"
+    pack(photos, str(out), DataConfig(), SHARD_BYTES, cache_dir=cache)
+    first = contents(out)
+    (out / "000001.tar").unlink()
+    pack(shutil.copytree(photos, tmp_path / "copy"), str(out), DataConfig(), SHARD_BYTES, cache_dir=cache)
+    assert contents(out) == first
+    plan = json.loads(first["pack.json"]) | {"digest": build_index(photos, DataConfig(), cache).key}
+    (out / "pack.json").write_text(json.dumps(plan))
+    (out / "000001.tar").unlink()
+    pack(photos, str(out), DataConfig(), SHARD_BYTES, cache_dir=cache)
+    assert {**contents(out), "pack.json": first["pack.json"]} == first
 
 
 @pytest.mark.ray

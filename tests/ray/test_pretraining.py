@@ -15,7 +15,8 @@ import torch
 import yaml
 from PIL import Image
 
-from glsd.config import Config
+from glsd.config import Config, DataConfig
+from glsd.data import build_index
 from glsd.evaluation import load_encoder
 from glsd.training import NonFiniteLoss, load_checkpoint, manifest
 from ray_jobs.pretraining import Run, pretrain
@@ -98,6 +99,33 @@ def test_a_finished_run_started_again_says_so_and_changes_nothing(
     said = capsys.readouterr().err
     assert "is finished" in said
     assert "Ray" not in said
+
+
+def test_a_finished_run_is_that_of_its_images_elsewhere_and_one_of_an_earlier_version_of_unchanged_ones(
+    uninterrupted: Run, forty: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(forty, tmp_path / "node local", copy_function=shutil.copyfile)
+    summary = pretrain(small_run(), str(moved), uninterrupted.out).summary
+    assert summary == uninterrupted.summary
+    former = shutil.copytree(uninterrupted.out, tmp_path / "run")
+    data = json.loads((former / "data.json").read_bytes())
+    (former / "data.json").write_text(json.dumps(data | {"digest": build_index(forty, DataConfig()).key}))
+    assert pretrain(small_run(), str(forty), str(former)).summary == summary
+    with pytest.raises(ValueError, match=r'digest of all names and sizes: "\w+" there, "\w+" now\n'):
+        pretrain(small_run(), str(moved), str(former))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_that_was_begun_on_images_elsewhere_ends_as_it_would_have_there(
+    uninterrupted: Run, forty: Path, tmp_path: Path
+) -> None:
+    moved, out = shutil.copytree(forty, tmp_path / "node local"), tmp_path / "run"
+    out.mkdir()
+    for name in ("config.yaml", "data.json", "environment.json"):
+        shutil.copy(Path(uninterrupted.out) / name, out)
+    ended = pretrain(small_run(), str(moved), str(out), figures=False)
+    assert ended.summary["loss"] == uninterrupted.summary["loss"]
+    assert json.loads((out / "data.json").read_bytes())["sources"] == [str(forty)]
 
 
 def test_a_run_directory_refuses_other_settings_and_other_data_by_name(
