@@ -330,26 +330,30 @@ class Embed:
 class Convert:
     """Turn someone's checkpoint into a backbone that glsd and timm load.
 
-    It knows the layouts of this paper's code, EsViT, DINO, iBOT, DINOv2, lightly, solo-learn and timm; where there is a
-    teacher, it takes that.
+    It knows the layouts of this paper's code, EsViT, DINO, iBOT, DINOv2, MoCo, BYOL, I-JEPA, lightly, lightly-train,
+    solo-learn, timm and Hugging Face's transformers. Of several networks it takes the one that is evaluated, such as
+    DINO's teacher.
 
     Example: glsd convert dino_deitsmall16_pretrain.pth backbones/dino --backbone vit_small_patch16_224
     """
 
     src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """A .pth, .pt, .ckpt or .safetensors file."""
+    """A file of torch.save (.pth, .pt, .ckpt, .bin) or of safetensors."""
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """New folder."""
     backbone: str | None = None
     """Name of the timm model; by default the file says it, or its tensors do. Images are normalised as ImageNet's, or
     with NAME.TAG as timm has it for that tag."""
+    prefix: str | None = None
+    """What stands before the names of the backbone's tensors, such as encoder_k. for another network than the one that
+    is taken; by default it is found."""
 
     def run(self) -> None:
         """Do it."""
         with _telling(f"converting {self.src}"):
             from glsd.evaluation import convert
 
-            converted = convert(self.src, self.dst, self.backbone)
+            converted = convert(self.src, self.dst, self.backbone, self.prefix)
         print(converted)
 
 

@@ -97,7 +97,7 @@ def evaluate(
     line = line or ProgressLine()
     with line, nullcontext() if folder is None else held_lease(folder, line.phase, TIMES):
         state = _checkpoint_state(model)
-        encoder = _resized(load_model(model) if state is None else teacher_encoder(state), resize, crop)
+        encoder = _resized(load_model(model) if state is None else teacher_encoder(state, model), resize, crop)
         if "collapse" not in probes:
             state = None  # which is several times as large as the encoder
         others = {name: _resized(load_model(name), resize, crop) for name in beside}

@@ -68,19 +68,45 @@ def embed(encoder: Encoder, batches: Iterable[UInt8[Tensor, "_ height width 3"]]
     return torch.cat([encoder(encoder.normalize(crops.to(device, non_blocking=True)))[0] for crops in batches])
 
 
-def build_encoder(config: Config, state: dict[str, Tensor]) -> Encoder:
-    """The encoder of these weights, `state` being a `Backbone.state_dict()`.
+def build_encoder(
+    config: Config, state: Mapping[str, Tensor], source: str, backbone: Backbone | None = None
+) -> Encoder:
+    """The encoder of these weights, `state` being a `Backbone.state_dict()`: all weights of files come in here.
+
+    Args:
+        config: with the name of the backbone.
+        state: its weights.
+        source: their file, for messages.
+        backbone: takes the weights; by default a new one.
 
     Raises:
-        ValueError: the weights are not of `model.backbone`.
+        ValueError: the weights are not of `model.backbone`, or some are not finite.
     """
-    with torch.random.fork_rng(devices=[]):
-        backbone = build_backbone(config.model.backbone, drop_path=0.0)
+    if backbone is None:
+        with torch.random.fork_rng(devices=[]):
+            backbone = build_backbone(config.model.backbone, drop_path=0.0)
     try:
         backbone.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"the weights are not those of model.backbone {config.model.backbone}: {error}") from error
+        raise ValueError(
+            f"the weights of {source} are not those of model.backbone {config.model.backbone}: {error}"
+        ) from error
+    check_finite(backbone, source)
     return Encoder(backbone, config)
+
+
+def check_finite(backbone: Backbone, source: str) -> None:
+    """Refuse weights of which no representation could be used.
+
+    Raises:
+        ValueError: some are NaN or infinite; the message names the source and the first such tensor.
+    """
+    for name, value in backbone.model.state_dict().items():
+        if num_bad := int((~value.isfinite()).sum()):
+            raise ValueError(
+                f"{source}: {num_bad:,} of the {value.numel():,} weights of the tensor {name} are NaN or infinite; "
+                "use weights of before the training diverged, or an undamaged copy"
+            )
 
 
 def untrained_encoder(config: Config) -> Encoder:
@@ -95,13 +121,14 @@ def load_encoder(path: str | Path) -> Encoder:
         path: a local path, or a URI.
 
     Raises:
-        ValueError: there is none of these at the path, or its weights are damaged or of another backbone.
+        ValueError: there is none of these at the path, or its weights are damaged, not finite or of another backbone.
     """
     place = absolute(path)
     if all(what_is_at(joined(place, name)) == "file" for name in (CONFIG_FILE, WEIGHTS_FILE)):
         return _load_exported(place)
+    checkpoint = newest_checkpoint(place) or place
     try:
-        state = load_checkpoint(newest_checkpoint(place) or place)
+        state = load_checkpoint(checkpoint)
     except (FileNotFoundError, NotADirectoryError) as error:
         hints = {
             None: ": it does not exist",
@@ -111,14 +138,18 @@ def load_encoder(path: str | Path) -> Encoder:
             f"{path} is no run with a complete checkpoint, no checkpoint, and no exported backbone "
             f"({CONFIG_FILE} and {WEIGHTS_FILE}){hints.get(what_is_at(place), '')}"
         ) from error
-    return teacher_encoder(state)
+    return teacher_encoder(state, checkpoint)
 
 
-def teacher_encoder(state: Mapping[str, Any]) -> Encoder:
-    """The teacher's backbone of a checkpoint, `state` being what `load_checkpoint` gave."""
+def teacher_encoder(state: Mapping[str, Any], checkpoint: str) -> Encoder:
+    """The teacher's backbone of a checkpoint, `state` being what `load_checkpoint` gave.
+
+    Raises:
+        ValueError: some weights are not finite.
+    """
     prefix = "backbone."
     backbone = {key.removeprefix(prefix): value for key, value in state["teacher"].items() if key.startswith(prefix)}
-    return build_encoder(Config.model_validate(state["config"]), backbone)
+    return build_encoder(Config.model_validate(state["config"]), backbone, checkpoint)
 
 
 def model_digest(encoder: Encoder) -> str:
@@ -164,6 +195,5 @@ def _load_exported(folder: str) -> Encoder:
     weights = load(read(joined(folder, WEIGHTS_FILE))[0])
     if "layers.0.downsample.reduction.weight" in weights:
         weights = with_downsampling_moved(weights, 1)
-    return build_encoder(
-        Config.model_validate(facts["glsd"]["config"]), {f"model.{key}": value for key, value in weights.items()}
-    )
+    state = {f"model.{key}": value for key, value in weights.items()}
+    return build_encoder(Config.model_validate(facts["glsd"]["config"]), state, joined(folder, WEIGHTS_FILE))

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from timm.models.swin_transformer import SwinTransformer
 
 from glsd.data.filesystems import is_remote, sync_folder, synced
-from glsd.evaluation.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, with_downsampling_moved
+from glsd.evaluation.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, check_finite, with_downsampling_moved
 from glsd.models import timm_architecture
 
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # what lets a timm model take other sizes
@@ -111,9 +111,11 @@ def write_export(
         note: for the report.
 
     Raises:
-        ValueError: `out` is a URI or a file, or a folder that holds something else, or there is no size to compare.
+        ValueError: `out` is a URI or a file, or a folder that holds something else, there is no size to compare, or
+            weights are not finite.
     """
     refuse_to_replace(out, files)
+    check_finite(encoder.backbone, f"the backbone for {out}")
     out = Path(os.path.abspath(out))  # noqa: PTH100 - Path.resolve would follow symlinks
     sizes = {*_COMPARED_PX, encoder.config.evaluation.crop}
     reasons = {size: _own_refusal(encoder, size) or refusal(size) for size in sizes}

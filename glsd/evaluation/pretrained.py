@@ -1,10 +1,12 @@
 """What the name of a model stands for, wherever one is asked for: something of our own, or weights for a timm model."""
 
+import warnings
+
 import timm
 import torch
 from torch import Tensor
 
-from glsd.evaluation.conversion import encoder_of, foreign_encoder, timm_normalization
+from glsd.evaluation.conversion import ConversionReport, encoder_of, foreign_encoder, timm_normalization
 from glsd.evaluation.encoder import Encoder, load_encoder
 
 _PREFIX = "timm:"
@@ -22,19 +24,30 @@ def load_model(name: str) -> Encoder:
     `vit_small_patch16_224.augreg_in21k_ft_in1k` needs the tag, DINO's of the same backbone must not have it. All images
     are resized to 256 px and cropped to 224.
 
+    Warns where weights and backbone have tensors without a counterpart.
+
     Raises:
-        ValueError: there is nothing of that name, timm's weights cannot be fetched, or the file does not fit.
+        ValueError: there is nothing of that name, timm's weights cannot be fetched, the file does not fit, or weights
+            are not finite.
     """
     if not name.startswith(_PREFIX):
         return load_encoder(name)
     model, equals, file = name.removeprefix(_PREFIX).partition("=")
     if equals:
-        return foreign_encoder(file, model)[0]
+        encoder, report = foreign_encoder(file, model)
+        _warn(report)
+        return encoder
     backbone, _, tag = model.partition(".")
     normalisation = timm_normalization(backbone, tag)
-    encoder, _ = encoder_of(_fetched(model), backbone, name)
+    encoder, report = encoder_of(_fetched(model), backbone, name)
+    _warn(report)
     encoder.config = encoder.config.with_overrides(normalisation)
     return encoder
+
+
+def _warn(report: ConversionReport) -> None:
+    if report.missing or report.unexpected:
+        warnings.warn(f"{report.path} does not fit its backbone completely\n{report}", stacklevel=3)
 
 
 def _fetched(model: str) -> dict[str, Tensor]:

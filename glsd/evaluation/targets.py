@@ -9,7 +9,7 @@ is said in `_NOTES`. An ONNX graph is our own forward pass.
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -84,6 +84,37 @@ def export_to(
             export = _export_torchvision if target == "torchvision" else _export_huggingface
             return export(encoder, out, family)
     raise ValueError(f"{target} has no counterpart of the backbone {backbone}; it has those of {_IN_WORDS}")
+
+
+def huggingface_family(names: Iterable[str]) -> str | None:
+    """Which family's names transformers gives to these tensors, without what stands before them; None for others'."""
+    names = list(names)
+    if not any(name.startswith(("embeddings.", "embedder.")) for name in names):
+        return None
+    return next((_ON_HUB[start] for start in _ON_HUB if any(name.startswith(start) for name in names)), None)
+
+
+def from_huggingface(weights: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of transformers' names in timm's, as far as a timm model has them; other weights stay as they are.
+
+    DINOv2's tensors without a counterpart get the names of its authors, and Swin's patch merging is where its authors
+    have it.
+
+    Args:
+        weights: by the names of one model, without what stands before them.
+        model: the `state_dict` of the timm model.
+    """
+    family = huggingface_family(weights)
+    if family is None:
+        return dict(weights)
+    left = _renamed(weights, _DINOV2_AS_VIT) if family == "vit" else dict(weights)
+    found = {}
+    for name, value in with_downsampling_moved(model, -1).items():
+        theirs = list(_renamed(_with_qkv_split({name: value}), _HUGGINGFACE_NAMES[family]))
+        if all(their in left for their in theirs):
+            parts = [left.pop(their) for their in theirs]
+            found[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return found | left
 
 
 def _export_torchvision(encoder: Encoder, out: str | Path, family: str) -> ExportReport:
@@ -361,6 +392,14 @@ _HUGGINGFACE_NAMES: dict[str, Renames] = {
         (r"\.gamma", ".layer_scale_parameter"),
     ),
 }
+
+_ON_HUB = {"embedder.": "resnet", "encoder.layer.": "vit", "encoder.layers.": "swin", "encoder.stages.": "convnext"}
+"""Families by how transformers' names begin."""
+_DINOV2_AS_VIT: Renames = (
+    *_TRANSFORMER_BLOCKS,
+    (r"layer_scale(\d)\.lambda1", r"ls.gamma"),
+    (r"^embeddings\.(mask_token|register_tokens)", r""),
+)
 
 
 def _export_onnx(encoder: Encoder, out: str | Path) -> ExportReport:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glsd.evaluation import ConversionReport, Encoder, convert, load_encoder, read_foreign
+from glsd.evaluation import ConversionReport, Encoder, convert, load_encoder, load_model, read_foreign
 from glsd.evaluation.conversion import foreign_encoder
 from glsd.models import build_backbone
+from ray_jobs.cli import main
 
 State = dict[str, Tensor]
 
@@ -99,6 +100,63 @@ def solo_learn(state: State) -> dict[str, Any]:
     return {"state_dict": module | {"classifier.weight": torch.ones(10, 96)}, "epoch": 3}
 
 
+def dinov2_of_the_whole_model(state: State) -> dict[str, Any]:
+    """As its trainer saves it, `model_final.rank_0.pth`."""
+    module = prefixed(dinov2(state)["teacher"], "teacher.") | prefixed(student(state), "student.backbone.")
+    return {"model": {key.replace("backbone.", "backbone._fsdp_wrapped_module."): module[key] for key in module}}
+
+
+def moco(state: State) -> dict[str, Any]:
+    query = prefixed(state | {"fc.0.weight": torch.ones(3, 2)}, "module.encoder_q.")
+    return {"state_dict": query | prefixed(student(state), "module.encoder_k.") | {"module.queue": torch.ones(2, 9)}}
+
+
+def moco_v3(state: State) -> dict[str, Any]:
+    base = prefixed(state | {"head.0.weight": torch.ones(3, 2)}, "module.base_encoder.")
+    momentum = prefixed(student(state), "module.momentum_encoder.")
+    return {"state_dict": base | momentum | {"module.predictor.0.weight": torch.ones(2, 2)}}
+
+
+def byol(state: State) -> dict[str, Any]:
+    online = prefixed(state, "online_encoder.net.") | {"online_encoder.projector.net.0.weight": torch.ones(2, 2)}
+    return online | prefixed(student(state), "target_encoder.net.") | prefixed(state, "net.")
+
+
+def byol_of_networks(state: State) -> dict[str, Any]:
+    online, target = prefixed(state, "online_network."), prefixed(student(state), "target_network.")
+    return {"state_dict": online | target}
+
+
+def i_jepa(state: State) -> dict[str, Any]:
+    predictor = {"module.predictor_blocks.0.norm1.weight": torch.ones(2)}
+    other = prefixed(student(state), "module.")
+    return {"encoder": other, "predictor": predictor, "target_encoder": prefixed(state, "module."), "epoch": 3}
+
+
+def lightly_train(state: State) -> dict[str, Any]:
+    teacher, other = "teacher_embedding_model.wrapped_model._model.", "student_embedding_model.wrapped_model._model."
+    return {"state_dict": prefixed(state, teacher) | prefixed(student(state), other)}
+
+
+def lightly_train_of_one_network(state: State) -> dict[str, Any]:
+    return {"state_dict": prefixed(state, "embedding_model.wrapped_model._model.")}
+
+
+def mae(state: State) -> dict[str, Any]:
+    decoder = {"decoder_blocks.0.norm1.weight": torch.ones(2), "decoder_pos_embed": torch.ones(1, 2, 2)}
+    return {"model": state | decoder | {"mask_token": torch.ones(1, 1, 2)}}
+
+
+def below(prefix: str) -> Callable[[State], dict[str, Any]]:
+    """A backbone alone, within a module of the user's."""
+
+    def layout(state: State) -> dict[str, Any]:
+        return prefixed(state, prefix) | {"loss.weight": torch.ones(2)}
+
+    layout.__name__ = f"below_{prefix}"
+    return layout
+
+
 def in_state_dict(state: State) -> dict[str, Any]:
     return {"state_dict": prefixed(state, "module."), "arch": "resnet"}
 
@@ -120,6 +178,21 @@ LAYOUTS: list[tuple[str, str, Callable[[State], dict[str, Any]]]] = [
     ("test_vit", "lightly", lightly_vit),
     ("test_resnet", "lightly", lightly_with_a_named_teacher),
     ("test_resnet", "solo-learn", solo_learn),
+    ("test_vit", "DINOv2", dinov2_of_the_whole_model),
+    ("test_resnet", "MoCo", moco),
+    ("test_vit", "MoCo v3", moco_v3),
+    ("test_resnet", "BYOL", byol),
+    ("test_resnet", "BYOL", byol_of_networks),
+    ("test_vit", "I-JEPA", i_jepa),
+    ("test_vit", "lightly-train", lightly_train),
+    ("test_vit", "lightly-train", lightly_train_of_one_network),
+    ("test_vit", "flat", mae),
+    ("test_vit", "_model.*", below("_model.")),
+    ("test_resnet", "flat", below("model.")),
+    ("test_vit", "encoder.*", below("encoder.")),
+    ("test_convnext", "net.*", below("net.")),
+    ("test_vit", "net.encoder.*", below("net.encoder.")),
+    ("test_efficientnet", "flat", in_state_dict),
     ("test_resnet", "flat", in_state_dict),
     ("test_resnet", "flat", in_model),
     ("test_convnext", "flat", bare),
@@ -168,9 +241,17 @@ def test_other_parts_of_a_checkpoint_are_counted_and_not_called_unexpected(tmp_p
 
 def test_a_file_of_safetensors_needs_no_wrapper(tmp_path: Path) -> None:
     backbone, state = trained("test_vit")
-    save_file(state, tmp_path / "weights.safetensors")
-    convert(tmp_path / "weights.safetensors", tmp_path / "out", "test_vit")
-    assert same_features(load_encoder(tmp_path / "out"), backbone)
+    for name in ("weights.safetensors", "WEIGHTS.SAFETENSORS", "weights"):
+        save_file(state, tmp_path / name)
+        convert(tmp_path / name, tmp_path / "out", "test_vit")
+        assert same_features(load_encoder(tmp_path / "out"), backbone, (96,))
+
+
+def test_a_file_is_told_by_its_content_however_its_suffix_is_written(tmp_path: Path) -> None:
+    backbone, state = trained("test_vit")
+    for name in ("WEIGHTS.PTH", "weights.PT", "weights.Ckpt", "weights.bin"):
+        torch.save(state, tmp_path / name)
+        assert same_features(load_model(f"timm:test_vit={tmp_path / name}"), backbone, (96,))
 
 
 def test_a_uri_is_no_folder_to_convert_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,6 +371,96 @@ def test_an_average_of_the_weights_goes_before_the_weights(tmp_path: Path) -> No
     assert same_features(foreign_encoder(tmp_path / "timm.pth", "test_vit")[0], backbone, (96,))
 
 
+def test_another_network_of_a_file_is_taken_by_its_prefix(tmp_path: Path) -> None:
+    backbone, state = trained("test_resnet")
+    content = moco(state)["state_dict"]
+    swapped = {key.replace("_q.", "_x.").replace("_k.", "_q.").replace("_x.", "_k."): content[key] for key in content}
+    torch.save({"state_dict": swapped}, tmp_path / "moco.pth")
+    for prefix in ("module.encoder_k.", "encoder_k", "state_dict.module.encoder_k."):
+        encoder, report = foreign_encoder(tmp_path / "moco.pth", "test_resnet", prefix)
+        assert same_features(encoder, backbone, (96,))
+        assert report.ignored == {"fc": 1, "encoder_q": len(state), "queue": 1}
+    with pytest.raises(ValueError, match=r"begins with --prefix encoder; they begin with state_dict\.$"):
+        foreign_encoder(tmp_path / "moco.pth", "test_resnet", "encoder")
+
+
+def test_of_several_unknown_networks_none_is_guessed(tmp_path: Path) -> None:
+    backbone, state = trained("test_vit")
+    torch.save({"state_dict": prefixed(state, "good.") | prefixed(student(state), "bad.")}, tmp_path / "two.pth")
+    with pytest.raises(ValueError, match=r"several networks, below state_dict\.bad\., state_dict\.good\.; name one"):
+        foreign_encoder(tmp_path / "two.pth", "test_vit")
+    assert same_features(foreign_encoder(tmp_path / "two.pth", "test_vit", "state_dict.good.")[0], backbone, (96,))
+
+
+def test_a_backbone_whose_own_names_look_like_a_prefix_keeps_them(tmp_path: Path) -> None:
+    backbone, state = trained("tresnet_m")
+    assert any(key.startswith("body.layer1.0.") for key in state)
+    torch.save({"teacher": prefixed(state, "backbone."), "student": {}}, tmp_path / "dino.pth")
+    torch.save({"state_dict": state}, tmp_path / "flat.pth")
+    for name in ("dino.pth", "flat.pth"):
+        assert same_features(foreign_encoder(tmp_path / name, "tresnet_m")[0], backbone, (64,))
+
+
+def of_transformers(kind: str, **config: Any) -> Any:
+    """A model of Hugging Face's with random weights."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**config)).eval()
+    for name, value in model.state_dict().items():
+        if value.ndim == 1 and value.is_floating_point():
+            value.copy_(1 + 0.2 * torch.rand_like(value) if "weight" in name else 0.3 * torch.rand_like(value))
+    return model
+
+
+HUB: list[tuple[str, str, str, dict[str, Any], int]] = [
+    (
+        "test_vit", "ViT", "vit.", {
+            "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 192,
+            "image_size": 160, "layer_norm_eps": 1e-6,
+        }, 160,
+    ),
+    (
+        "resnet18", "ResNet", "", {
+            "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic",
+        }, 64,
+    ),
+]  # fmt: skip
+LARGE_ON_HUB: list[tuple[str, str, str, dict[str, Any], int]] = [
+    ("swin_tiny_patch4_window7_224", "Swin", "swin.", {"layer_norm_eps": 1e-6}, 224),
+    ("convnext_tiny", "ConvNext", "convnext.", {"layer_norm_eps": 1e-6}, 64),
+    ("vit_small_patch14_dinov2", "Dinov2", "", {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518}, 518),
+    (
+        "vit_small_patch14_reg4_dinov2", "Dinov2WithRegisters", "dinov2_with_registers.", {
+            "hidden_size": 384, "num_attention_heads": 6, "image_size": 518,
+        }, 518,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kind", "prefix", "config", "size"),
+    [*HUB, *(pytest.param(*case, marks=pytest.mark.slow) for case in LARGE_ON_HUB)],
+)
+def test_a_model_of_the_hub_gives_its_own_features(
+    tmp_path: Path, backbone: str, kind: str, prefix: str, config: dict[str, Any], size: int
+) -> None:
+    model = of_transformers(kind, **config)
+    model.save_pretrained(tmp_path / "hub")
+    theirs = load_file(tmp_path / "hub" / "model.safetensors")
+    head = {"classifier.weight": torch.ones(10, 2), "classifier.bias": torch.ones(10)}
+    save_file(prefixed(theirs, prefix) | (head if prefix else {}), tmp_path / "model.safetensors")
+    named = backbone if backbone.startswith("test_") else None  # the others are recognised
+    encoder, report = foreign_encoder(tmp_path / "model.safetensors", named)
+    assert (report.layout, report.backbone) == ("Hugging Face", backbone)
+    assert report.missing == report.unexpected == report.resampled == ()
+    assert report.ignored.get("classifier", 0) == len(head if prefix else {})
+    with torch.no_grad():
+        found = model(images(size))
+        expected = found.last_hidden_state[:, 0] if "vit" in backbone else found.pooler_output
+        z_bar = encoder(images(size))[0]
+    torch.testing.assert_close(z_bar, expected.flatten(1), atol=1e-4, rtol=1e-4)
+
+
 def test_a_backbone_that_is_not_recognised_is_asked_for_with_the_nearest(tmp_path: Path) -> None:
     _, state = trained("resnet18")
     torch.save(state | {"conv1.weight": torch.ones(64, 3, 3, 3)}, tmp_path / "cifar.pth")
@@ -297,6 +468,16 @@ def test_a_backbone_that_is_not_recognised_is_asked_for_with_the_nearest(tmp_pat
         ValueError, match=r"the nearest of the common ones is resnet18, .* 99% .* name it by --backbone"
     ):
         foreign_encoder(tmp_path / "cifar.pth")
+
+
+def test_a_prefix_that_is_not_recognised_is_asked_for(tmp_path: Path) -> None:
+    _, state = trained("test_resnet")
+    odd = {f"trunk.{key.replace('layer', 'part')}": value for key, value in state.items()}
+    torch.save(odd, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=r"--backbone, and with glsd convert --prefix .* begin with trunk\.$"):
+        foreign_encoder(tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=r"(?s)0\.0% of .* glsd convert --prefix .* begin with trunk\."):
+        foreign_encoder(tmp_path / "odd.pth", "test_resnet")
 
 
 def test_a_backbone_of_no_common_family_is_asked_for(tmp_path: Path) -> None:
@@ -312,12 +493,27 @@ def without(state: State, count: int) -> State:
 def test_five_percent_of_the_tensors_may_be_missing_and_are_named(tmp_path: Path) -> None:
     _, state = trained("test_vit")  # 78 tensors
     torch.save(without(state, 3) | {"blocks.0.ls1.gamma": torch.ones(64)}, tmp_path / "weights.pth")
-    with pytest.warns(UserWarning, match="does not fit its backbone completely") as warned:
-        report = convert(tmp_path / "weights.pth", tmp_path / "out", "test_vit")
+    report = convert(tmp_path / "weights.pth", tmp_path / "out", "test_vit")  # which returns what it has to say
     assert report.missing == ("blocks.5.mlp.fc2.bias", "norm.weight", "norm.bias")
     assert report.unexpected == ("blocks.0.ls1.gamma",)
     assert len(report.matched) == 75
+    with pytest.warns(UserWarning, match="does not fit its backbone completely") as warned:
+        load_model(f"timm:test_vit={tmp_path / 'weights.pth'}")
     assert "3 missing: blocks.5.mlp.fc2.bias, norm.weight, norm.bias" in str(warned[0].message)
+
+
+def test_the_report_of_a_conversion_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, state = trained("test_vit")
+    torch.save(mae(state) | {"note": {"a": torch.ones(2)}}, tmp_path / "mae.pth")
+    torch.save(without(state, 2), tmp_path / "short.pth")
+    for name, said in (
+        ("mae", "ignored: note (1), decoder_blocks (1)"),
+        ("short", "2 missing: norm.weight, norm.bias"),
+    ):
+        main(["convert", str(tmp_path / f"{name}.pth"), str(tmp_path / name), "--backbone", "test_vit"])
+        out, err = capsys.readouterr()
+        assert (out + err).count("flat layout, backbone test_vit") == 1
+        assert said in out
 
 
 def test_more_than_five_percent_missing_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -341,8 +537,7 @@ def test_a_single_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_what_a_file_lacks_is_the_same_in_every_conversion(tmp_path: Path) -> None:
     torch.save(without(trained("test_vit")[1], 2), tmp_path / "weights.pth")
     random_numbers = torch.get_rng_state()
-    with pytest.warns(UserWarning, match="2 missing"):
-        first, second = (foreign_encoder(tmp_path / "weights.pth", "test_vit")[0] for _ in range(2))
+    first, second = (foreign_encoder(tmp_path / "weights.pth", "test_vit")[0] for _ in range(2))
     assert same_features(first, second.backbone, (96,))
     assert torch.equal(torch.get_rng_state(), random_numbers)
 
@@ -414,7 +609,7 @@ def test_a_file_that_would_run_something_is_refused_and_nothing_runs(
 
 def test_a_pickle_that_torch_did_not_write_is_not_unpickled(tmp_path: Path) -> None:
     (tmp_path / "weights.pkl").write_bytes(pickle.dumps(Harm(os.system, f"touch {tmp_path / 'harmed'}"), protocol=2))
-    with pytest.raises(ValueError, match=r"weights\.pkl was not written by torch\.save"):
+    with pytest.raises(ValueError, match=r"weights\.pkl was written neither by torch\.save nor"):
         read_foreign(tmp_path / "weights.pkl")
     assert not (tmp_path / "harmed").exists()
 
@@ -433,8 +628,8 @@ def test_a_file_without_weights_or_damaged_is_named(tmp_path: Path) -> None:
     for path, said in (
         (tmp_path / "nothing.pth", "is no file"),
         (tmp_path, "is no file"),
-        (file("notes.txt", b"hello world"), r"was not written by torch\.save"),
-        (file("none.pth", b""), r"was not written by torch\.save"),
+        (file("notes.txt", b"hello world"), r"written neither by torch\.save nor by safetensors"),
+        (file("none.pth", b""), r"written neither by torch\.save nor by safetensors"),
         (file("cut.pth", (tmp_path / "whole.pth").read_bytes()[:500]), "is damaged"),
         (file("cut.safetensors", (tmp_path / "whole.safetensors").read_bytes()[:500]), "or a damaged one"),
         (tmp_path / "empty.pth", "holds no weights of a backbone; it has epoch, model_name"),
@@ -445,6 +640,70 @@ def test_a_file_without_weights_or_damaged_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=said) as refused:
             foreign_encoder(path, "test_vit")
         assert path.name in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_torchscript_archive_is_called_so(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
+    with pytest.raises(ValueError, match=r"program\.pt is a TorchScript archive, a program and not weights"):
+        foreign_encoder(tmp_path / "program.pt", "test_vit")
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:torch.quantize_per_tensor", "ignore:TypedStorage")
+def test_tensors_that_do_not_hold_a_number_for_each_weight_are_named(tmp_path: Path) -> None:
+    _, state = trained("test_vit")
+    weight = state["blocks.1.mlp.fc1.weight"]
+    for value, said in (
+        (weight.to_sparse(), r"is sparse; save its to_dense\(\)"),
+        (weight.to_sparse_csr(), r"is sparse; save its to_dense\(\)"),
+        (weight.to("meta"), "has no values, as it was saved on the device meta"),
+        (torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), r"is quantised; save its dequantize\(\)"),
+    ):
+        torch.save(state | {"blocks.1.mlp.fc1.weight": value}, tmp_path / "weights.pth")
+        with pytest.raises(ValueError, match=rf"weights\.pth: the tensor blocks\.1\.mlp\.fc1\.weight {said}"):
+            foreign_encoder(tmp_path / "weights.pth", "test_vit")
+
+
+def test_a_share_of_the_weights_that_fsdp_saved_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = {"model": {"teacher.backbone._fsdp_wrapped_module.blocks.0._fsdp_wrapped_module._flat_param": torch.ones(9)}}
+    torch.save(flat, tmp_path / "model_final.rank_0.pth")
+    shard = type("ShardedTensor", (), {"__module__": "torch.distributed._shard.sharded_tensor.api"})
+    with monkeypatch.context() as patched:
+        module = "torch.distributed._shard.sharded_tensor.api"
+        patched.setitem(sys.modules, module, types.ModuleType(module))
+        patched.setattr(sys.modules[module], "ShardedTensor", shard, raising=False)
+        torch.save({"model": {"teacher.backbone._flat_param": shard()}}, tmp_path / "model.rank_1.pth")
+    for name in ("model_final.rank_0.pth", "model.rank_1.pth"):
+        with pytest.raises(ValueError, match=rf"{name} holds a worker's share .*/teacher_checkpoint\.pth"):
+            foreign_encoder(tmp_path / name, "vit_small_patch14_dinov2")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_and_nothing_is_written(tmp_path: Path, bad: float) -> None:
+    _, state = trained("test_vit")
+    state["blocks.2.attn.qkv.weight"][3, 4:6] = bad
+    torch.save(dino(state), tmp_path / "dino.pth")
+    said = r"dino\.pth: 2 of the 12,288 weights of the tensor blocks\.2\.attn\.qkv\.weight are NaN or infinite"
+    with pytest.raises(ValueError, match=said):
+        convert(tmp_path / "dino.pth", tmp_path / "out", "test_vit")
+    with pytest.raises(ValueError, match=said):
+        load_model(f"timm:test_vit={tmp_path / 'dino.pth'}")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["dino.pth"]
+
+
+def test_a_weight_that_float32_cannot_hold_is_infinite(tmp_path: Path) -> None:
+    _, state = trained("test_vit")
+    torch.save(state | {"norm.weight": state["norm.weight"].double() * 1e300}, tmp_path / "double.pth")
+    with pytest.raises(ValueError, match=r"64 of the 64 weights of the tensor norm\.weight are NaN or infinite"):
+        foreign_encoder(tmp_path / "double.pth", "test_vit")
+
+
+def test_a_head_that_is_not_finite_is_no_concern_of_the_backbone(tmp_path: Path) -> None:
+    backbone, state = trained("test_vit")
+    content = dino(state)
+    content["teacher"]["head.mlp.0.weight"] = torch.full((3, 2), torch.nan)
+    torch.save(content, tmp_path / "dino.pth")
+    assert same_features(foreign_encoder(tmp_path / "dino.pth", "test_vit")[0], backbone, (96,))
 
 
 def test_a_report_names_the_first_of_many() -> None:
