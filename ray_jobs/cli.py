@@ -410,6 +410,24 @@ class Export:
         print(exported)
 
 
+@dataclass(frozen=True)
+class Cache:
+    """List what is kept in the cache folder (GLSD_CACHE), or clear it; all of it can be made again.
+
+    Example: glsd cache --clear representations
+    """
+
+    clear: Literal["representations", "packed", "indexes", "layers", "all"] | None = None
+    """What to delete: representations of images, images packed into tars, indexes of images, linear layers that were
+    trained without --out, or all of these. What a running process of this machine uses stays."""
+
+    def run(self) -> None:
+        """Do it."""
+        from ray_jobs.caching import cache_table, clear, cleared_table, entries
+
+        print(cache_table(entries()) if self.clear is None else cleared_table(*clear(self.clear)))
+
+
 VERBS: dict[str, tuple[type[Any], str | None]] = {
     "demo": (Demo, "demo"),
     "pretrain": (Pretrain, ""),
@@ -422,6 +440,7 @@ VERBS: dict[str, tuple[type[Any], str | None]] = {
     "export": (Export, None),
     "convert": (Convert, None),
     "pack": (Pack, None),
+    "cache": (Cache, None),
 }
 """Each verb's arguments, and the preset that fills its settings in: a fixed one, the one named next, or none."""
 

@@ -65,7 +65,7 @@ def embed(model: str, data: Sources, out: str | Path, *, dense: bool = False, **
         encoder = load_model(model)
         index = indexed(data, encoder.config, line)
         facts = _facts(encoder, index, dense)
-        if path.suffix != ".parquet" and not path.exists():
+        if path.suffix.lower() != ".parquet" and not path.exists():
             raise ValueError(f"--out {out} is written as Parquet; let its name end in .parquet")
         if path.exists():
             report = _report(path, facts, index)

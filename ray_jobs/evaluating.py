@@ -54,6 +54,7 @@ def evaluate(
     scenes: str | None = None,
     beside: Sequence[str] = (),
     figures: bool = True,
+    keep: bool = True,
     line: ProgressLine | None = None,
     **job: Any,
 ) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def evaluate(
             well; `glsd.data.read_scenes` has its columns.
         beside: further models, whose correspondences are drawn beside; for the probe correspondence with `out`.
         figures: draw into `out`.
+        keep: leave the model's representations of the images in the cache, for later probes.
         line: shows what goes on; by default a line of the terminal.
         job: fields of `JobSettings`.
 
@@ -132,6 +134,8 @@ def evaluate(
                 probing.picture(probes, others, photographed, Path(drawn))
                 for path in sorted(Path(drawn).iterdir()):
                     folder.write(f"{FIGURES}/{path.name}", path.read_bytes())
+        if not keep:
+            probing.discard()
     return found
 
 

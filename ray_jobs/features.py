@@ -2,8 +2,8 @@
 
 What is computed is kept in the cache folder, in one store for each encoder (its weights and its preprocessing), data
 set and kind of representation, with a row for every image of the data: other subsets of them and later calls find it
-there, and a call that is killed is gone on with. The driver writes rows as they arrive, in any order, by image_id.
-Equal images have equal rows up to the rounding of floats, whatever the number of workers.
+there until it is discarded, and a call that is killed is gone on with. The driver writes rows as they arrive, in any
+order, by image_id. Equal images have equal rows up to the rounding of floats, whatever the number of workers.
 """
 
 import copy
@@ -30,9 +30,10 @@ from ray.data import ActorPoolStrategy, ExecutionResources
 from torch import Tensor
 
 from glsd.data import Index, cache_folder
-from glsd.data.filesystems import replacing
+from glsd.data.filesystems import replace_file, replacing
 from glsd.data.shards import alone
 from glsd.evaluation import Encoder, block_representations, model_digest
+from ray_jobs.caching import ABOUT, remove, use
 from ray_jobs.cluster import check_resources, cluster
 from ray_jobs.decoding import read_chunk
 from ray_jobs.monitor import ProgressLine
@@ -146,8 +147,8 @@ def extract(
         num_blocks: 1 is z̄, n what `block_representations` makes of the last n blocks.
 
     Raises:
-        ValueError: the backbone has no such representation, no image can be decoded, files are gone or have changed
-            since the index was made, or the cluster lacks what the job needs.
+        ValueError: the backbone has no such representation or one that is not finite, no image can be decoded, files
+            are gone or have changed since the index was made, or the cluster lacks what the job needs.
         OSError: images cannot be read, or the disk is full.
     """
     assert num_blocks == 1 or not dense
@@ -183,6 +184,11 @@ def precompute(
             _complete(stores, embeddings, images, settings, line, name)
 
 
+def discard(encoder: Encoder, index: Index) -> None:
+    """Delete the store of an encoder's z̄ of a data set, unless another process uses it."""
+    remove(_folder(_Embedding(encoder, dense=False, num_blocks=1), index))
+
+
 def _lacks_any(embedding: "_Embedding", images: Images) -> bool:
     with _stores([embedding], images.index) as (store,):
         return bool(store.lacks(images.image_ids).any())
@@ -191,11 +197,16 @@ def _lacks_any(embedding: "_Embedding", images: Images) -> bool:
 @contextmanager
 def _stores(embeddings: Sequence["_Embedding"], index: Index) -> Iterator[list["Store"]]:
     """The store of each of the embeddings, which differ, for this process alone."""
-    folders = [cache_folder() / f"features-{_digest(embedding, index)}" for embedding in embeddings]
+    folders = [_folder(embedding, index) for embedding in embeddings]
     with ExitStack() as held:
         for folder in sorted(folders):  # all processes in this order, so that none waits for another in a circle
+            use(folder)
+            held.enter_context(alone(folder.with_suffix(".lock")))
+        for folder, embedding in zip(folders, embeddings, strict=True):
             folder.mkdir(exist_ok=True)
-            held.enter_context(alone(folder / "lock"))
+            if not (folder / ABOUT).exists():
+                about = {"about": f"{embedding.title} of {len(index):,} images of {', '.join(index.sources)}"}
+                replace_file(folder / ABOUT, json.dumps(about).encode())
         yield [
             held.enter_context(Store(folder, (len(index), *embedding.row_shape)))
             for folder, embedding in zip(folders, embeddings, strict=True)
@@ -255,6 +266,12 @@ class _Embedding:
         return config.evaluation.resize, config.evaluation.crop, config.data.max_pixels, config.data.value_range
 
     @property
+    def title(self) -> str:
+        """What it is, for people."""
+        kind = "z" if self.dense else "z̄" if self.num_blocks == 1 else f"the last {self.num_blocks} blocks"
+        return f"{kind} by {self.encoder.config.model.backbone} ({model_digest(self.encoder)[:8]})"
+
+    @property
     def crop(self) -> int:
         """Side of a crop in pixels."""
         return self.encoder.config.evaluation.crop
@@ -273,6 +290,10 @@ class _Embedding:
     def grid(self) -> tuple[int, int] | None:
         """(H, W) where dense."""
         return self.encoder.backbone.grid(self.crop) if self.dense else None
+
+
+def _folder(embedding: _Embedding, index: Index) -> Path:
+    return cache_folder() / f"features-{_digest(embedding, index)}"
 
 
 def _digest(embedding: _Embedding, index: Index) -> str:
@@ -412,7 +433,14 @@ def _computed(
         if failure := str(batch["failure"][0]):
             raise ValueError(failure)
         image_id, reasons = np.asarray(batch["image_id"]), batch["reason"].tolist()
-        yield [Rows(image_id, np.asarray(batch[f"values_{n}"]), reasons) for n in range(len(embeddings))]
+        chunk = [Rows(image_id, np.asarray(batch[f"values_{n}"]), reasons) for n in range(len(embeddings))]
+        for embedding, of_one in zip(embeddings, chunk, strict=True):
+            if not np.isfinite(of_one.values).all():
+                raise ValueError(
+                    f"{embedding.title} of images such as {index.uri(int(image_id[0]))} is not finite: the weights are "
+                    "too large, or are not those of a trained backbone"
+                )
+        yield chunk
 
 
 class _Embedder:

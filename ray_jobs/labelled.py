@@ -9,6 +9,7 @@ import numpy as np
 
 from glsd.config import Config, EvaluationConfig
 from glsd.data import Index, build_index
+from ray_jobs.caching import use
 from ray_jobs.monitor import ProgressLine
 
 Sources = str | Path | Sequence[str | Path]
@@ -86,11 +87,13 @@ def _some(index: Index, labels: np.ndarray, image_ids: np.ndarray, at_most: int)
 
 
 def indexed(sources: Sources, config: Config, line: ProgressLine) -> Index:
-    """The index of the sources, with its progress shown."""
+    """The index of the sources, with its progress shown; the cache keeps it while this process lives."""
     line.phase("indexing images")
     index = build_index(
         sources, config.data, progress=lambda count: line.phase(f"indexing images: {count:,} so far") if count else None
     )
+    for path in (index.path, *map(Path, index.packed)):
+        use(path)
     of_classes = f" of {_counted(len(index.classes), 'class', 'classes')}" if index.classes else ", no labels"
     line.phase(f"found {_counted(len(index), 'image', 'images')}{of_classes}")
     return index

@@ -1,10 +1,14 @@
 """The probes of one model on one set of images.
 
 Every probe is measured on frozen representations. Those of a data set come from `ray_jobs.features`, once; what needs
-pairs of views or gradients is computed by tasks on the cluster, some images each.
+pairs of views or gradients is computed by tasks on the cluster, some images each, and the vote of k-NN by one task
+with what a training worker reserves. What the untrained backbone reaches is kept in the cache: trials that share a
+backbone, its seed and the images measure it once.
 """
 
+import hashlib
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -33,14 +37,16 @@ from glsd.evaluation import (
     logistic_regression,
     majority_share,
     mean_correspondence,
+    model_digest,
     transformed_view,
     untrained_encoder,
 )
+from ray_jobs.caching import is_kept, kept
 from ray_jobs.cluster import check_resources
-from ray_jobs.features import Features, Images, Selection, extract, precompute
+from ray_jobs.features import Features, Images, Selection, discard, extract, precompute
 from ray_jobs.folder import Folder
 from ray_jobs.labelled import LabelledImages, LabelledSplit, has_classes, labelled_split
-from ray_jobs.monitor import ProgressLine
+from ray_jobs.monitor import Handle, ProgressLine, Reporter, start_monitor, watch
 from ray_jobs.picturing import (
     NUM_PICTURED,
     alike,
@@ -66,6 +72,7 @@ Photographed = tuple[str, list[Scene]]
 """The file of `--scenes` and what it lists."""
 _TASK_IMAGES, _GPU_TASK_BATCHES = 32, 8
 _COLLAPSE_IMAGES = 64
+_KNN, _CORRESPONDENCE = "k-NN at random initialisation", "correspondence at random initialisation"
 
 
 @dataclass(frozen=True)
@@ -132,19 +139,26 @@ class Probing:
 
     def knn(self, ks: Sequence[int]) -> dict[str, Any]:
         """The vote for every k, of the model and of its random initialisation."""
-        encoders = (self._encoder, self._untrained)
-        self._precompute(encoders)
-        results = [self._knn_of(encoder, ks) for encoder in encoders]
+        temperature = self._encoder.config.evaluation.temperature
+        of_untrained = self._facts([ks, temperature, len(self._split.classes)], *self._split[:2])
+        self._precompute([self._encoder, *([] if is_kept(_KNN, of_untrained) else [self._untrained])])
+        results = self._knn_of(self._encoder, ks)
+        untrained = kept(_KNN, of_untrained, lambda: [*map(_knn_entry, self._knn_of(self._untrained, ks))])
         voting, tested = (torch.from_numpy(self._labelled(self._encoder, side)[0].labels) for side in _SIDES)
-        trained, untrained = ([_knn_entry(result) for result in side] for side in results)
         return {
-            "temperature": self._encoder.config.evaluation.temperature,
-            "num_anchors": results[0][0].num_anchors,
-            "num_queries": results[0][0].num_queries,
+            "temperature": temperature,
+            "num_anchors": results[0].num_anchors,
+            "num_queries": results[0].num_queries,
             "majority": majority_share(voting, tested),
-            "results": trained,
+            "results": [_knn_entry(result) for result in results],
             "untrained": untrained,
         }
+
+    def discard(self) -> None:
+        """Delete the model's representations from the cache; those of the random initialisation serve other models."""
+        self._features.clear()
+        for index in {id(side.index): side.index for side in self._split[:2]}.values():
+            discard(self._encoder, index)
 
     def linear(self, config: LinearConfig, folder: Folder | None) -> dict[str, Any]:
         """SGD on crops, the last epoch's accuracy."""
@@ -167,7 +181,7 @@ class Probing:
         (images, z_bar), (tested, test_z_bar) = (self._labelled(self._encoder, side) for side in _SIDES)
         labels, test_labels = (torch.from_numpy(side.labels) for side in (images, tested))
         found = logistic_regression(
-            self._moved(z_bar),
+            _moved(z_bar, self._device),
             labels,
             test_z_bar,
             test_labels,
@@ -183,15 +197,14 @@ class Probing:
         """
         images = self._images.tested
         chosen = np.sort(np.random.default_rng([0, len(images.image_ids)]).permutation(images.image_ids)[:pairs])
-        batches = [chosen[start : start + _TASK_IMAGES] for start in range(0, len(chosen), _TASK_IMAGES)]
-        match = partial(_matched, untrained=ray.put(self._untrained.cpu()))
-        matched = [result for result in self._on_cluster(match, images.index, batches, "matching") if result]
-        if not matched:
-            raise ValueError(
-                f"none of {len(chosen)} images could be decoded, such as {images.index.uri(int(chosen[0]))}"
-            )
-        trained, untrained = (mean_correspondence(side)._asdict() for side in zip(*matched, strict=True))
-        found = trained | {"size": self._encoder.config.evaluation.crop, "untrained": untrained}
+        chosen_images = Selection(images.index, chosen)
+        found = self._correspondence_of(self._encoder, chosen_images)
+        found["size"] = self._encoder.config.evaluation.crop
+        found["untrained"] = kept(
+            _CORRESPONDENCE,
+            self._facts([], chosen_images),
+            lambda: self._correspondence_of(self._untrained, chosen_images),
+        )
         return found | ({"scenes": self._scenes(*scenes)} if scenes else {})
 
     def collapse(self, state: dict[str, Any] | None) -> dict[str, Any]:
@@ -202,7 +215,7 @@ class Probing:
         images = self._images.trained
         ids = np.random.default_rng([1, len(images.image_ids)]).permutation(images.image_ids)[:_COLLAPSE_IMAGES]
         probe = partial(_collapse, state=None if state is None else ray.put(state))
-        ((metrics, verdict),) = self._on_cluster(probe, images.index, [ids], "probing")
+        ((metrics, verdict),) = self._on_cluster(probe, self._encoder, images.index, [ids], "probing")
         return {
             "verdict": verdict.label,
             "reasons": list(verdict.reasons),
@@ -270,27 +283,48 @@ class Probing:
     def _untrained(self) -> Encoder:
         return untrained_encoder(self._encoder.config)
 
-    def _knn_of(self, encoder: Encoder, ks: Sequence[int]) -> list[KnnResult]:
-        (anchors, anchor_z_bar), (queries, z_bar) = (self._labelled(encoder, side) for side in _SIDES)
-        anchor_labels, labels = (torch.from_numpy(images.labels) for images in (anchors, queries))
-        different = list(dict.fromkeys(min(k, len(anchor_labels)) for k in ks))
-        temperature, num_classes = encoder.config.evaluation.temperature, len(self._split.classes)
-        return knn_accuracies(
-            anchor_z_bar,
-            anchor_labels,
-            self._moved(z_bar),
-            labels,
-            different,
-            temperature,
-            num_classes,
-            progress=lambda share: self._line.phase(f"k-NN: {100 * share:.0f} % of the images that vote are compared"),
-        )
+    def _facts(self, settings: list[Any], *images: Images) -> list[Any]:
+        """What a result of the random initialisation follows from."""
+        limits = self._encoder.config.data
+        facts = [*settings, model_digest(self._untrained), limits.max_pixels, limits.value_range]
+        for side in images:
+            labels = side.labels.tobytes() if isinstance(side, LabelledImages) else b""
+            facts += [side.index.digest, hashlib.sha256(side.image_ids.tobytes() + labels).hexdigest()]
+        return facts
 
-    def _moved(self, z_bar: Tensor) -> Tensor:
-        """On this process's device, or still in host memory where that has not twice the room for them."""
-        if self._device == "cuda" and 2 * z_bar.nbytes > torch.cuda.mem_get_info()[0]:
-            return z_bar
-        return z_bar.to(self._device)
+    def _knn_of(self, encoder: Encoder, ks: Sequence[int]) -> list[KnnResult]:
+        """The vote by an encoder, of a task with what a training worker reserves."""
+        (anchors, anchor_z_bar), (queries, z_bar) = (self._labelled(encoder, side) for side in _SIDES)
+        resources, monitor = check_resources(self._settings), start_monitor()
+        task = ray.remote(
+            num_cpus=resources.per_worker["CPU"],
+            num_gpus=resources.per_worker.get("GPU", 0),
+            scheduling_strategy="DEFAULT",  # a Tune trial's tasks would have to fit into what the trial reserves
+        )(_voted)
+        asked = task.remote(
+            ray.put(anchor_z_bar.numpy()),
+            anchors.labels,
+            ray.put(z_bar.numpy()),
+            queries.labels,
+            list(dict.fromkeys(min(k, len(anchors.labels)) for k in ks)),
+            encoder.config.evaluation.temperature,
+            len(self._split.classes),
+            resources.torch_threads,
+            monitor,
+        )
+        with watch(monitor, self._line):
+            results: list[KnnResult] = _result(asked)
+        return results
+
+    def _correspondence_of(self, encoder: Encoder, images: Images) -> dict[str, Any]:
+        """The mean over images, each against its mirrored and recoloured view."""
+        ids = images.image_ids
+        batches = [ids[start : start + _TASK_IMAGES] for start in range(0, len(ids), _TASK_IMAGES)]
+        found = self._on_cluster(_matched, encoder, images.index, batches, "matching")
+        matched = [pairs for pairs in found if pairs is not None]
+        if not matched:
+            raise ValueError(f"none of {len(ids)} images could be decoded, such as {images.index.uri(int(ids[0]))}")
+        return mean_correspondence(matched)._asdict()
 
     def _precompute(self, encoders: Sequence[Encoder]) -> None:
         """Have the z̄ of both sides at hand, those of one index in one pass."""
@@ -317,14 +351,14 @@ class Probing:
         return self._features[key]
 
     def _on_cluster(
-        self, function: Callable[..., Any], index: Index, batches: Sequence[np.ndarray], name: str
+        self, function: Callable[..., Any], encoder: Encoder, index: Index, batches: Sequence[np.ndarray], name: str
     ) -> list[Any]:
         """`function(encoder, index, image_ids)` for each batch of images, as tasks wherever there is room."""
         resources = check_resources(self._settings, index.packed)
         # By default a task of a Tune trial would have to fit into what the trial reserves.
         gpus = resources.per_worker.get("GPU", 0)
         task = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")(_placed)
-        shared, files = ray.put(self._encoder.cpu()), share_files([index])
+        shared, files = ray.put(encoder.cpu()), share_files([index])
         # A task with a GPU has a process of its own, which imports torch and starts CUDA.
         size = _GPU_TASK_BATCHES if gpus else 1
         groups = [batches[start : start + size] for start in range(0, len(batches), size)]
@@ -335,12 +369,61 @@ class Probing:
         while pending:
             self._line.phase(f"{name} {num_done:,} of {sum(map(len, batches)):,} images")
             (done, *_), pending = ray.wait(pending)
-            try:
-                results[order[done]] = ray.get(done)
-            except RayTaskError as error:
-                raise error.cause from None
+            results[order[done]] = _result(done)
             num_done += sum(map(len, groups[order[done]]))
         return [result for group in results for result in group]
+
+
+def _result(asked: Any) -> Any:
+    """What a task returns.
+
+    Raises:
+        BaseException: what it raised, without Ray's wrapping.
+    """
+    try:
+        return ray.get(asked)
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+def _voted(
+    anchors: np.ndarray,
+    anchor_labels: np.ndarray,
+    queries: np.ndarray,
+    labels: np.ndarray,
+    ks: Sequence[int],
+    temperature: float,
+    num_classes: int,
+    torch_threads: int | None,
+    monitor: Handle,
+) -> list[KnnResult]:
+    """The task of k-NN: `knn_accuracies` on its GPU, or by its threads."""
+    if torch_threads is not None:
+        torch.set_num_threads(torch_threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Ray gives may not be written to, and is not
+        tensors = [torch.from_numpy(array) for array in (anchors, anchor_labels, queries, labels)]
+    anchor_z_bar, anchor_classes, z_bar, classes = tensors
+    reporter = Reporter(monitor, "knn")
+    results = knn_accuracies(
+        anchor_z_bar,
+        anchor_classes,
+        _moved(z_bar, "cuda" if ray.get_gpu_ids() else "cpu"),
+        classes,
+        ks,
+        temperature,
+        num_classes,
+        progress=lambda share: reporter.phase(f"k-NN: {100 * share:.0f} % of the images that vote are compared"),
+    )
+    reporter.close()
+    return results
+
+
+def _moved(z_bar: Tensor, device: str) -> Tensor:
+    """On the device, or still in host memory where that has not twice the room for them."""
+    if device == "cuda" and 2 * z_bar.nbytes > torch.cuda.mem_get_info()[0]:
+        return z_bar
+    return z_bar.to(device)
 
 
 def _placed(
@@ -353,10 +436,8 @@ def _placed(
 
 
 @torch.no_grad()
-def _matched(
-    encoder: Encoder, index: Index, image_ids: np.ndarray, untrained: "ray.ObjectRef[Encoder]"
-) -> list[Correspondence] | None:
-    """Each decodable image's central crop against its mirrored and recoloured view (Sec. 4.7), by both encoders."""
+def _matched(encoder: Encoder, index: Index, image_ids: np.ndarray) -> Correspondence | None:
+    """Each decodable image's central crop against its mirrored and recoloured view (Sec. 4.7)."""
     size = encoder.config.evaluation.crop
     views = []
     for image_id, image in decodable(index, image_ids, encoder.config.data):
@@ -366,11 +447,9 @@ def _matched(
         return None
     device = next(encoder.parameters()).device
     sides = [torch.from_numpy(np.stack(side)).to(device) for side in zip(*views, strict=True)]
-    truth, results = flip_truth(encoder.backbone.grid(size), size), []
-    for model in (encoder, ray.get(untrained).to(device)):
-        z_a, z_b = (model(model.normalize(side))[1] for side in sides)
-        results.append(Correspondence(*(value.cpu() for value in correspondence(z_a, z_b, truth, size))))
-    return results
+    z_a, z_b = (encoder(encoder.normalize(side))[1] for side in sides)
+    found = correspondence(z_a, z_b, flip_truth(encoder.backbone.grid(size), size), size)
+    return Correspondence(*(value.cpu() for value in found))
 
 
 def _photographs(scene: Scene, limits: DataConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from glsd.config import DataConfig
 from glsd.data import CLASS_NAMES, IMAGE_EXTENSIONS, Index, UndecodableImage, build_index, extension
 from glsd.data.sources import PACK_PLAN
+from ray_jobs.caching import use
 from ray_jobs.cluster import check_resources, cluster
 from ray_jobs.folder import Folder
 from ray_jobs.settings import JobSettings
@@ -95,6 +96,8 @@ def pack(
     folder.check_apart(source)
     on_progress("indexing images")
     index = build_index(source, config, cache_dir, lambda count: on_progress(f"indexing images: {count:,} so far"))
+    for path in (index.path, *map(Path, index.packed)):
+        use(path)
     shards = plan_shards(_lengths(index), _class_ids(index), shard_bytes)
     _claim(folder, index, shards)
     missing = _missing(shards, folder)

@@ -109,6 +109,7 @@ def _evaluate(plan: TrialPlan, folder: Folder) -> None:
             ks=(plan.config.evaluation.k,),
             pairs=plan.pairs,
             figures=False,
+            keep=False,
             line=ProgressLine(),
             **plan.job,
         )

@@ -397,8 +397,8 @@ _ON_HUB = {"embedder.": "resnet", "encoder.layer.": "vit", "encoder.layers.": "s
 """Families by how transformers' names begin."""
 _DINOV2_AS_VIT: Renames = (
     *_TRANSFORMER_BLOCKS,
-    (r"layer_scale(\d)\.lambda1", r"ls.gamma"),
-    (r"^embeddings\.(mask_token|register_tokens)", r""),
+    (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
+    (r"^embeddings\.(mask_token|register_tokens)", r"\1"),
 )
 
 

@@ -208,7 +208,7 @@ def test_an_encoder_without_heads_is_judged_by_its_features() -> None:
     assert verdict.reasons[0].startswith(f"feature_std {constant['feature_std']:.2g} is below 0.01")
     # A backbone that says the same of every place: all locations match the first, and only the matching shows it.
     state = {name: torch.zeros_like(value) for name, value in encoder.backbone.state_dict().items()}
-    metrics, verdict = encoder_collapse(build_encoder(config, state), normal(40, 8), images)
+    metrics, verdict = encoder_collapse(build_encoder(config, state, "a file"), normal(40, 8), images)
     assert metrics["k_star_distinct"] == 1 / 4
     assert [reason.split()[0] for reason in verdict.reasons] == ["k_star_entropy"]
 

@@ -425,16 +425,13 @@ HUB: list[tuple[str, str, str, dict[str, Any], int]] = [
         }, 64,
     ),
 ]  # fmt: skip
+SMALL_14 = {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518, "patch_size": 14}
 LARGE_ON_HUB: list[tuple[str, str, str, dict[str, Any], int]] = [
     ("swin_tiny_patch4_window7_224", "Swin", "swin.", {"layer_norm_eps": 1e-6}, 224),
     ("convnext_tiny", "ConvNext", "convnext.", {"layer_norm_eps": 1e-6}, 64),
-    ("vit_small_patch14_dinov2", "Dinov2", "", {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518}, 518),
-    (
-        "vit_small_patch14_reg4_dinov2", "Dinov2WithRegisters", "dinov2_with_registers.", {
-            "hidden_size": 384, "num_attention_heads": 6, "image_size": 518,
-        }, 518,
-    ),
-]  # fmt: skip
+    ("vit_small_patch14_dinov2", "Dinov2", "", SMALL_14, 518),
+    ("vit_small_patch14_reg4_dinov2", "Dinov2WithRegisters", "dinov2_with_registers.", SMALL_14, 518),
+]
 
 
 @pytest.mark.parametrize(

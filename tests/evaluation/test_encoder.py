@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from glsd.config import Config, load_config
@@ -187,7 +187,7 @@ def test_a_backbone_and_a_checkpoint_on_an_object_store_are_those_of_the_local_f
 def test_weights_of_another_backbone_are_refused() -> None:
     state = build_student_teacher(CONFIG)[1].backbone.state_dict()
     with pytest.raises(ValueError, match=r"not those of model\.backbone resnet18"):
-        build_encoder(CONFIG.with_overrides({"model.backbone": "resnet18"}), state)
+        build_encoder(CONFIG.with_overrides({"model.backbone": "resnet18"}), state, "a file")
 
 
 def test_a_models_digest_is_that_of_its_representations(tmp_path: Path) -> None:
@@ -247,6 +247,25 @@ def test_a_file_has_imagenets_normalisation_unless_a_tag_of_timms_is_named(
     assert (encoder.config.evaluation.resize, encoder.config.evaluation.crop) == (256, 224)
     convert(tmp_path / "a=b.pth", tmp_path / "converted", name)
     assert model_digest(load_encoder(tmp_path / "converted")) == model_digest(encoder)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_neither_come_in_nor_go_out(tmp_path: Path, bad: float) -> None:
+    encoder = untrained_encoder(CONFIG)
+    export_backbone(encoder, tmp_path / "exported")
+    weights = load_file(tmp_path / "exported" / "model.safetensors")
+    weights["layer1.0.conv1.weight"][0, 0, 0, 0] = bad
+    save_file(weights, tmp_path / "exported" / "model.safetensors")
+    state = {"teacher": {f"backbone.model.{key}": value for key, value in weights.items()}}
+    save_checkpoint(str(tmp_path / "run"), 3, state | {"config": CONFIG.model_dump(mode="json")}, {})
+    said = r"1 of the [\d,]+ weights of the tensor layer1\.0\.conv1\.weight are NaN or infinite"
+    for name, file in (("exported", "exported/model.safetensors"), ("run", "run/checkpoints/step_00000003")):
+        with pytest.raises(ValueError, match=f"{file}: {said}"):
+            load_model(str(tmp_path / name))
+    encoder.backbone.model.get_parameter("layer1.0.conv1.weight").data[0, 0, 0, 0] = bad
+    with pytest.raises(ValueError, match=f"the backbone for .*/out: {said}"):
+        export_backbone(encoder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_is_no_timm_name_is_what_load_encoder_finds(tmp_path: Path) -> None:

@@ -184,6 +184,17 @@ def test_a_file_that_is_gone_ends_the_extraction_in_words_and_what_was_computed_
     assert embedded_ids(cache) == dict.fromkeys(range(3 * NUM_IMAGES), 1)
 
 
+def test_a_representation_that_is_not_finite_is_refused(photos: Path, cache: Path) -> None:
+    encoder = encoder_of("test_resnet")
+    encoder.backbone.model.bn1.running_var.fill_(-1.0)  # a finite weight whose root is not
+    index = build_index(photos, encoder.config.data)
+    with pytest.raises(
+        ValueError, match=r"^z̄ by test_resnet \(\w{8}\) of images such as \S+ is not finite: the weights"
+    ):
+        extracted(encoder, Selection(index, np.array([5, 6])))
+    assert not journal(cache)
+
+
 def test_images_none_of_which_can_be_decoded_are_refused(cache: Path, tmp_path: Path) -> None:
     encoder = encoder_of("test_resnet")
     index = build_index(labelled_folder(tmp_path / "photos", 4, num_corrupt=4), encoder.config.data)

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from glsd.config import Config
+from glsd.evaluation import model_digest, untrained_encoder
 from glsd.training import load_checkpoint, newest_checkpoint
+from ray_jobs.caching import entries
+from ray_jobs.evaluating import evaluate
 from ray_jobs.sweeping import sweep
 from ray_jobs.trial_states import trial_states
 from tests.ray.images import labelled_folder
@@ -169,6 +172,50 @@ def test_a_sweep_is_killed_then_one_of_its_trials_and_ends_as_if_nothing_had_hap
     page = (out / "report.html").read_text().replace("<wbr>", "")
     assert all(state.name in page for state in states)
     assert (out / "results.csv").exists()
+
+
+def test_trials_that_share_a_backbone_measure_it_untrained_once_and_keep_no_representations_of_their_own(
+    cluster: None, textures: Path, tmp_path: Path, index_cache: None
+) -> None:
+    few, out = base(**{"seed": 77, "optim.epochs": 1, "data.images_per_class": 8}), tmp_path / "sweep"
+    before = {entry.path for entry in entries()}
+
+    def evaluations(*rates: float) -> list[dict[str, Any]]:
+        (tmp_path / "grid.yaml").write_text(f"optim.base_lr: {list(rates)}\n")
+        sweep(few, str(tmp_path / "grid.yaml"), {"data": [str(textures)]}, str(out), pairs=4, concurrent=2)
+        states = trial_states(str(out))
+        assert [state.status for state in states] == ["finished"] * len(rates)
+        return [state.evaluation for state in states if state.evaluation is not None]
+
+    def new(start: str) -> list[Path]:
+        return [e.path for e in entries() if e.path not in before and e.path.name.startswith(start)]
+
+    one, other = evaluations(0.001, 0.002)
+    assert one["model_digest"] != other["model_digest"]
+    for probe in ("knn", "correspondence"):
+        assert one[probe]["untrained"] == other[probe]["untrained"]
+    (store,) = new("features-")
+    assert model_digest(untrained_encoder(few))[:8] in (store / "about.json").read_text()
+    embedded = [image_id for line in json_lines(store / "journal.jsonl") for image_id, _ in line]
+    assert sorted(embedded) == list(range(64)), "the untrained backbone embeds each image once"
+
+    measured = new("untrained-")
+    assert len(measured) == 2
+    for path in measured:  # a third trial reads them
+        content = json.loads(path.read_text())
+        first = content["value"][0] if isinstance(content["value"], list) else content["value"]
+        first |= {"top1": 0.125, "accuracy": 0.125}
+        path.write_text(json.dumps(content))
+    third = evaluations(0.001, 0.002, 0.003)[2]
+    assert third["knn"]["untrained"][0]["top1"] == third["correspondence"]["untrained"]["accuracy"] == 0.125
+    assert new("features-") == [store]
+
+    for path in measured:  # measured again, by the command that evaluates one model, it is the same
+        path.unlink()
+    run = next(str(path) for path in sorted(out.glob("trials/*0.001*")))
+    again = evaluate(run, str(textures), probes=("knn", "correspondence"), ks=(few.evaluation.k,), pairs=4)
+    assert (again["knn"], again["correspondence"]) == (one["knn"], one["correspondence"])
+    assert len(new("features-")) == 2, "what was evaluated by hand is kept for later probes"
 
 
 @pytest.mark.slow
