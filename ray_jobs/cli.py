@@ -198,7 +198,8 @@ class Sweep:
 
     study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
     """matching_by_regime, matching_by_dataset, temperatures, threshold, learning_rate, or a YAML file of dotted keys
-    with lists, or with distributions such as {loguniform: [1e-5, 1e-3]}."""
+    with lists, or with distributions such as {loguniform: [1e-5, 1e-3]}; with `together: [[KEY, KEY]]` the first values
+    of these lists go together, the second ones, and so on."""
     data: tuple[str, ...]
     """Images, as for pretrain; of several data sets each as NAME=FOLDER_OR_URI."""
     out: str
@@ -208,7 +209,8 @@ class Sweep:
     test: tuple[str, ...] = ()
     """Labelled images that are tested; without them a share of the labelled data is."""
     grid: tuple[str, ...] = ()
-    """Axes in place of the grid's or beside them, such as optim.base_lr=1e-4,5e-4; a single value is for all trials."""
+    """Axes in place of the grid's or beside them, such as optim.base_lr=1e-4,5e-4; a single value is for all trials;
+    with together=[KEY,KEY] the values of two axes go together."""
     seeds: tuple[int, ...] = ()
     """Values of seed; by default that of the base alone."""
     samples: int = 1

@@ -1,8 +1,9 @@
 """What a sweep varies: named grids of the paper's study, and one's own.
 
 A grid is a mapping from an axis to its values. An axis is a setting's dotted key with a list of values, or any name
-with a list of mappings, each of which sets several keys together. A trial is one value of every axis; its name is made
-of them, so that the same grid always names the same trials.
+with a list of mappings, each of which sets several keys together. `together` lists axes whose values go together, the
+first with the first and so on. A trial is one value of every axis; its name is made of them, so that the same grid
+always names the same trials.
 """
 
 import hashlib
@@ -48,6 +49,9 @@ GRIDS: dict[str, Grid] = {
     "learning_rate": {"optim.base_lr": [1e-4, 2.5e-4, 5e-4, 1e-3, 2e-3]},
 }
 
+TOGETHER = "together"
+"""Key of a grid for lists of axes whose values go together."""
+
 UNNAMED = "data"
 """Name of a data set that has none; it is in no trial's name."""
 
@@ -88,6 +92,11 @@ class Space:
     fixed: dict[str, Any]
     """Settings that all trials share; they are in no name."""
 
+    @property
+    def together(self) -> list[list[str]]:
+        """The keys that an axis sets together, for each such axis."""
+        return [keys for axis, values in self.axes.items() if len(keys := _keys(axis, values)) > 1]
+
     def holds(self, overrides: Mapping[str, Any]) -> bool:
         """Whether a search over this space may have drawn these settings."""
         if overrides.keys() != self.axes.keys() | self.distributions.keys() | self.fixed.keys():
@@ -103,14 +112,17 @@ def load_space(grid: str, changes: Sequence[str] = (), seeds: Sequence[int] = ()
     """A named grid, or a YAML file of dotted keys with lists or distributions.
 
     Args:
-        grid: a name of `GRIDS` or a path, such as of a file with `optim.base_lr: {loguniform: [1e-5, 1e-3]}`.
+        grid: a name of `GRIDS` or a path, such as of a file with `optim.base_lr: {loguniform: [1e-5, 1e-3]}`. Axes in
+            a list of `together`, such as `together: [[augment.local_sizes, augment.num_local_crops]]`, are one axis:
+            their first values go together, their second ones, and so on.
         changes: axes such as `optim.base_lr=1e-4,5e-4`, in place of the grid's or beside them; a single value beside
-            them is a setting that all trials share.
+            them is a setting that all trials share. `together=[augment.local_sizes,augment.num_local_crops]` as well.
         seeds: the axis `seed`; without it and without such an axis in the grid it is `base_seed` alone.
         base_seed: the seed of what all trials share.
 
     Raises:
-        ValueError: there is no such grid or file, an axis is neither a list nor a distribution, or two set one key.
+        ValueError: there is no such grid or file, an axis is neither a list nor a distribution, two set one key, or
+            axes that go together have unequal numbers of values.
     """
     if grid in GRIDS:
         tree: Mapping[str, Any] = GRIDS[grid]
@@ -128,19 +140,25 @@ def load_space(grid: str, changes: Sequence[str] = (), seeds: Sequence[int] = ()
     changed = dict(map(_change, changes))
     if len(changed) < len(changes):
         raise ValueError(f"--grid names an axis twice: {' '.join(changes)}; list all its values once")
-    fixed = {key: values[0] for key, values in changed.items() if len(values) == 1 and key not in tree}
-    varied = {key: values for key, values in changed.items() if key not in fixed}
-    for key, values in {**tree, **varied}.items():
-        if isinstance(values, list) and values:
-            axes[key] = [_value(value) for value in values]
-        elif isinstance(values, Mapping) and len(values) == 1 and next(iter(values)) in _DISTRIBUTIONS:
+    bundles = _bundles({**tree, **changed}.get(TOGETHER, []))
+    kept = {*tree, *(key for keys in bundles for key in keys), TOGETHER}
+    fixed = {key: _value(key, values[0]) for key, values in changed.items() if len(values) == 1 and key not in kept}
+    for key, values in {**tree, **changed}.items():
+        if key in fixed or key == TOGETHER:
+            continue
+        if isinstance(values, list) and values and not any(map(_is_distribution, values)):
+            axes[key] = [_value(key, value) for value in values]
+        elif _is_distribution(values):
             ((kind, arguments),) = values.items()
             distributions[key] = _distribution(key, kind, arguments)
         else:
             raise ValueError(
                 f"axis {key} must be a list of values or one of {', '.join(_DISTRIBUTIONS)} with its arguments, "
-                f"not {values!r}"
+                f"such as {{loguniform: [1e-5, 1e-3]}}, not {values!r}"
             )
+    _axis_of_key(Space(axes, distributions, fixed))
+    for keys in bundles:
+        axes = _zipped(axes, keys)
     space = Space(axes, distributions, fixed)
     if "seed" not in _axis_of_key(space):
         axes["seed"] = list(seeds) or [base_seed]
@@ -213,6 +231,8 @@ def trial_name(parts: Sequence[str]) -> str:
 _LONGEST_NAME = 120
 _DIGITS = range(4, 18)  # seventeen tell all numbers apart
 _NAMED_SOURCE = re.compile(r"([\w-]+)=(.+)")
+_CALL = re.compile(r"\w\(")
+_DEFAULTS = Config().flat()
 
 
 def _change(text: str) -> tuple[str, Any]:
@@ -221,28 +241,75 @@ def _change(text: str) -> tuple[str, Any]:
     if not equals or not key or not values:
         raise ValueError(f"--grid {text!r} must be KEY=VALUE,VALUE, such as optim.base_lr=1e-4,5e-4")
     try:
-        return key, [_value(value) for value in yaml.safe_load(f"[{values}]")]
+        listed = yaml.safe_load(f"[{values}]")
     except yaml.YAMLError as error:
         raise ValueError(f"--grid {text!r} has values that are not valid YAML: {error}") from error
+    if _CALL.search(values) or any(map(_is_distribution, listed)):
+        raise ValueError(
+            f"--grid {text!r} names a distribution, and --grid takes values alone; write it into a YAML file and give "
+            f"that as STUDY, such as {key}: {{loguniform: [1e-5, 1e-3]}} ({', '.join(_DISTRIBUTIONS)})"
+        )
+    return key, listed
 
 
-def _value(value: Any) -> Any:
-    """A value of YAML, which takes 1e-4 for a word."""
+def _value(key: str, value: Any) -> Any:
+    """A value of that key as YAML should have read it, which takes 1e-4 and None for words."""
     if isinstance(value, Mapping):
-        return {key: _value(part) for key, part in value.items()}
-    if not isinstance(value, str):
+        return {key: _value(key, part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_value(key, part) for part in value]
+    if not isinstance(value, str) or isinstance(_DEFAULTS.get(key), str):
         return value
+    if value == "None":
+        return None
     try:
         return float(value)
     except ValueError:
         return value
 
 
+def _is_distribution(values: Any) -> bool:
+    return isinstance(values, Mapping) and len(values) == 1 and next(iter(values)) in _DISTRIBUTIONS
+
+
+def _bundles(lists: Any) -> list[list[str]]:
+    """The lists of `together`."""
+    if not isinstance(lists, list) or not all(isinstance(keys, list) and len(keys) > 1 for keys in lists):
+        raise ValueError(
+            f"{TOGETHER} must hold lists of axes, such as [[augment.local_sizes, augment.num_local_crops]] (--grid "
+            f"'{TOGETHER}=[augment.local_sizes,augment.num_local_crops]'), not {lists!r}"
+        )
+    named = [str(key) for keys in lists for key in keys]
+    if repeated := [key for number, key in enumerate(named) if key in named[:number]]:
+        raise ValueError(f"{TOGETHER} names {repeated[0]} twice; an axis goes into one list, once")
+    return [[str(key) for key in keys] for keys in lists]
+
+
+def _zipped(axes: Mapping[str, list[Any]], keys: Sequence[str]) -> dict[str, list[Any]]:
+    """The axes, of which those of the keys have become one, at the place of the first."""
+    if lacking := [key for key in keys if key not in axes]:
+        raise ValueError(
+            f"{TOGETHER} names {lacking[0]}, which is no axis with a list of values; {', '.join(axes)} are"
+        )
+    if len({len(axes[key]) for key in keys}) > 1:
+        counts = ", ".join(f"{key} has {len(axes[key])}" for key in keys)
+        raise ValueError(f"axes that go together need equal numbers of values, and {counts}")
+    values = [
+        {part: value for axis, given in zip(keys, row, strict=True) for part, value in _settings(axis, given).items()}
+        for row in zip(*(axes[key] for key in keys), strict=True)
+    ]
+    first, *others = keys
+    return {
+        " and ".join(keys) if axis == first else axis: values if axis == first else axes[axis]
+        for axis in axes
+        if axis not in others
+    }
+
+
 def _distribution(key: str, kind: str, arguments: Any) -> Domain:
-    if kind == "choice":
-        arguments = [arguments]
     try:
-        return _DISTRIBUTIONS[kind](*map(_value, arguments))
+        arguments = _value(key, arguments)
+        return _DISTRIBUTIONS[kind](*([arguments] if kind == "choice" else arguments))
     except (TypeError, ValueError) as error:
         raise ValueError(f"axis {key}: {kind} cannot take {arguments!r}: {error}") from error
 
@@ -252,18 +319,20 @@ def _settings(axis: str, value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {axis: value}
 
 
+def _keys(axis: str, values: Sequence[Any]) -> list[str]:
+    """Dotted keys that an axis sets, each once."""
+    return list(dict.fromkeys(key for value in values for key in _settings(axis, value)))
+
+
 def _axis_of_key(space: Space) -> dict[str, str]:
     """Which axis sets a dotted key.
 
     Raises:
         ValueError: two do, of which one sets several keys together, or a key is no text.
     """
-    of_lists = {
-        axis: dict.fromkeys(key for value in values for key in _settings(axis, value))
-        for axis, values in space.axes.items()
-    }
+    of_lists = {axis: _keys(axis, values) for axis, values in space.axes.items()}
     found: dict[str, str] = {}
-    for axis, keys in (of_lists | {key: {key: None} for key in (*space.distributions, *space.fixed)}).items():
+    for axis, keys in (of_lists | {key: [key] for key in (*space.distributions, *space.fixed)}).items():
         for key in keys:
             if not isinstance(key, str):
                 raise ValueError(f"{key!r} is no setting; an axis is a dotted key such as optim.base_lr")

@@ -64,6 +64,10 @@ _UNFINISHED = ("waiting", "started")
 _ALL = "all trials"
 
 
+Together = Sequence[Sequence[str]]
+"""Settings that the grid sets together, list by list, as `sweep.json` has them."""
+
+
 def sweep_table(states: Sequence[TrialState]) -> pd.DataFrame:
     """One row a trial, as `results.csv` has it.
 
@@ -76,20 +80,40 @@ def sweep_table(states: Sequence[TrialState]) -> pd.DataFrame:
     return tidy_table([_row(state, keys) for state in states])
 
 
-def sweep_axes(trials: pd.DataFrame) -> list[str]:
+def sweep_axes(trials: pd.DataFrame, together: Together = ()) -> list[str]:
     """The columns that make a trial: data set, settings and seed, those of them that vary.
 
-    A number that always goes with a name, such as a drop path with a backbone, is no axis of its own.
+    A number that always goes with a name, such as a drop path with a backbone, is no axis of its own, and nor is what
+    the grid sets together with `objective.setting`, whose values are compared.
     """
     axes = varied(trials, ["data", *(str(name) for name in trials if "." in str(name) or name == SEED)])
     names = [axis for axis in axes if pd.api.types.is_string_dtype(trials[axis].dtype)]
     return [
         axis
         for axis in axes
-        if axis in (*names, SEED)
+        if axis in (SETTING, SEED)
         or axis.startswith("data.")
-        or all(trials.groupby(name)[axis].nunique(dropna=False).max() > 1 for name in names)
+        or not any(
+            _goes_with(trials, axis, name)
+            for name in names
+            if axis not in names or (name == SETTING and any(axis in keys and SETTING in keys for keys in together))
+        )
     ]
+
+
+def _goes_with(trials: pd.DataFrame, axis: str, other: str) -> bool:
+    """Whether the other's value tells that of the axis."""
+    return bool(trials.groupby(other, dropna=False)[axis].nunique(dropna=False).max() <= 1)
+
+
+def _companions(trials: pd.DataFrame, axes: Sequence[str], together: Together) -> dict[str, list[str]]:
+    """Of axes that the grid sets together one, with the others, which figures need not tell apart."""
+    found: dict[str, list[str]] = {}
+    for keys in together:
+        members = [axis for axis in axes if axis in keys]
+        for first in sorted(members, key=lambda axis: (axis not in (SETTING, _REGIME), -trials[axis].nunique()))[:1]:
+            found[first] = [axis for axis in members if axis != first and _goes_with(trials, axis, first)]
+    return found
 
 
 def sweep_page(out: str) -> Page:
@@ -101,11 +125,13 @@ def sweep_page(out: str) -> Page:
     states, folder = trial_states(out), Folder(out)
     if not states:
         raise ValueError(f"{folder.uri(SWEEP)} names no trial, so there is nothing to report")
+    sweep = json.loads(folder.read(SWEEP) or b"{}")
+    together: Together = sweep.get("together", [])
     trials = sweep_table(states)
-    axes = sweep_axes(trials)
+    axes = sweep_axes(trials, together)
     with tempfile.TemporaryDirectory(prefix="glsd-") as drawn:
         write_tables(trials, axes, Path(drawn))
-        shown = _Shown(trials, axes, states)
+        shown = _Shown(trials, axes, states, together)
         figures = {
             name: [
                 _drawn(figure, title, caption, Path(drawn) / FIGURES / stem) for stem, figure, title, caption in made
@@ -119,7 +145,6 @@ def sweep_page(out: str) -> Page:
         files = {path.relative_to(drawn).as_posix(): path for path in sorted(Path(drawn).rglob("*")) if path.is_file()}
         for name, path in files.items():
             folder.write(name, path.read_bytes())
-    sweep = json.loads(folder.read(SWEEP) or b"{}")
     num_ended = sum(state.status not in _UNFINISHED for state in states)
     return Page(
         kind="glsd · sweep",
@@ -354,9 +379,13 @@ _Made = list[tuple[str, Figure, str, str]]
 class _Shown:
     """The figures of a sweep: one of its axes is drawn across, one as lines, the others as panels or as figures."""
 
-    def __init__(self, trials: pd.DataFrame, axes: Sequence[str], states: Sequence[TrialState]) -> None:
+    def __init__(
+        self, trials: pd.DataFrame, axes: Sequence[str], states: Sequence[TrialState], together: Together
+    ) -> None:
         self._axes, self._metrics = axes, {state.name: state.metrics for state in states}
-        settings = [axis for axis in axes if axis != SEED]
+        self._companions = _companions(trials, axes, together)
+        left_out = [axis for axes in self._companions.values() for axis in axes]
+        settings = [axis for axis in axes if axis not in (*left_out, SEED)]
         few = [axis for axis in settings if trials[axis].nunique(dropna=False) <= len(LOOKS)]
         self._x = _across(trials, settings)
         groups = [axis for axis in few if axis != self._x]
@@ -368,6 +397,10 @@ class _Shown:
         names = [_ALL] * len(trials) if self._group == _ALL else _texts(trials, self._group)
         self._trials = trials.assign(**{self._group: names})
 
+    def _name(self, axis: str) -> str:
+        """The axis and what goes together with it."""
+        return " with ".join(map(axis_name, [axis, *self._companions.get(axis, [])]))
+
     def results(self) -> _Made:
         """Fig. 4 where an axis is numeric, for each combination of the remaining axes; else every trial as a dot."""
         made: _Made = []
@@ -376,7 +409,7 @@ class _Shown:
                 continue
             figure = draw_regimes(part, self._x, self._group, _images_per_class(part) if self._x == _REGIME else None)
             stem = f"regimes_{len(made) + 1}" if self._others else "regimes"
-            title = f"Over {axis_name(self._x)}" + (f", {label}" if label else "")
+            title = f"Over {self._name(self._x)}" + (f", {label}" if label else "")
             made.append((stem, figure, title, _REGIMES_CAPTION))
         if 0 < len(made) <= _MAX_FIGURES or not self._trials["knn"].notna().any():
             return made
@@ -397,13 +430,13 @@ class _Shown:
                     curves.setdefault(label or _ALL, []).append((name, series))
         if not curves:
             return []
-        caption = f"A line for every trial, by {axis_name(self._lines)}."
+        caption = f"A line for every trial, by {self._name(self._lines)}."
         return [("curves", draw_trial_curves(curves, "k-NN (%)"), "k-NN while training", caption)]
 
     def collapse(self) -> _Made:
         """The signs of collapse: a figure for each setting, a line for each combination of the other axes."""
         lines = self._panels or [self._lines]
-        caption = f"Means over seeds of what the teacher still tells apart, by {' and '.join(map(axis_name, lines))}."
+        caption = f"Means over seeds of what the teacher still tells apart, by {' and '.join(map(self._name, lines))}."
         made: _Made = []
         for label, part in _parts(self._trials, [self._lines] if self._panels else []):
             histories = {

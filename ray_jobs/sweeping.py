@@ -168,7 +168,8 @@ def sweep(
             tried |= {p.trial.name for p in unfinished}
             line.phase(f"{len(planned)} trials, {len(planned) - len(unfinished)} of them ended")
             num_beside = at_once() if unfinished else 0
-            _record(folder, grid, command, planned, trial_gpus(planned[0].plan) if unfinished else 0.0)
+            gpus = trial_gpus(planned[0].plan) if unfinished else 0.0
+            _record(folder, grid, command, planned, space.together, gpus)
             if unfinished:
                 line.close()
                 with _shown(shared.out):
@@ -346,12 +347,20 @@ def _refuse_other(place: str, config: Config, before: Mapping[str, Any], images:
         raise ValueError(f"{place} is a trial with other settings ({named}); choose another --out, or the same --base")
 
 
-def _record(folder: Folder, grid: str, command: Sequence[str], planned: Sequence[Planned], gpus: float) -> None:
-    """`sweep.json`: the newest call, and every trial that was ever asked for here, with its axes.
+def _record(
+    folder: Folder,
+    grid: str,
+    command: Sequence[str],
+    planned: Sequence[Planned],
+    together: Sequence[Sequence[str]],
+    gpus: float,
+) -> None:
+    """`sweep.json`: the newest call, every trial that was ever asked for here, and the keys that were set together.
 
     A trial's `gpus` are those of its workers, until its outcome has them.
     """
     there = json.loads(folder.read(SWEEP) or b'{"trials": {}}')
+    before = there.get("together", [])
     added = {
         p.trial.name: {
             "data": p.trial.data,
@@ -363,7 +372,12 @@ def _record(folder: Folder, grid: str, command: Sequence[str], planned: Sequence
         }
         for p in planned
     }
-    content = {"grid": grid, "command": list(command), "trials": there["trials"] | added}
+    content = {
+        "grid": grid,
+        "command": list(command),
+        "together": before + [list(keys) for keys in together if list(keys) not in before],
+        "trials": there["trials"] | added,
+    }
     folder.write(SWEEP, (json.dumps(content, indent=2) + "\n").encode())
 
 

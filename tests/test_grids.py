@@ -110,6 +110,100 @@ def test_a_key_has_one_axis() -> None:
     assert names("matching_by_dataset", *anew) == ["backbone_resnet50-drop_path_0-setting_vanilla-seed_0"]
 
 
+PAIRED = """
+augment.local_sizes: [[96], [96, 64], [64, 32]]
+optim.base_lr: [1e-4, 1e-3]
+augment.num_local_crops: [[8], [4, 4], [2, 6]]
+together: [[augment.local_sizes, augment.num_local_crops]]
+"""
+SIZES, CROPS = "augment.local_sizes", "augment.num_local_crops"
+
+
+def a_grid(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text, "utf-8")
+    return str(path)
+
+
+def test_values_of_axes_that_go_together_are_taken_one_by_one(tmp_path: Path) -> None:
+    cells = trials(load_space(a_grid(tmp_path, PAIRED)), ["data"])
+    found = [(cell.overrides[SIZES], cell.overrides[CROPS], cell.overrides["optim.base_lr"]) for cell in cells]
+    pairs = [([96], [8]), ([96, 64], [4, 4]), ([64, 32], [2, 6])]
+    assert found == [(*pair, rate) for pair in pairs for rate in (1e-4, 1e-3)]
+    assert cells[2].name == "local_sizes__96_64_-num_local_crops__4_4_-base_lr_0.0001-seed_0"
+    assert len({cell.name for cell in cells}) == 6
+    assert cells[2].config(Config()).augment.num_local_crops == (4, 4)
+
+
+def test_axes_go_together_on_the_command_line_as_in_a_file(tmp_path: Path) -> None:
+    axes = ["augment.local_sizes=[96],[96,64],[64,32]", "augment.num_local_crops=[8],[4,4],[2,6]"]
+    together = "together=[augment.local_sizes,augment.num_local_crops]"
+    given = load_space("learning_rate", [*axes, together, "optim.base_lr=1e-4,1e-3"])
+    in_file = load_space(a_grid(tmp_path, PAIRED))
+    assert given.together == in_file.together == [[SIZES, CROPS]]
+    same = [[cell.overrides for cell in trials(space, ["data"])] for space in (given, in_file)]
+    assert all(overrides in same[1] for overrides in same[0])
+    assert len(same[0]) == len(same[1]) == 6
+    replaced = load_space(a_grid(tmp_path, PAIRED), ["augment.local_sizes=[32]", "augment.num_local_crops=[6]"])
+    assert [cell.overrides[SIZES] + cell.overrides[CROPS] for cell in trials(replaced, ["data"])] == [[32, 6]] * 2
+    assert replaced.together == [[SIZES, CROPS]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["augment.local_sizes=[96],[64]"],
+            r"need equal numbers of values, and augment\.local_sizes has 2, augment\.num_local_crops has 3",
+        ),
+        (["together=augment.local_sizes,optim.base_lr"], r"must hold lists of axes, such as \[\[augment\.local_sizes"),
+        (["together=[augment.local_sizes]"], "must hold lists of axes"),
+        (
+            ["together=[augment.local_sizes,optim.epochs]"],
+            r"together names optim\.epochs, which is no axis with a list",
+        ),
+        (["together=[optim.base_lr,optim.base_lr]"], r"together names optim\.base_lr twice"),
+        (["together=[optim.base_lr,augment.local_sizes],[seed,optim.base_lr]"], r"names optim\.base_lr twice"),
+    ],
+)
+def test_axes_that_cannot_go_together_are_refused_with_the_numbers(
+    tmp_path: Path, changes: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_space(a_grid(tmp_path, PAIRED), changes)
+
+
+def test_a_distribution_goes_together_with_nothing(tmp_path: Path) -> None:
+    text = "a.b: [1, 2]\noptim.base_lr: {uniform: [0, 1]}\ntogether: [[a.b, optim.base_lr]]\n"
+    with pytest.raises(ValueError, match=r"together names optim\.base_lr, which is no axis with a list"):
+        load_space(a_grid(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "optim.base_lr=uniform(0, 1)",
+        "optim.base_lr=1e-4,tune.loguniform(1e-5, 1e-3)",
+        "optim.base_lr={loguniform: [1e-5, 1e-3]}",
+    ],
+)
+def test_a_distribution_in_the_grid_option_is_answered_with_where_it_belongs(change: str) -> None:
+    with pytest.raises(ValueError, match=r"names a distribution, .* optim\.base_lr: {loguniform: \[1e-5, 1e-3\]}"):
+        load_space("threshold", [change])
+
+
+def test_no_value_is_null_or_none_in_a_file_and_in_the_grid_option(tmp_path: Path) -> None:
+    text = "data.images_per_class: [5, null, ~]\ndata.fraction: {choice: [None, 0.5]}\n"
+    space = load_space(a_grid(tmp_path, text), ["objective.threshold_scale=None"])
+    assert space.axes["data.images_per_class"] == [5, None, None]
+    assert space.distributions["data.fraction"].categories == [None, 0.5]
+    assert space.fixed == {"objective.threshold_scale": None}
+    given = names("matching_by_regime", "data.images_per_class=5,None", "objective.setting=vanilla")
+    assert given == ["setting_vanilla-images_per_class_5-seed_0", "setting_vanilla-images_per_class_none-seed_0"]
+    column = load_space("threshold", ["data.image_column=None,image"]).axes["data.image_column"]
+    assert column == ["None", "image"]  # which is a name
+
+
 def test_a_seed_beside_other_keys_is_the_trial_s(tmp_path: Path) -> None:
     grid = tmp_path / "mine.yaml"
     grid.write_text("pair: [{optim.epochs: 30, seed: 5}, {optim.epochs: 40, seed: 6}]\n")
@@ -157,6 +251,8 @@ def test_a_wrong_grid_is_named(grid: str, changes: tuple[str, ...], message: str
     [
         ("optim.base_lr: 3", "axis optim.base_lr must be a list"),
         ("optim.base_lr: {normal: [0, 1]}", "axis optim.base_lr must be a list"),
+        ("optim.base_lr: uniform(0, 1)", r"such as {loguniform: \[1e-5, 1e-3\]}, not 'uniform\(0, 1\)'"),
+        ("optim.base_lr: [{loguniform: [1e-5, 1e-3]}]", "axis optim.base_lr must be a list"),
         ("optim.base_lr: {loguniform: [1]}", "axis optim.base_lr: loguniform cannot take"),
         ("- 1", "must map dotted keys"),
         ("1: [2, 3]", "1 is no setting; an axis is a dotted key"),

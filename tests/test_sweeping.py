@@ -16,6 +16,7 @@ import pytest
 
 from glsd.data import build_index
 from ray_jobs.cli import Sweep, main, parse
+from ray_jobs.reporting import report
 from ray_jobs.settings import JobSettings
 from ray_jobs.sweeping import beside, fitting_table, not_ended, reached, sweep
 from ray_jobs.trial_states import states_table, trial_states
@@ -124,6 +125,49 @@ def test_a_sweep_that_has_ended_is_reported_with_its_newest_command(call, tmp_pa
     (command,) = re.findall(r"<code>(glsd sweep .*?)</code>", page, re.DOTALL)
     assert parse(shlex.split(html.unescape(command))[1:]) == parse(words)
     assert list(json.loads((folder / "sweep.json").read_text())["trials"]) == [name_of(trial) for trial in ended]
+
+
+def test_settings_that_go_together_are_one_axis_of_the_figures_and_columns_of_the_tables(call, tmp_path) -> None:
+    pairs = [(0.001, 0.1), (0.002, 0.2), (0.004, 0.1)]
+    trials = [
+        ATrial({"optim.weight_decay": decay, "optim.base_lr": rate, "objective.setting": setting, "seed": 0}, knn=rate)
+        for rate, decay in pairs
+        for setting in ("vanilla", "geometric")
+    ]
+    folder = a_sweep(tmp_path / "sweep", trials)
+    (tmp_path / "mine.yaml").write_text(
+        "optim.weight_decay: [0.1, 0.2, 0.1]\noptim.base_lr: [1e-3, 2e-3, 4e-3]\n"
+        "objective.setting: [vanilla, geometric]\ntogether: [[optim.weight_decay, optim.base_lr]]\n"
+    )
+    main(call(str(tmp_path / "mine.yaml")))  # all trials have ended, and are found by their names
+    assert json.loads((folder / "sweep.json").read_text())["together"] == [["optim.weight_decay", "optim.base_lr"]]
+    page = (folder / "report.html").read_text("utf-8")
+    assert "Over base lr with weight decay" in page
+    assert {path.name for path in (folder / "figures").glob("regimes*.svg")} == {"regimes.svg"}
+    lines = (folder / "results.md").read_text("utf-8").splitlines()
+    assert lines[0].startswith("| optim.weight_decay | optim.base_lr | objective.setting |")
+    assert len(lines[2 : lines.index("")]) == 6
+
+
+def test_what_goes_together_with_the_setting_is_no_row_of_its_own(call, tmp_path) -> None:
+    sizes = {"vanilla": [32], "geometric": [32, 48]}
+    crops = {"vanilla": [4], "geometric": [2, 2]}
+    trials = [
+        ATrial(
+            {
+                "objective.setting": setting,
+                "augment.local_sizes": sizes[setting],
+                "augment.num_local_crops": crops[setting],
+                "seed": seed,
+            }
+        )
+        for setting in sizes
+        for seed in (0, 1)
+    ]
+    bundle = ["objective.setting", "augment.local_sizes", "augment.num_local_crops"]
+    folder = a_sweep(tmp_path / "sweep", trials, together=[bundle])
+    report(str(folder))
+    assert "| geometric | 50.0 ± 0.0 |" in (folder / "results.md").read_text("utf-8")
 
 
 def test_the_number_of_pairs_may_change_until_a_trial_was_measured_with_it(call, capsys, tmp_path) -> None:
