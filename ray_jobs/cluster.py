@@ -6,12 +6,14 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import ray
 import ray.data
@@ -60,6 +62,8 @@ def cluster(settings: JobSettings) -> Iterator[None]:
     """The Ray that is already connected, that of RAY_ADDRESS, or one started on this machine for this job.
 
     Raises:
+        ValueError: RAY_ADDRESS is no address of a cluster, or the folder for Ray's sockets has too long a path.
+        ConnectionError: no Ray answers at RAY_ADDRESS, or this machine is not a node of it.
         ProcessDied: while it was used.
     """
     for name, value in _ENVIRONMENT.items():
@@ -69,11 +73,13 @@ def cluster(settings: JobSettings) -> Iterator[None]:
     try:
         if ray.is_initialized():
             yield
-        elif "RAY_ADDRESS" in os.environ:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        elif (address := os.environ.get("RAY_ADDRESS", "")) not in ("", "local"):
+            check_address(address)
+            _connect(address)
             with _shut_down_afterwards():
                 yield
         else:
+            _check_socket_paths(settings.dashboard)
             port = _dashboard_port() if settings.dashboard else None
             with _environment(_of_own_ray(port)):
                 _start(
@@ -106,6 +112,83 @@ data.unit_size need less; the same command goes on where it was. Ray says: the n
         "a process of the job died, perhaps for want of memory, of which fewer --workers or a smaller data.unit_size "
         f"need less; the same command goes on where it was. Ray says: {textwrap.shorten(said, 300)}"
     )
+
+
+_PORT_S: Final = 10
+_ANSWER_S: Final = 10
+_OTHERWISE = "start a cluster with `ray start --head`, or unset RAY_ADDRESS and glsd starts a Ray of its own"
+
+
+def check_address(address: str) -> None:
+    """Refuse a RAY_ADDRESS where no Ray answers, before `ray.init` waits minutes for it and hears no Ctrl-C.
+
+    A process of its own asks first, as it can be ended at any time and what Ray logs stays in it.
+
+    Raises:
+        ValueError: it is neither HOST:PORT nor `auto`.
+        ConnectionError: nothing answers within half a minute, or what answers is not a Ray that this one understands.
+    """
+    if address.startswith(("http://", "https://")):
+        raise ValueError(
+            f"RAY_ADDRESS {address} is that of a dashboard, which takes jobs from `ray job submit` and belongs in "
+            "RAY_API_SERVER_ADDRESS; set RAY_ADDRESS to HOST:PORT of the cluster, such as HOST:6379, or unset it"
+        )
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"RAY_ADDRESS {address} is that of Ray Client, through which Ray does not train; run glsd on a node of "
+            "the cluster with RAY_ADDRESS=auto, or hand it over with `ray job submit`"
+        )
+    if address != "auto":
+        try:
+            parts = urlsplit(f"//{address}")
+            place = parts.hostname, parts.port
+        except ValueError:
+            place = None, None
+        if None in place or parts.netloc != address:
+            raise ValueError(f"RAY_ADDRESS {address!r} is neither HOST:PORT, such as 10.0.0.1:6379, nor auto")
+        try:
+            socket.create_connection(place, _PORT_S).close()
+        except OSError as error:
+            raise ConnectionError(f"nothing answers at RAY_ADDRESS {address} ({error}); {_OTHERWISE}") from None
+    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "status", "--address", address]
+    bounded = os.environ | {"RAY_py_gcs_connect_timeout_s": str(_ANSWER_S)}
+    asked = subprocess.run(command, env=bounded, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if asked.returncode:
+        said = (asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"])[-1]
+        raise ConnectionError(f"no Ray answers at RAY_ADDRESS {address}; {_OTHERWISE}. Ray says: {said}")
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"a Ray answers at RAY_ADDRESS {address}, but it has no node on this machine; run glsd on a node of it, "
+            "make this machine one with `ray start --address=HOST:PORT`, or hand the job over with `ray job submit`. "
+            f"Ray says: {error.__cause__ or error}"
+        ) from None
+
+
+_LONGEST_SOCKET_PATH: Final = 103 if sys.platform == "darwin" else 107
+"""Bytes that the operating system takes."""
+
+
+def _check_socket_paths(dashboard: bool) -> None:
+    """Refuse a folder for temporary files in which the paths of Ray's sockets would be too long.
+
+    Raises:
+        ValueError: says how long its path may be.
+    """
+    variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ or sys.platform == "darwin" else "TMPDIR"
+    folder = os.environ.get(variable, "/tmp")
+    longest = "dash_MetricsHead" if dashboard else "plasma_store"
+    below = f"/ray/session_2000-01-01_00-00-00_000000_{os.getpid()}/sockets/{longest}"
+    room = _LONGEST_SOCKET_PATH - len(below)
+    if (length := len(os.fsencode(folder))) > room:
+        raise ValueError(
+            f"{variable} {folder} is {length} bytes long, and Ray's sockets have room for {room} in it; set RAY_TMPDIR "
+            "to a shorter folder, such as RAY_TMPDIR=/tmp"
+        )
 
 
 def _of_own_ray(dashboard_port: int | None) -> dict[str, str | None]:

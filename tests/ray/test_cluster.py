@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,34 @@ for dashboard in (False, True):
     before, none, between, its_own, afterwards = said.splitlines()
     assert (before, none, between, afterwards) == (other, "None", other, other)
     assert re.fullmatch(r"http://127\.0\.0\.1:8[23]\d\d", its_own)
+
+
+def test_ray_starts_in_the_longest_folder_that_its_sockets_have_room_in() -> None:
+    code = """
+import os, re, sys, time
+from pathlib import Path
+import ray
+from ray_jobs.cluster import cluster
+from ray_jobs.settings import JobSettings
+os.environ["RAY_TMPDIR"] = sys.argv[1] + "/" + 100 * "x"
+try:
+    with cluster(JobSettings(dashboard=True)):
+        raise SystemExit("it was not refused")
+except ValueError as error:
+    room = int(re.search("room for (.*) in it", str(error))[1])
+os.environ["RAY_TMPDIR"] = os.environ["RAY_TMPDIR"][:room]
+with cluster(JobSettings(dashboard=True)):
+    (sockets,) = Path(os.environ["RAY_TMPDIR"]).glob("ray/session_2*/sockets")
+    for _ in range(600):  # the dashboard's come one by one
+        if len(list(sockets.glob("dash_*"))) < 8:
+            time.sleep(0.1)
+    print(max(len(os.fsencode(path)) for path in sockets.iterdir()))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    short = Path(tempfile.mkdtemp(dir="/tmp"))
+    said = subprocess.check_output([sys.executable, "-c", code, str(short)], env=environment, text=True)
+    shutil.rmtree(short)
+    assert said.split() == ["103" if sys.platform == "darwin" else "107"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="its GPU is one that torch can use")
