@@ -8,13 +8,14 @@ files without content, and they stay: one that is deleted could be held by one p
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from glsd.data import Index, cache_folder
 from glsd.data.filesystems import replace_file
@@ -35,8 +36,8 @@ _NAMES: dict[Kind, str] = {
 ABOUT = "about.json"
 """In the folder of an entry: what it is for, a text."""
 
-_used: dict[Path, BinaryIO] = {}
-"""Locks of this process, by entry."""
+_used: dict[Path, int] = {}
+"""Descriptors of this process's locks, by entry; its end closes them."""
 
 
 class Entry(NamedTuple):
@@ -55,7 +56,7 @@ class Entry(NamedTuple):
 def use(path: Path) -> None:
     """Keep an entry of the cache, which need not exist yet, from being deleted by others until this process ends."""
     if path not in _used:
-        lock = _lock(path, "used").open("wb")
+        lock = os.open(_lock(path, "used"), os.O_RDWR | os.O_CREAT)
         fcntl.flock(lock, fcntl.LOCK_SH)
         _used[path] = lock
 
@@ -63,7 +64,7 @@ def use(path: Path) -> None:
 def remove(path: Path) -> bool:
     """Delete an entry; False, and it stays, where another process uses or makes it."""
     if (own := _used.pop(path, None)) is not None:
-        own.close()
+        os.close(own)
     with ExitStack() as held:
         for kind in ("lock", "used"):
             lock = held.enter_context(_lock(path, kind).open("wb"))
