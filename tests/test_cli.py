@@ -87,6 +87,32 @@ def test_a_verb_that_takes_long_says_what_it_does_before_it_is_done(arguments, p
     assert capsys.readouterr().err.startswith(f"{phase}\nglsd: ")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pretrain", "demo", "--data", "{uri}", "--out", "run"],
+        ["pretrain", "demo", "--data=photos", "--out={uri}"],
+        ["pretrain", "demo", "--data", "photos", "--out", "run", "--init_from", "{uri}"],
+        ["export", "{uri}", "--out", "backbone"],
+        ["evaluate", "{uri}", "--data", "photos"],
+        ["sweep", "learning_rate", "--base", "demo", "--data", "mine={uri}", "--out", "sweep"],
+        ["report", "{uri}"],
+        ["embed", "timm:resnet18", "--data", "photos", "--out", "{uri}"],
+        ["pack", "{uri}", "shards"],
+    ],
+)
+@pytest.mark.parametrize("uri", ["s3://AKIA:hidden@bucket/x", "s3://bucket/x?access_key=hidden"])
+def test_credentials_in_a_uri_are_refused_before_anything_is_shown(arguments, uri, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main([argument.replace("{uri}", uri) for argument in arguments])
+    assert ended.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("glsd: a URI that begins with s3:// holds credentials")
+    assert "hidden" not in text
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_misspelt_setting_is_answered_with_the_nearest(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["config", "demo", "--optim.epoch", "3"])
