@@ -5,12 +5,13 @@ by its dotted key. Verbs that need no cluster import no Ray.
 """
 
 import difflib
+import io
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -458,6 +459,8 @@ def _check_no_credentials(arguments: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; what a user can mend is one line on stderr and exit status 2, and so is Ctrl-C with status 130."""
+    if arguments is None:
+        _prepare_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the progress line may stand there
     warnings.showwarning = lambda message, *_: print(f"{clear}glsd: warning: {message}", file=sys.stderr)
@@ -477,6 +480,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _failed("interrupted; the same command goes on where it was")
         sys.exit(128 + signal.SIGINT)
+
+
+class _StandardError(io.TextIOWrapper):
+    """Standard error that ends no job: what cannot be written, as its reader has left or a disk is full, is dropped."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return super().write(text)
+        return len(text)
+
+
+def _prepare_streams() -> None:
+    """Streams that take every text: of those that were closed nothing is shown, and what an encoding lacks is escaped.
+
+    Files that are opened later would otherwise get the numbers of closed streams, and what libraries print.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is the stream's own
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    raw = io.FileIO(sys.stderr.fileno(), "w", closefd=False)
+    # Without a buffer, as with python -u, in which what cannot be written would stay.
+    sys.stderr = _StandardError(raw, sys.stderr.encoding, "backslashreplace", write_through=True)
 
 
 def documented_yaml(config: Config) -> str:

@@ -1,6 +1,9 @@
 """How a job runs, apart from what it computes: the same experiment on another cluster has the same configuration."""
 
+import math
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -44,6 +47,38 @@ class JobSettings(Record):
         return "cuda" if self.gpu is not False and not is_trial and torch.cuda.is_available() else "cpu"
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def num_cores(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+    """Cores that this process may use: those that it may run on, or fewer where a container has a quota of CPU time.
+
+    Args:
+        cgroups: where control groups are mounted, of version 2 or, in a folder for each controller, of version 1.
+        membership: the groups of this process. A quota of a group above counts as well.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *map(math.ceil, _cpu_quotas(cgroups, membership))]))
+
+
+def _cpu_quotas(cgroups: Path, membership: Path) -> Iterator[float]:
+    """The CPUs that each limited group of this process may use; a container may see its own group as the topmost."""
+    try:
+        lines = membership.read_text("utf-8").splitlines()
+    except OSError:  # not on Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for top in (cgroups / controllers, cgroups / "cpu") if controllers else (cgroups, cgroups / "unified"):
+            for group in (top / path.lstrip("/"), *(top / path.lstrip("/")).parents):
+                if group.is_relative_to(top):
+                    yield from _cpu_quota(group)
+
+
+def _cpu_quota(group: Path) -> Iterator[float]:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((group / name).read_text("utf-8") for name in names).split()
+        except OSError:
+            continue
+        if quota not in ("max", "-1"):
+            yield int(quota) / int(period)

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from glsd.config import Config, load_config
 from ray_jobs.cli import VERBS, main
+from tests.sweeps import ATrial, a_sweep
 
 
 @pytest.fixture
@@ -156,6 +159,46 @@ def test_a_reader_may_leave_before_the_end(arguments):
     ended = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True)
     os.close(write_end)
     assert (ended.stderr, ended.returncode) == ("", 128 + signal.SIGPIPE)
+
+
+def shell(command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`glsd` with these arguments and the shell's redirections behind them."""
+    words = ["sh", "-c", f'"$@" {command}', "glsd", sys.executable, "-m", "ray_jobs.cli", *arguments]
+    return subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, encoding="utf-8")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_verb_does_its_work_with_streams_closed(closed, photograph, tmp_path):
+    ended = shell(closed, "preview", str(photograph), "--out", str(tmp_path / "preview.png"))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    with Image.open(tmp_path / "preview.png") as picture:
+        picture.load()
+    assert (shell(closed, "config", "demo").returncode, shell(closed, "config", "nothing").returncode) == (0, 2)
+
+
+def test_a_verb_goes_on_when_nobody_reads_its_progress(tmp_path):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    folder = a_sweep(tmp_path / "sweep", [ATrial({"seed": 0})])
+    command = [sys.executable, "-m", "ray_jobs.cli", "report", str(folder)]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=write_end, text=True)
+    os.close(write_end)
+    assert (ended.returncode, ended.stdout) == (0, f"{folder / 'report.html'}\n")
+
+
+def test_a_full_disk_behind_the_progress_ends_no_verb(tmp_path):
+    ended = shell("2>/dev/full", "report", str(a_sweep(tmp_path / "sweep", [ATrial({"seed": 0})])))
+    assert (ended.returncode, ended.stdout) == (0, f"{tmp_path / 'sweep' / 'report.html'}\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1"])
+def test_what_a_terminal_s_encoding_lacks_is_escaped(encoding):
+    ended = shell("", "config", "paper", PYTHONIOENCODING=encoding)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert r"\u0304" in ended.stdout
+    assert Config.model_validate(yaml.safe_load(ended.stdout)) == load_config("paper")
+    refused = shell("", "preview", "łąka.jpg", PYTHONIOENCODING=encoding)
+    assert refused.stderr == r"glsd: \u0142\u0105ka.jpg cannot be read: No such file or directory" + "\n"
 
 
 def test_preview_draws_an_image(photograph, tmp_path):
