@@ -40,7 +40,7 @@ Setting = Literal["vanilla", "similarity", "geometric"]
 class Record(BaseModel):
     """A frozen record whose unknown keys are errors and whose attribute docstrings are its documentation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataConfig(Record):
@@ -55,9 +55,12 @@ class DataConfig(Record):
     unit_size: Size = 32
     """Images in a unit, the micro-batch that a worker trains on at once; it divides `optim.batch_size` (glsd)."""
     value_range: tuple[float, float] | None = None
-    """Values that become black and white in images of more than 8 bits; null is all that their type has (glsd)."""
+    """Values that become black and white in images of more than 8 bits, such as [0, 4095] for those of 12 bits in files
+    of 16; null is all that their type has (glsd)."""
     max_pixels: Size = 178_956_970
-    """Images with more pixels are skipped as decompression bombs; the default is Pillow's limit (glsd)."""
+    """Images with more pixels are skipped as decompression bombs; the default is Pillow's limit. A task decodes one
+    image at a time. That takes 3 bytes per pixel for JPEG (0.5 GiB at the default), 10 to 24 for other images of 8
+    bits (4 GiB), and for more bits those of the values and 3: 9 for 16-bit RGB (1.5 GiB), 15 for 32-bit (glsd)."""
     max_skipped: Probability = 0.1
     """Largest share of images that may fail to decode before the run stops, judged after 200 or all (glsd)."""
     image_column: str = "image"

@@ -21,7 +21,7 @@ from glsd.data.filesystems import absolute, is_remote, replacing
 from glsd.evaluation import Encoder, load_model, model_digest
 from ray_jobs.features import Features, Selection, extract
 from ray_jobs.folder import Folder
-from ray_jobs.labelled import Sources, indexed
+from ray_jobs.labelled import Sources, indexed, value_range_note
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.settings import JobSettings
 
@@ -71,6 +71,8 @@ def embed(model: str, data: Sources, out: str | Path, *, dense: bool = False, **
             report = _report(path, facts, index)
             line.phase(f"{out} is complete: nothing is left to do")
             return report
+        if note := value_range_note((index,), encoder.config.data):
+            line.note(note)
         features = extract(encoder, Selection.all(index), settings=settings, line=line, name="embedding", dense=dense)
         _write(path, features, index, facts, line)
     return _report(path, facts, index)

@@ -28,7 +28,7 @@ from glsd.evaluation import (
 from glsd.training import load_checkpoint, manifest, newest_checkpoint
 from ray_jobs.cluster import check_ranks, check_resources, cluster
 from ray_jobs.folder import Folder
-from ray_jobs.labelled import Sources, indexed
+from ray_jobs.labelled import Sources, indexed, value_range_note
 from ray_jobs.lease import NAME as LEASE
 from ray_jobs.lease import TIMES, held_lease
 from ray_jobs.measuring import NEEDING_LABELS, PROBES, Probe, Probing, probed_images
@@ -108,6 +108,8 @@ def evaluate(
                 check_map(probed, name)
         index = indexed(data, encoder.config, line)
         tested = None if test is None else indexed(test, encoder.config, line)
+        if note := value_range_note((index, tested), encoder.config.data):
+            line.note(note)
         images = probed_images(encoder, index, tested, bool(NEEDING_LABELS & set(probes)), anchors)
         if "linear" in probes:
             check_batch(linear, len(images.trained.image_ids), settings.workers)

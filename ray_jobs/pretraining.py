@@ -28,7 +28,7 @@ from glsd.training import checkpoints, newest_checkpoint
 from ray_jobs.cluster import check_ranks, check_resources, check_shares, cluster
 from ray_jobs.finishing import finish
 from ray_jobs.initial_weights import INIT, InitialWeights, initial_weights
-from ray_jobs.labelled import LabelledSplit, Sources, has_classes, indexed, labelled_split
+from ray_jobs.labelled import LabelledSplit, Sources, has_classes, indexed, labelled_split, value_range_note
 from ray_jobs.loggers import check_loggers
 from ray_jobs.monitor import ProgressLine, start_monitor
 from ray_jobs.run_directory import CONFIG, RunDirectory
@@ -110,6 +110,8 @@ def pretrain(
         order = Order(config.seed, len(image_ids), config.optim.batch_size, config.data.unit_size)
         if run.finished is None and (warning := order.left_out_warning()):
             warnings.warn(warning, stacklevel=2)
+        if run.finished is None and (note := value_range_note((index, tested), config.data)):
+            line.note(note)
         # A new directory becomes this run's when it is sure that the run can start, so that a remedy may change it.
         claim = partial(_claim, run, config, identity, index, image_ids, init)
         if run.read(CONFIG) is not None:

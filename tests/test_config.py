@@ -102,6 +102,10 @@ def test_the_global_loss_has_weight_one_without_a_local_loss_and_one_half_with_i
         ("augment.hue", 0.7, "augment.hue"),
         ("evaluation.crop", 257, "crop 257 is cut from resize 256"),
         ("data.value_range", (5.0, 5.0), "value_range must be"),
+        ("data.value_range", (float("nan"), 1.0), "data.value_range.0: .* finite number, not nan"),
+        ("data.value_range", (0.0, float("inf")), "data.value_range.1: .* finite number, not inf"),
+        ("optim.base_lr", float("inf"), "optim.base_lr: .* finite number, not inf"),
+        ("augment.mean", (float("nan"), 0.0, 0.0), "augment.mean.0: .* finite number, not nan"),
         ("optim.warmup_epochs", 301, "optim.warmup_epochs 301 is more than optim.epochs 300"),
     ],
 )

@@ -1,14 +1,21 @@
 """Labelled images: which of them vote, which are tested, and in whose classes they count."""
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from glsd.config import Config
 from glsd.data import Index, build_index
-from ray_jobs.labelled import LabelledImages, has_classes, labelled_split
-from tests.data.encoding import jpeg, write_jpegs, write_tar
+from glsd.evaluation import export_backbone, untrained_encoder
+from ray_jobs.evaluating import evaluate
+from ray_jobs.labelled import LabelledImages, has_classes, labelled_split, value_range_note
+from ray_jobs.monitor import ProgressLine
+from ray_jobs.pretraining import pretrain
+from tests.data.encoding import jpeg, tiff, write_jpegs, write_tar
+from tests.training.small import small_config
 
 CONFIG = Config()
 
@@ -78,3 +85,45 @@ def test_no_more_than_max_images_vote_and_are_tested(tmp_path: Path, is_tested_a
         assert len(chosen.image_ids) == len(chosen.labels) == 6 < len(all_of_them.image_ids)
         assert set(paths(chosen)) < set(paths(all_of_them))
     assert not set(paths(every.anchors)) & set(paths(every.queries))
+
+
+def of_highest(folder: Path, *highest: int) -> Path:
+    """A folder of 16-bit images with these highest values."""
+    folder.mkdir()
+    for number, high in enumerate(highest):
+        (folder / f"{number}.tif").write_bytes(tiff(np.array([[0, high]], np.uint16)))
+    return folder
+
+
+def test_images_of_12_bits_in_files_of_16_are_told_of_where_no_value_range_is_set(tmp_path: Path) -> None:
+    dim = build_index(of_highest(tmp_path / "dim", *range(4000, 4090)), CONFIG.data)
+    full = build_index(of_highest(tmp_path / "full", 60_000), CONFIG.data)
+    jpegs = of(tmp_path / "jpegs", "0.jpg", "1.jpg")
+    assert "Pretrain with data.value_range [0, 4095]" in (value_range_note([dim, None], CONFIG.data) or "")
+    assert "Pretrain with data.value_range [0, 4095]" in (value_range_note([jpegs, dim], CONFIG.data) or "")
+    for indexes in ([full], [jpegs], [dim, full]):
+        assert value_range_note(indexes, CONFIG.data) is None
+    assert value_range_note([dim], CONFIG.with_overrides({"data.value_range": (0.0, 4095.0)}).data) is None
+
+
+def test_the_looked_at_images_are_some_from_all_over_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = build_index(of_highest(tmp_path / "dim", *range(4000, 4200)), CONFIG.data)
+    read, seen = Index.read, list[int]()
+    monkeypatch.setattr(Index, "read", lambda self, image_id: (seen.append(image_id), read(self, image_id))[1])
+    value_range_note([index], CONFIG.data)
+    assert len(seen) == 16
+    assert (min(seen), max(seen)) == (0, 199)
+    assert max(np.diff(seen)) <= 14
+
+
+def test_pretraining_and_evaluation_say_once_that_a_value_range_is_missing(tmp_path: Path) -> None:
+    dim, other = of_highest(tmp_path / "dim", *range(4000, 4008)), of_highest(tmp_path / "other", 4000)
+    said = io.StringIO()
+    with pytest.raises(ValueError, match="have no labels"):
+        pretrain(small_config(), str(dim), str(tmp_path / "run"), knn_data=str(other), line=ProgressLine(said))
+    assert said.getvalue().count("Pretrain with data.value_range [0, 4095]") == 1
+    model, told = tmp_path / "model", io.StringIO()
+    export_backbone(untrained_encoder(small_config()), model)
+    with pytest.raises(ValueError, match="have no labels"):
+        evaluate(str(model), str(dim), test=str(other), line=ProgressLine(told))
+    assert told.getvalue().count("Pretrain with data.value_range [0, 4095]") == 1

@@ -4,6 +4,7 @@ from glsd.data.images import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
 from glsd.data.images import UndecodableImage as UndecodableImage
 from glsd.data.images import decode as decode
 from glsd.data.images import extension as extension
+from glsd.data.images import fitting_value_range as fitting_value_range
 from glsd.data.images import header_size as header_size
 from glsd.data.index import Index as Index
 from glsd.data.index import Place as Place
@@ -30,6 +31,7 @@ __all__ = [
     "cache_folder",
     "decode",
     "extension",
+    "fitting_value_range",
     "header_size",
     "permutation",
     "read_scenes",

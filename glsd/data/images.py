@@ -1,4 +1,4 @@
-"""Encoded bytes to upright RGB: JPEG, PNG, WebP, BMP, TIFF and the first frame of GIF.
+"""Encoded bytes to upright RGB: JPEG, PNG, WebP, AVIF, BMP, TIFF and the first frame of GIF.
 
 The content decides what a file is, never its name. Greyscale, palette and CMYK images become RGB; transparent ones lie
 on white, as a viewer shows them (what hides behind transparent pixels is arbitrary); EXIF orientation is applied;
@@ -8,16 +8,14 @@ more than 8 bits a channel are scaled to 8 by `value_range`. Where decoding fail
 import io
 import re
 import struct
-import threading
-import warnings
-import zlib
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Final
 
-import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     ExifTags,
     GifImagePlugin,
@@ -29,7 +27,16 @@ from PIL import (
     WebPImagePlugin,
 )
 
-Range = tuple[float, float]
+from glsd.data import png
+from glsd.data.deep import DeepImage, Range, deep_png, deep_tiff
+from glsd.data.undecodable import BROKEN, check_size, libraries_quiet
+from glsd.data.undecodable import UndecodableImage as UndecodableImage
+
+
+def _brand(brand: bytes) -> re.Pattern[bytes]:
+    """The beginning of a file of the HEIF family: its brand, or a general one that this brand is listed after."""
+    return re.compile(rb"....ftyp(?:%b|m(?:if1|sf1|iaf)....(?:....){0,15}?%b)" % (brand, brand), re.DOTALL)
+
 
 # The plugins are called directly: Image.open has a pixel limit of its own, in a global, and tries sixty formats.
 _FORMATS: Final[tuple[tuple[re.Pattern[bytes], str, type[ImageFile.ImageFile]], ...]] = (
@@ -39,60 +46,21 @@ _FORMATS: Final[tuple[tuple[re.Pattern[bytes], str, type[ImageFile.ImageFile]], 
     (re.compile(rb"GIF8[79]a"), ".gif", GifImagePlugin.GifImageFile),
     (re.compile(rb"BM"), ".bmp", BmpImagePlugin.BmpImageFile),
     (re.compile(rb"II[*+]\0|MM\0[*+]"), ".tif", TiffImagePlugin.TiffImageFile),
+    (_brand(rb"avi[fs]"), ".avif", AvifImagePlugin.AvifImageFile),
 )
-IMAGE_EXTENSIONS: Final = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-
-# What Pillow's decoders raise on broken content.
-_BROKEN: Final = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    Image.DecompressionBombError,
-    OverflowError,
-    struct.error,
-    zlib.error,
+IMAGE_EXTENSIONS: Final = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_NOT_READ: Final = (
+    (_brand(rb"he[iv][cmsx]"), "HEIC"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"), "JPEG XL"),
+    (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"), "JPEG 2000"),
 )
-_SAMPLE_KINDS: Final[dict[int, Literal["u", "i", "f"]]] = {1: "u", 2: "i", 3: "f"}
-_WHITE_IS_ZERO: Final = 0
-_DEEP_PHOTOMETRICS: Final = (_WHITE_IS_ZERO, 1, 2)  # the others are black is zero, and RGB
 
-
-class _PillowsWarningsIgnored:
-    """Within it Pillow says nothing of odd metadata: its warnings name no file and ask nothing of a user.
-
-    The filters are the process's, so the first thread that enters sets them and the last that leaves restores them;
-    between them any number decode at once.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._num_inside = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._num_inside == 0:
-                self._restored = warnings.catch_warnings()
-                self._restored.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-            self._num_inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._num_inside -= 1
-            if self._num_inside == 0:
-                self._restored.__exit__(None, None, None)
-
-
-_quiet = _PillowsWarningsIgnored()
-
-
-class UndecodableImage(ValueError):
-    """These bytes are no image, or none that may be decoded; the message says why."""
+# The chunks of a PNG that Pillow gets: the picture and where it is up. Pillow refuses files whose profiles or texts are
+# long, and none of them is shown.
+_SHOWN_CHUNKS: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
+_TEXT_CHUNKS: Final = (b"tEXt", b"zTXt", b"iTXt")
+_TURNING_TEXT: Final = re.compile(rb"(XML:com\.adobe\.xmp|Raw profile type exif|exif)\0")
+_LONGEST_TEXT: Final = 1 << 20
 
 
 def decode(data: bytes, max_pixels: int, value_range: Range | None = None) -> NDArray[np.uint8]:
@@ -111,15 +79,37 @@ def decode(data: bytes, max_pixels: int, value_range: Range | None = None) -> ND
     try:
         if suffix == ".jpg" and (pixels := _plain_jpeg(data, max_pixels)) is not None:
             return pixels
-        if suffix == ".png" and data[24:25] == b"\x10":
-            return _deep_png(data, max_pixels, value_range)
-        if suffix == ".tif" and (tags := _tiff_tags(data)).bits > 8:
-            return _deep_tiff(data, tags, max_pixels, value_range)
-        return _shallow(data, plugin, max_pixels)
+        if (deep := _deep(data, suffix, max_pixels)) is not None:
+            return _upright(deep.rgb(value_range), deep.orientation)
+        return _shallow(data, suffix, plugin, max_pixels)
     except UndecodableImage:
         raise
-    except _BROKEN as error:
+    except BROKEN as error:
         raise UndecodableImage(f"broken {suffix[1:]} content: {error}") from error
+
+
+def fitting_value_range(contents: Iterable[bytes], max_pixels: int) -> tuple[int, int] | None:
+    """The `value_range` of as many bits as the values have, of encoded images that use at most a quarter of their type.
+
+    Images of at most 8 bits, of floats and broken ones say nothing. None where no image says anything, and from the
+    first one on that uses more of its type, such as one of 16 bits with a value of 16384.
+    """
+    low = high = 0
+    fitting = None
+    for data in contents:
+        try:
+            deep = _deep(data, _format(data)[0], max_pixels)
+            if deep is None or deep.meaning.dtype.kind == "f" or deep.meaning.dtype.itemsize == 1:
+                continue
+            lowest, highest = deep.extremes()
+        except BROKEN:
+            continue
+        low, high = min(low, lowest), max(high, highest)
+        white = 2 ** max(high, -1 - low).bit_length() - 1
+        fitting = (-1 - white if low < 0 else 0), white
+        if 4 * (white + 1 - fitting[0]) > 2 ** (8 * deep.meaning.dtype.itemsize):
+            return None
+    return fitting if high > low else None
 
 
 def header_size(data: bytes) -> tuple[int, int]:
@@ -151,16 +141,17 @@ def _format(data: bytes) -> tuple[str, type[ImageFile.ImageFile]]:
     for magic, suffix, plugin in _FORMATS:
         if magic.match(data):
             return suffix, plugin
-    raise UndecodableImage(f"the content, which begins with {data[:8]!r}, is no JPEG, PNG, WebP, BMP, TIFF or GIF")
+    known = "JPEG, PNG, WebP, AVIF, BMP, TIFF or GIF"
+    for magic, name in _NOT_READ:
+        if magic.match(data):
+            raise UndecodableImage(f"the content is {name}, and is no {known}; convert it to one of them")
+    raise UndecodableImage(f"the content, which begins with {data[:8]!r}, is no {known}")
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise UndecodableImage(
-            f"{width} x {height} = {width * height} pixels are more than data.max_pixels {max_pixels}"
-        )
-    if width * height == 0:
-        raise UndecodableImage(f"{width} x {height} pixels are none")
+def _deep(data: bytes, suffix: str, max_pixels: int) -> DeepImage | None:
+    if suffix == ".png":
+        return deep_png(data, max_pixels)
+    return deep_tiff(data, max_pixels) if suffix == ".tif" else None
 
 
 def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
@@ -169,14 +160,14 @@ def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
     if header is None or header[2] not in ("YCbCr", "Gray", "GRAY"):
         return None
     height, width, _ = header
-    _check_size(width, height, max_pixels)
+    check_size(width, height, max_pixels)
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:
         return None
     metadata = data[: _start_of_scan(data)]
     if b"Exif\0" in metadata or b"tiff:Orientation" in metadata:
-        with _quiet:
+        with libraries_quiet:
             return _upright(pixels, _orientation(JpegImagePlugin.JpegImageFile(io.BytesIO(data))))
     return pixels
 
@@ -198,112 +189,39 @@ def _start_of_scan(data: bytes) -> int:
     return position if data[position + 1 : position + 2] == b"\xda" else len(data)
 
 
-def _shallow(data: bytes, plugin: type[ImageFile.ImageFile], max_pixels: int) -> NDArray[np.uint8]:
+def _shallow(data: bytes, suffix: str, plugin: type[ImageFile.ImageFile], max_pixels: int) -> NDArray[np.uint8]:
     """At most 8 bits a channel, by Pillow."""
-    with _quiet:
-        image: Image.Image = plugin(io.BytesIO(data))
-        _check_size(*image.size, max_pixels)
+    if suffix == ".avif" and not AvifImagePlugin.SUPPORTED:
+        raise UndecodableImage("this Pillow reads no AVIF; install one that does, as those from PyPI do")
+    with libraries_quiet:
+        image: Image.Image = plugin(io.BytesIO(png.with_chunks(data, _is_shown) if suffix == ".png" else data))
+        check_size(*image.size, max_pixels)
         image.load()
         # After loading, since Pillow turns TIFFs itself and PNGs may carry the tag behind their pixels.
         orientation = _orientation(image)
+        if suffix == ".png" and image.mode == "L" and "transparency" in image.info:
+            image.info["transparency"] *= 255 // (2 ** data[24] - 1)  # Pillow scales the pixels alone
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        return _upright(np.array(image.convert("RGB")), orientation)
+        return _upright(np.array(image if image.mode == "RGB" else image.convert("RGB")), orientation)
 
 
-def _deep_png(data: bytes, max_pixels: int, value_range: Range | None) -> NDArray[np.uint8]:
-    width, height = struct.unpack(">II", data[16:24])
-    _check_size(width, height, max_pixels)
-    pixels = _scaled_to_rgb(_deep_values(data, np.dtype("u2")), value_range)
-    if b"eXIf" not in data:
-        return pixels
-    with _quiet:
-        return _upright(pixels, _orientation(PngImagePlugin.PngImageFile(io.BytesIO(data))))
-
-
-class _TiffTags(NamedTuple):
-    """What the first image of a TIFF is, also of kinds that Pillow cannot open."""
-
-    width: int
-    height: int
-    bits: int
-    kind: Literal["u", "i", "f"]
-    photometric: int
-
-
-def _tiff_tags(data: bytes) -> _TiffTags:
-    file = io.BytesIO(data)
-    with _quiet:
-        big = b"+" in data[2:4]
-        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if big else 8))
-        file.seek(tags.next)
-        tags.load(file)
-        return _TiffTags(
-            tags[TiffImagePlugin.IMAGEWIDTH],
-            tags[TiffImagePlugin.IMAGELENGTH],
-            max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))),
-            _SAMPLE_KINDS[tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]],
-            tags[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION],
-        )
-
-
-def _deep_tiff(data: bytes, tags: _TiffTags, max_pixels: int, value_range: Range | None) -> NDArray[np.uint8]:
-    _check_size(tags.width, tags.height, max_pixels)
-    if tags.bits not in (16, 32, 64):
-        raise UndecodableImage(f"{tags.bits} bits a sample are not supported; up to 8, 16, 32 and 64 are")
-    if tags.kind == "f" and value_range is None:
-        raise UndecodableImage("its values are floats; set data.value_range to those that are black and white")
-    if tags.photometric not in _DEEP_PHOTOMETRICS:
-        raise UndecodableImage(f"colours of TIFF kind {tags.photometric} with {tags.bits} bits are not supported")
-    values = _deep_values(data, np.dtype(f"{tags.kind}{tags.bits // 8}"))
-    pixels = _scaled_to_rgb(values, value_range)
-    # OpenCV has turned the image upright, but leaves those stored with white as zero inverted.
-    return 255 - pixels if tags.photometric == _WHITE_IS_ZERO else pixels
-
-
-def _deep_values(data: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Values of more than 8 bits, (height, width) or (height, width, BGR or BGRA), by OpenCV: Pillow cuts them to 8."""
-    log_level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise UndecodableImage(f"broken content: {error}") from error
-    finally:
-        cv2.utils.logging.setLogLevel(log_level)
-    if values is None or values.dtype.itemsize != dtype.itemsize:
-        raise UndecodableImage(f"broken content, or values of a kind that OpenCV cannot read ({dtype})")
-    if values.ndim == 3 and values.shape[2] not in (3, 4):
-        raise UndecodableImage(f"{values.shape[2]} channels are neither grey, RGB nor RGBA")
-    return np.asarray(values).view(dtype)
-
-
-def _scaled_to_rgb(values: NDArray[Any], value_range: Range | None) -> NDArray[np.uint8]:
-    if value_range is None:
-        value_range = (float(np.iinfo(values.dtype).min), float(np.iinfo(values.dtype).max))
-    colors = values if values.ndim == 2 else values[..., 2::-1]
-    precision: type[np.floating[Any]] = np.float32 if values.dtype.itemsize == 2 else np.float64
-    low, high = value_range
-    with np.errstate(invalid="ignore", over="ignore"):  # floats may be infinite, or no numbers: these are black
-        shares: NDArray[Any] = (colors.astype(precision) - precision(low)) / precision(high - low)
-    shares = np.clip(np.nan_to_num(shares), 0, 1)
-    if values.ndim == 3 and values.shape[2] == 4:
-        full = 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
-        alpha: NDArray[Any] = np.clip(values[..., 3:].astype(precision) / precision(full), 0, 1)
-        shares = 1 - alpha + alpha * shares
-    pixels = np.rint(255 * shares).astype(np.uint8)
-    return np.ascontiguousarray(pixels) if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+def _is_shown(name: bytes, content: memoryview) -> bool:
+    if name in _TEXT_CHUNKS:
+        return len(content) <= _LONGEST_TEXT and _TURNING_TEXT.match(content) is not None
+    return name in _SHOWN_CHUNKS
 
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation; broken metadata say nothing, and the pixels beside them are whole."""
     try:
         orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _BROKEN:
+    except BROKEN:
         return 1
     return orientation
 
 
-def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def _upright(pixels: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
     """The image turned as its EXIF orientation 1..8 says; other values say nothing."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)

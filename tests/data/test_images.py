@@ -1,22 +1,26 @@
 import contextlib
 import io
+import logging
 import struct
+import tracemalloc
 import warnings
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import cv2
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import AvifImagePlugin, Image, ImageOps
 
 from glsd.augment import sample_views
 from glsd.config import AugmentConfig
-from glsd.data import UndecodableImage, decode, extension, header_size
+from glsd.data import UndecodableImage, decode, extension, fitting_value_range, header_size
 from tests.data.encoding import encoded, photograph, tiff
 
 LIMIT = 10**6
@@ -27,8 +31,22 @@ def by_pillow(data: bytes) -> NDArray[np.uint8]:
 
 
 def png_of_16_bits(values: NDArray[np.uint16]) -> bytes:
-    stored = values if values.ndim == 2 else values[..., [2, 1, 0, 3][: values.shape[-1]]]
-    return cv2.imencode(".png", np.ascontiguousarray(stored))[1].tobytes()
+    data: bytes = imagecodecs.png_encode(np.ascontiguousarray(values), level=1)
+    return data
+
+
+def written_tiff(values: NDArray[Any], photometric: str = "rgb", **options: Any) -> bytes:
+    """A TIFF by tifffile, of (height, width), (height, width, samples) or, with planarconfig "separate", (samples,
+    height, width).
+    """
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, photometric=photometric, metadata=None, **options)
+    return file.getvalue()
+
+
+def with_chunk(data: bytes, name: bytes, payload: bytes) -> bytes:
+    """The PNG with a chunk behind its header."""
+    return data[:33] + png_chunk(name, payload) + data[33:]
 
 
 def png_chunk(name: bytes, payload: bytes) -> bytes:
@@ -56,6 +74,8 @@ def png_without_pixels(width: int, height: int, depth: int) -> bytes:
         ("P", "PNG", {}),
         ("RGB", "WEBP", {}),
         ("RGB", "WEBP", {"lossless": True}),
+        ("RGB", "AVIF", {}),
+        ("L", "AVIF", {}),
         ("RGB", "BMP", {}),
         ("P", "BMP", {}),
         ("L", "BMP", {}),
@@ -98,7 +118,9 @@ def test_any_sampling_of_a_jpegs_colours_is_decoded_or_refused_as_by_pillow(hori
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("WEBP", "RGB")])
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("WEBP", "RGB"), ("AVIF", "RGB")]
+)
 def test_exif_orientation_turns_the_image_upright(orientation: int, kind: str, mode: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -120,8 +142,7 @@ def test_orientation_applies_to_16_bit_pngs() -> None:
     plain = png_of_16_bits(photograph().astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[0x0112] = 6
-    chunk = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
-    turned = decode(plain[:33] + chunk + plain[33:], LIMIT)
+    turned = decode(with_chunk(plain, b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")), LIMIT)
     np.testing.assert_array_equal(turned, np.rot90(photograph(), -1))
 
 
@@ -212,6 +233,194 @@ def test_floats_that_are_no_numbers_are_black() -> None:
     assert decode(tiff(values), LIMIT, (0.0, 1.0))[0, :, 0].tolist() == [0, 0, 255, 128]
 
 
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib", "packbits", "zstd", "lzma"])
+@pytest.mark.parametrize("tile", [None, (16, 32)])
+@pytest.mark.parametrize("dtype", ["u2", "i2", "u4", "f4", "f8"])
+def test_deep_tiffs_are_the_same_picture_however_they_are_stored(
+    compression: str | None, tile: tuple[int, int] | None, dtype: str
+) -> None:
+    picture = photograph(45, 70)
+    predictor = compression in ("lzw", "zlib", "zstd") and {"f": 3}.get(dtype[0], 2)
+    options = {"compression": compression, "tile": tile, "predictor": predictor, "rowsperstrip": None if tile else 7}
+    together = written_tiff(picture.astype(dtype), planarconfig="contig", byteorder=">", **options)
+    apart = written_tiff(np.moveaxis(picture, -1, 0).astype(dtype), planarconfig="separate", **options)
+    np.testing.assert_array_equal(decode(together, LIMIT, (0.0, 255.0)), picture)
+    np.testing.assert_array_equal(decode(apart, LIMIT, (0.0, 255.0)), picture)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("planarconfig", ["contig", "separate"])
+@pytest.mark.parametrize("extra", [None, "unspecified", "assocalpha", "unassalpha"])
+def test_a_fourth_sample_is_opacity_only_where_the_file_says_so(
+    depth: int, planarconfig: str, extra: str | None
+) -> None:
+    white = 2**depth - 1
+    samples = np.array([[[0.8, 0.2, 0.0, 1.0], [0.2, 0.1, 0.2, 0.2], [0.0, 0.0, 0.0, 0.0]]])
+    values = np.rint(samples * white).astype(f"u{depth // 8}")
+    expected = {
+        None: samples[..., :3],
+        "unspecified": samples[..., :3],
+        "assocalpha": samples[..., :3] + 1 - samples[..., 3:],
+        "unassalpha": samples[..., :3] * samples[..., 3:] + 1 - samples[..., 3:],
+    }[extra]
+    stored = values if planarconfig == "contig" else np.moveaxis(values, -1, 0)
+    data = written_tiff(stored, planarconfig=planarconfig, extrasamples=extra and [extra])
+    if extra is None:  # which tifffile does not write: the tag becomes another one
+        data = data.replace(struct.pack("<HHI", 338, 3, 1), struct.pack("<HHI", 337, 3, 1))
+    np.testing.assert_array_equal(decode(data, LIMIT), np.rint(255 * expected).astype(np.uint8))
+
+
+@pytest.mark.parametrize("planarconfig", ["contig", "separate"])
+def test_of_two_samples_the_first_is_grey(planarconfig: str) -> None:
+    values = np.array([[[0, 65535], [65535, 0], [13107, 65535]]], np.uint16)
+    stored = values if planarconfig == "contig" else np.moveaxis(values, -1, 0)
+    for extra, expected in (("unspecified", [0, 255, 51]), ("unassalpha", [0, 255, 51])):
+        data = written_tiff(stored, "minisblack", planarconfig=planarconfig, extrasamples=[extra])
+        assert decode(data, LIMIT)[0, :, 0].tolist() == expected
+
+
+def test_white_is_zero_and_transparent_pixels_lie_on_white() -> None:
+    values = np.array([[[0, 65535], [65535, 65535], [65535, 0]]], np.uint16)
+    data = written_tiff(values, "miniswhite", planarconfig="contig", extrasamples=["unassalpha"])
+    assert decode(data, LIMIT)[0, :, 0].tolist() == [255, 0, 255]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_three_samples_that_are_tagged_as_grey_are_rgb_and_four_are_not_sure(dtype: type[np.generic]) -> None:
+    values = photograph().astype(dtype)
+    three = written_tiff(values, "minisblack", planarconfig="contig")
+    np.testing.assert_array_equal(decode(three, LIMIT, (0.0, 255.0)), photograph())
+    four = written_tiff(np.dstack([values, values[..., 0]]), "minisblack", planarconfig="contig")
+    with pytest.raises(UndecodableImage, match=r"4 samples a pixel of TIFF kind 1 .* not sure .* write RGB as kind 2"):
+        decode(four, LIMIT)
+
+
+def test_signed_bytes_have_the_full_range_of_their_type() -> None:
+    values = np.array([[-128, 0, 127]], np.int8)
+    assert decode(written_tiff(values, "minisblack"), LIMIT)[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_the_opaque_colour_of_a_16_bit_png_may_be_called_transparent() -> None:
+    grey = with_chunk(png_of_16_bits(np.array([[0, 300, 65535]], np.uint16)), b"tRNS", struct.pack(">H", 300))
+    assert decode(grey, LIMIT)[0, :, 0].tolist() == [0, 255, 255]
+    colors = png_of_16_bits(np.array([[[0, 0, 0], [1, 2, 3], [1, 2, 4]]], np.uint16))
+    colors = with_chunk(colors, b"tRNS", struct.pack(">3H", 1, 2, 3))
+    assert decode(colors, LIMIT).tolist() == [[[0, 0, 0], [255, 255, 255], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize(("depth", "levels"), [(1, 2), (2, 4), (4, 16)])
+def test_a_grey_of_few_bits_may_be_called_transparent(depth: int, levels: int) -> None:
+    header = struct.pack(">IIBBBBB", 2, 1, depth, 0, 0, 0, 0)
+    row = bytes([0, (levels // 2) << (8 - depth) | 0 << (8 - 2 * depth)])  # a middle grey, and black
+    chunks = (
+        (b"IHDR", header),
+        (b"tRNS", struct.pack(">H", levels // 2)),
+        (b"IDAT", zlib.compress(row)),
+        (b"IEND", b""),
+    )
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(name, payload) for name, payload in chunks)
+    assert decode(data, LIMIT)[0, :, 0].tolist() == [255, 0]
+
+
+def test_a_16_bit_animation_shows_its_default_image() -> None:
+    picture = photograph()
+    data = png_of_16_bits(picture.astype(np.uint16) * 257)
+    other = png_of_16_bits(np.zeros((48, 64, 3), np.uint16))
+    frame = struct.pack(">IIIIIHHBB", 0, 64, 48, 0, 0, 1, 10, 0, 0)
+    end = data.index(b"IEND") - 4
+    pixels = other[other.index(b"IDAT") + 4 : other.index(b"IEND") - 8]
+    animated = data[:end] + png_chunk(b"fcTL", frame) + png_chunk(b"fdAT", struct.pack(">I", 1) + pixels) + data[end:]
+    np.testing.assert_array_equal(decode(with_chunk(animated, b"acTL", struct.pack(">II", 1, 0)), LIMIT), picture)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_long_profiles_and_texts_cost_no_png(depth: int) -> None:
+    picture = photograph()
+    data = encoded(picture, "PNG") if depth == 8 else png_of_16_bits(picture.astype(np.uint16) * 257)
+    long = zlib.compress(bytes(3 << 20))
+    for name, payload in (
+        (b"iCCP", b"profile\0\0" + long),
+        (b"zTXt", b"Comment\0\0" + long),
+        (b"iTXt", b"Comment\0\1\0\0\0" + long),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + bytes(3 << 20)),
+        (b"tEXt", b"Comment\0" + bytes(65 << 20)),
+    ):
+        np.testing.assert_array_equal(decode(with_chunk(data, name, payload), LIMIT), picture)
+
+
+def test_the_texts_of_a_png_that_say_where_it_is_up_are_read() -> None:
+    xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
+    data = with_chunk(encoded(photograph(), "PNG"), b"iTXt", xmp)
+    np.testing.assert_array_equal(decode(data, LIMIT), np.rot90(photograph(), -1))
+
+
+def test_what_a_tiff_says_of_its_size_is_not_believed() -> None:
+    data = tiff(photograph(8, 8).astype(np.uint16))
+
+    def saying(tag: int, number: int) -> bytes:
+        place = next(10 + 12 * n for n in range(20) if data[10 + 12 * n : 12 + 12 * n] == struct.pack("<H", tag))
+        return data[: place + 8] + struct.pack("<I", number) + data[place + 12 :]
+
+    with pytest.raises(UndecodableImage, match=r"4000000000 x 8 = 32000000000 pixels are more than data\.max_pixels"):
+        decode(saying(256, 4_000_000_000), LIMIT)
+    for tag, number in ((256, 100_000), (257, 100_000), (277, 200), (277, 7), (273, 2**31)):
+        with pytest.raises(UndecodableImage):
+            decode(saying(tag, number), LIMIT)
+    for length in (7, 2**31):  # of the only strip, which lies where the file ends
+        np.testing.assert_array_equal(decode(saying(279, length), LIMIT, (0.0, 255.0)), photograph(8, 8))
+    tiled = written_tiff(np.zeros((16, 16, 3), np.uint16), planarconfig="contig", tile=(16, 16))
+    for tag in (322, 323):
+        place = tiled.index(struct.pack("<HHI", tag, 4, 1))
+        tiled = tiled[: place + 8] + struct.pack("<I", 32_000) + tiled[place + 12 :]
+    with pytest.raises(UndecodableImage, match="tiles of 32000 x 32000 pixels are larger than the image"):
+        decode(tiled, LIMIT)
+
+
+def test_a_large_deep_image_takes_three_bytes_a_pixel_besides_its_values() -> None:
+    side = 1500
+    data = written_tiff(np.zeros((side, side, 3), np.uint16), compression="zlib", planarconfig="contig")
+    decode(data, side**2)  # the libraries are imported
+    tracemalloc.start()
+    decode(data, side**2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (6 + 3 + 2) * side**2
+
+
+def test_a_value_range_fits_images_that_use_at_most_a_quarter_of_their_type() -> None:
+    def images(*highest: int, dtype: str = "u2", lowest: int = 0) -> list[bytes]:
+        return [tiff(np.array([[lowest, high]], dtype)) for high in highest]
+
+    assert fitting_value_range(images(100, 4095, 3000), LIMIT) == (0, 4095)
+    assert fitting_value_range(images(4096), LIMIT) == (0, 8191)
+    assert fitting_value_range(images(16383), LIMIT) == (0, 16383)
+    assert fitting_value_range(images(4095, 16384), LIMIT) is None
+    assert fitting_value_range(images(3000, dtype="i2", lowest=-1024), LIMIT) == (-4096, 4095)
+    assert fitting_value_range(images(30_000, dtype="i2"), LIMIT) is None
+    assert fitting_value_range(images(65535, dtype="u4"), LIMIT) == (0, 65535)
+    assert fitting_value_range([png_of_16_bits(np.array([[[7, 1000, 900]]], np.uint16))], LIMIT) == (0, 1023)
+
+
+def test_no_value_range_is_for_images_that_are_black_broken_floats_or_of_8_bits() -> None:
+    dim = tiff(np.array([[0, 1000]], np.uint16))
+    shallow = encoded(photograph() // 8, "PNG")
+    silent = [shallow, b"", tiff(np.ones((2, 2), np.float32)), dim[:60], tiff(np.zeros((2, 2), np.uint16))]
+    assert fitting_value_range(silent, LIMIT) is None
+    assert fitting_value_range([*silent, dim, *silent], LIMIT) == (0, 1023)
+
+
+def test_images_are_looked_at_until_one_uses_more_of_its_type() -> None:
+    seen = list[int]()
+
+    def contents() -> Iterator[bytes]:
+        for number, high in enumerate((1000, 65535, 1000)):
+            seen.append(number)
+            yield tiff(np.array([[0, high]], np.uint16))
+
+    assert fitting_value_range(contents(), LIMIT) is None
+    assert seen == [0, 1]
+
+
 def test_floats_need_a_value_range() -> None:
     with pytest.raises(UndecodableImage, match=r"set data\.value_range"):
         decode(tiff(np.zeros((2, 2), np.float32)), LIMIT)
@@ -222,7 +431,7 @@ def test_deep_cmyk_is_refused_rather_than_shown_in_wrong_colours() -> None:
         decode(tiff(np.zeros((2, 2, 4), np.uint16), photometric=5), LIMIT)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF"])
 def test_truncated_images_are_undecodable(kind: str) -> None:
     data = encoded(photograph(), kind)
     for length in (len(data) * 2 // 3, 20, 5):
@@ -243,17 +452,53 @@ def test_an_empty_file_is_undecodable() -> None:
 
 @pytest.mark.parametrize("data", [b"hello world", b"<svg></svg>", b"%PDF-1.4", b"\0" * 100, b"\x1f\x8b\x08"])
 def test_other_content_is_undecodable(data: bytes) -> None:
-    with pytest.raises(UndecodableImage, match="is no JPEG, PNG, WebP, BMP, TIFF or GIF"):
+    with pytest.raises(UndecodableImage, match="is no JPEG, PNG, WebP, AVIF, BMP, TIFF or GIF"):
         decode(data, LIMIT)
 
 
 def test_the_content_names_the_extension() -> None:
-    suffixes = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".gif": "GIF"}
+    suffixes = {
+        ".avif": "AVIF",
+        ".jpg": "JPEG",
+        ".png": "PNG",
+        ".webp": "WEBP",
+        ".bmp": "BMP",
+        ".tif": "TIFF",
+        ".gif": "GIF",
+    }
     for suffix, kind in suffixes.items():
         assert extension(encoded(photograph(), kind)) == suffix
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_a_format_that_is_not_read_is_named() -> None:
+    box = b"\0\0\0\x1cftyp"
+    for content, name in (
+        (box + b"heic\0\0\0\0mif1heic", "HEIC"),
+        (box + b"mif1\0\0\0\0mif1miafheic", "HEIC"),
+        (b"\xff\x0a" + bytes(20), "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (encoded(photograph(), "JPEG2000"), "JPEG 2000"),
+    ):
+        with pytest.raises(UndecodableImage, match=f"the content is {name}, and is no JPEG, PNG, .*; convert it"):
+            decode(content, LIMIT)
+
+
+def test_avif_may_name_a_general_brand_first() -> None:
+    data = encoded(photograph(), "AVIF")
+    general = data[:8] + b"mif1" + data[12:]
+    assert extension(general) == ".avif"
+    np.testing.assert_array_equal(decode(general, LIMIT), decode(data, LIMIT))
+
+
+def test_a_pillow_without_avif_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(photograph(), "AVIF")
+    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+    with pytest.raises(UndecodableImage, match="this Pillow reads no AVIF; install one that does"):
+        decode(data, LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF"])
 def test_the_pixel_limit_is_named(kind: str) -> None:
     data = encoded(photograph(48, 64), kind)
     assert decode(data, 48 * 64).shape == (48, 64, 3)
@@ -293,12 +538,12 @@ def test_pillows_warnings_stay_inside() -> None:
 
 
 def test_threads_that_decode_leave_the_warnings_of_others_and_the_filters_as_they_were() -> None:
-    noisy = encoded(photograph(300, 300), "PNG")
-    noisy = noisy[:33] + png_chunk(b"acTL", bytes(8)) + noisy[33:]  # an animation of no frames
+    noisy = encoded(photograph(300, 300), "TIFF")
+    noisy = noisy.replace(struct.pack("<HHI", 284, 3, 1), struct.pack("<HHI", 284, 3, 2))  # two planar configurations
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="Invalid APNG"):
-            Image.open(io.BytesIO(noisy))
+        with pytest.raises(UserWarning, match="too many entries"):
+            Image.open(io.BytesIO(noisy)).load()
         before = list(warnings.filters)
         with ThreadPoolExecutor(4) as pool:
             decoded = [pool.submit(decode, noisy, LIMIT) for _ in range(40)]
@@ -309,11 +554,33 @@ def test_threads_that_decode_leave_the_warnings_of_others_and_the_filters_as_the
         assert warnings.filters == before
 
 
+def test_libraries_log_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    values = photograph(9, 9).astype(np.uint16)
+    data = png_of_16_bits(values)
+    row = bytes(1 + 9 * 6)
+    long = data[:33] + png_chunk(b"IDAT", zlib.compress(row * 10)) + png_chunk(b"IEND", b"")
+    with caplog.at_level(logging.DEBUG):
+        imagecodecs.png_decode(long)
+        assert "Too much image data" in caplog.text
+        caplog.clear()
+        assert not decode(long, LIMIT).any()
+        with pytest.raises(UndecodableImage):
+            decode(tiff(values)[:200], LIMIT)
+        imagecodecs.png_decode(long)
+    assert caplog.text.count("Too much image data") == 1
+
+
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_broken_content_is_undecodable_or_an_image(data: st.DataObject) -> None:
-    kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"]))
-    content = bytearray(encoded(photograph(8, 9), kind))
+    kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "deep PNG", "deep TIFF"]))
+    deep = photograph(8, 9).astype(np.uint16)
+    if kind == "deep PNG":
+        content = bytearray(png_of_16_bits(deep))
+    elif kind == "deep TIFF":
+        content = bytearray(written_tiff(deep, compression=data.draw(st.sampled_from([None, "lzw", "zlib"]))))
+    else:
+        content = bytearray(encoded(photograph(8, 9), kind))
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     assert min(header_size(bytes(content))) >= 1
