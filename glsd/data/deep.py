@@ -149,24 +149,24 @@ def deep_tiff(data: bytes, max_pixels: int) -> DeepImage | None:
     """The first image of a TIFF; None of one that Pillow reads rightly, which has at most 8 bits.
 
     Raises:
-        UndecodableImage: it is too large, or of a kind whose colours are not sure.
+        UndecodableImage: the image or its tiles are too large, or it is of a kind whose colours are not sure.
     """
     tags = _tiff_tags(data)
+    check_size(tags.width, tags.height, max_pixels)
+    if tags.tile[0] * tags.tile[1] > max(tags.width * tags.height, _ANY_TILE):
+        raise UndecodableImage(f"tiles of {tags.tile[0]} x {tags.tile[1]} pixels are larger than the image")
     is_supported = tags.compression in _COMPRESSIONS
     if max(tags.bits) <= 8:
         is_plain = tags.samples == (3 if tags.photometric == _RGB else 1) and tags.number == 1
         is_said = bool(tags.extra_samples) and not is_supported
         if max(tags.bits) < 8 or tags.photometric > _RGB or is_plain or is_said:
             return None
-    check_size(tags.width, tags.height, max_pixels)
     meaning = _tiff_meaning(tags)
     if not is_supported:
         raise UndecodableImage(
             f"TIFF compression {tags.compression} of {tags.samples} samples of {tags.bits[0]} bits is not supported; "
             "none, LZW, Deflate, PackBits, LZMA and ZSTD are"
         )
-    if tags.tile[0] * tags.tile[1] > max(tags.width * tags.height, _ANY_TILE):
-        raise UndecodableImage(f"tiles of {tags.tile[0]} x {tags.tile[1]} pixels are larger than the image")
 
     def stored() -> NDArray[Any]:
         import imagecodecs

@@ -368,7 +368,11 @@ def test_what_a_tiff_says_of_its_size_is_not_believed() -> None:
             decode(saying(tag, number), LIMIT)
     for length in (7, 2**31):  # of the only strip, which lies where the file ends
         np.testing.assert_array_equal(decode(saying(279, length), LIMIT, (0.0, 255.0)), photograph(8, 8))
-    tiled = written_tiff(np.zeros((16, 16, 3), np.uint16), planarconfig="contig", tile=(16, 16))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiles_are_no_larger_than_the_image(dtype: type[np.generic]) -> None:
+    tiled = written_tiff(np.zeros((16, 16, 3), dtype), planarconfig="contig", tile=(16, 16))
     for tag in (322, 323):
         place = tiled.index(struct.pack("<HHI", tag, 4, 1))
         tiled = tiled[: place + 8] + struct.pack("<I", 32_000) + tiled[place + 12 :]
