@@ -28,7 +28,7 @@ Kind = Literal["representations", "packed", "indexes", "layers"]
 _NAMES: dict[Kind, str] = {
     "representations": r"features-[0-9a-f]{32}|untrained-[0-9a-f]{32}\.json",
     "packed": r"packed-[0-9a-f]{32}(\.unfinished)?",
-    "indexes": r"index-[0-9a-f]{32}\.(arrow|unfinished)",
+    "indexes": r"index-(\d+-)?[0-9a-f]{32}\.(arrow|unfinished)",
     "layers": r"linear/[0-9a-f]{20}",
 }
 """Names of entries below the cache folder; anything else there is not ours."""

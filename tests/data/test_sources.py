@@ -146,7 +146,7 @@ def test_a_missing_path_is_named(tmp_path: Path, cache: Path) -> None:
 def test_an_empty_folder_and_one_without_images_name_the_extensions(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "data").mkdir()
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"data holds no image; images end in \.bmp, \.gif, .* \.webp"):
+        with pytest.raises(ValueError, match=r"data holds no image; images end in \.avif, \.bmp, .* \.webp"):
             build_index(tmp_path / "data", CONFIG, cache)
         (tmp_path / "data/notes.txt").write_text("nothing here")
 
