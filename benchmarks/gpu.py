@@ -40,7 +40,7 @@ import glsd.training.step as step_module
 from glsd.augment import multicrop_batch, photometric_device
 from glsd.config import Config, load_config
 from glsd.evaluation import knn_accuracies
-from glsd.training import Unit, initial_state, to_device, train_step
+from glsd.training import Unit, initial_state, schedule, to_device, train_step
 
 ROOT: Final = Path(__file__).parents[1]
 SETTINGS: Final = ("vanilla", "similarity", "geometric")
@@ -227,8 +227,7 @@ def step(setting: str, backbone: str, num_images: int, sizes: Sizes, device: tor
 
     def one() -> None:
         batch = to_device(unit, config.augment, device)
-        train_step(state, state.student, [batch], 1, config, STEPS_PER_EPOCH)
-        state.step += 1
+        train_step(state, [batch], schedule(state.step, config, STEPS_PER_EPOCH), config)
 
     for _ in range(3):  # allocators, kernels and moments are made
         one()
@@ -251,8 +250,7 @@ def step(setting: str, backbone: str, num_images: int, sizes: Sizes, device: tor
                         _copied(array, device)
             with events.phase("copy and photometrics"):
                 batch = to_device(unit, config.augment, device)
-            train_step(state, state.student, [batch], 1, config, STEPS_PER_EPOCH)
-            state.step += 1
+            train_step(state, [batch], schedule(state.step, config, STEPS_PER_EPOCH), config)
     spent = events.milliseconds()
     spent["photometrics"] = max(0.0, spent.pop("copy and photometrics") - spent["copy"])
     whole = sum(spent.values())
@@ -317,7 +315,8 @@ def hidden_waits(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     state, unit = initial_state(config, device), _unit(config)
 
     def one() -> None:
-        train_step(state, state.student, [to_device(unit, config.augment, device)], 1, config, STEPS_PER_EPOCH)
+        batch = to_device(unit, config.augment, device)
+        train_step(state, [batch], schedule(state.step, config, STEPS_PER_EPOCH), config)
 
     one()
     _wait(device)

@@ -30,7 +30,7 @@ class Labelled(NamedTuple):
 
 
 class OnlineKnn:
-    """A probe of the loop: k-NN of the teacher, every worker embedding its share of the images.
+    """k-NN of the teacher, every worker embedding its share of the images.
 
     The images are decoded once and kept as bytes. Nothing of the training changes: the encoder is a copy of the
     teacher's backbone, and no random number is drawn.
@@ -49,7 +49,7 @@ class OnlineKnn:
         self._world_size = torch.distributed.get_world_size() if distributed else 1
         self._shares: list[Preprocessed] | None = None
 
-    def __call__(self, teacher: Network, step: int) -> dict[str, float]:  # noqa: ARG002 - a probe is told the step
+    def __call__(self, teacher: Network) -> dict[str, float]:
         """`knn`, the share of the tested images whose class is voted for, `knn_majority`, that of always naming the
         most frequent class, and how many images vote and are tested.
         """

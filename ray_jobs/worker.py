@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -15,22 +15,20 @@ import torch
 
 from glsd.config import Config
 from glsd.evaluation import Collapsed, CollapseWatch, collapse_metrics
-from glsd.models import Network
 from glsd.training import (
-    Batch,
     Metrics,
     NonFiniteLoss,
-    Probe,
+    Reading,
     TrainState,
     Unit,
     checkpoints,
     initial_state,
     load_checkpoint,
     manifest,
+    mean_metrics,
     prune_checkpoints,
     save_checkpoint,
-    teacher_temperature,
-    train,
+    steps,
 )
 from ray_jobs.initial_weights import read_initial_weights
 from ray_jobs.labelled import LabelledSplit
@@ -120,23 +118,38 @@ def _train(plan: Plan, device: torch.device) -> None:
     with _Recorder(plan, state.step) as recorder:
         if state.step:
             recorder.announce(f"resuming at step {state.step:,} of {plan.total_steps:,}")
-        probes: dict[str, Probe] = {}
-        if plan.knn is not None:
-            # A worker that was given no number of threads shares its node's cores with the others there.
-            num_threads = plan.torch_threads or num_cores() // ray.train.get_context().get_local_world_size() or 1
-            probes["knn"] = recorder.announced("k-NN", OnlineKnn(plan.knn, config, device, num_threads))
+        knn = _knn(plan, recorder, device)
         if state.step == 0:
             # The teacher before training is the backbone as it was initialised: what all later figures stand beside.
-            untrained: Metrics = {"step": 0}
-            for probe in probes.values():
-                untrained |= probe(state.teacher, 0)
-            recorder.log(untrained, None)
+            recorder.log({"step": 0} | knn(state), None)
+        alarm = None if config.collapse == "ignore" else _CollapseAlarm(plan, recorder, start_step)
         watched = recorder.watched(itertools.chain([first], arriving))
-        if config.collapse == "ignore":
-            train(state, watched, config, plan.steps_per_epoch, device, recorder.log, probes)
-        else:
-            alarm = _CollapseAlarm(plan, recorder, start_step)
-            train(state, watched, config, plan.steps_per_epoch, device, alarm.log, probes, alarm.diagnose)
+        for reading in steps(state, watched, config, plan.steps_per_epoch, device):
+            metrics = reading.metrics
+            if alarm is not None:
+                metrics |= alarm.measures(state, reading)
+            if reading.probe_is_due:
+                metrics |= knn(state)
+            if alarm is not None:
+                metrics |= alarm.verdict(metrics)
+            recorder.log(metrics, state if reading.checkpoint_is_due else None)
+            if alarm is not None:
+                alarm.sound(metrics)
+
+
+def _knn(plan: Plan, recorder: "_Recorder", device: torch.device) -> Callable[[TrainState], Metrics]:
+    """The k-NN of the teacher, announced to the driver; nothing where there are no labelled images."""
+    if plan.knn is None:
+        return lambda _: {}
+    # A worker that was given no number of threads shares its node's cores with the others there.
+    num_threads = plan.torch_threads or num_cores() // ray.train.get_context().get_local_world_size() or 1
+    probe = OnlineKnn(plan.knn, plan.config, device, num_threads)
+
+    def measure(state: TrainState) -> Metrics:
+        recorder.announce("k-NN")
+        return probe(state.teacher)
+
+    return measure
 
 
 def kept_steps(knn: Mapping[int, float | None], every: int | None) -> set[int]:
@@ -179,16 +192,17 @@ class _CollapseAlarm:
                 self._watch.judge({key: math.nan if value is None else value for key, value in line.items()})
         self._has_warned = False
 
-    def diagnose(self, state: TrainState, batch: Batch) -> dict[str, torch.Tensor]:
-        """The loop's `diagnose`."""
-        config = self._plan.config
-        temperature = teacher_temperature((state.step - 1) // self._plan.steps_per_epoch, config.objective)
-        return collapse_metrics(state.teacher, batch, state.centers, config, temperature)
+    def measures(self, state: TrainState, reading: Reading) -> Metrics:
+        """The cheap measures of a collapse, of the last unit."""
+        config, temperature = self._plan.config, reading.metrics["teacher_temperature"]
+        return mean_metrics(collapse_metrics(state.teacher, reading.last_unit(), state.centers, config, temperature))
 
-    def log(self, metrics: Metrics, state: TrainState | None) -> None:
-        """The loop's `on_log`, with the verdict among the metrics; the reading that stops a run is recorded too."""
-        metrics = metrics | self._watch.judge(metrics)
-        self._recorder.log(metrics, state)
+    def verdict(self, metrics: Metrics) -> Metrics:
+        """What the measures up to now say."""
+        return self._watch.judge(metrics)
+
+    def sound(self, metrics: Metrics) -> None:
+        """Warn or stop where the teacher has collapsed; the reading that stops a run has been recorded."""
         if not metrics.get("collapsed"):
             return
         found = f"the teacher has collapsed at step {metrics['step']:,} ({'; '.join(self._watch.reasons)})"
@@ -252,17 +266,8 @@ class _Recorder:
         if self._rank == 0:
             self._reporter.note(text)
 
-    def announced(self, phase: str, probe: Probe) -> Probe:
-        """The probe, with the driver told that it runs."""
-
-        def measure(teacher: Network, step: int) -> Metrics:
-            self.announce(phase)
-            return probe(teacher, step)
-
-        return measure
-
     def log(self, metrics: Metrics, state: TrainState | None) -> None:
-        """The loop's `on_log`: metrics to the run directory, the driver and Ray Train; a checkpoint if due."""
+        """Metrics to the run directory, the driver and Ray Train, and a checkpoint of the state if it is given."""
         skips = self._gathered_skips()
         if self._rank == 0:
             step = int(metrics["step"])

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from glsd.augment import photometric_device
-from glsd.training import Metrics, TrainState, initial_state, to_device, train, train_step
+from glsd.training import Metrics, TrainState, initial_state, schedule, to_device, train_step
 from ray_jobs.settings import JobSettings
-from tests.training.small import small_config, units
+from tests.training.small import small_config, train, units
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -43,9 +43,8 @@ def test_no_part_of_a_step_waits_for_the_device(setting, backbone, drop_path):
     arriving = list(units(config))
 
     def step(first: int) -> None:
-        batches = (to_device(unit, config.augment, CUDA) for unit in arriving[first : first + 2])
-        train_step(state, state.student, batches, 2, config, 3)
-        state.step += 1
+        batches = [to_device(unit, config.augment, CUDA) for unit in arriving[first : first + 2]]
+        train_step(state, batches, schedule(state.step, config, 3), config)
 
     step(0)  # constants and moments are made at the first
     torch.cuda.synchronize()
@@ -60,11 +59,11 @@ def test_a_step_that_is_not_finite_changes_no_weight_or_centre_on_the_gpu():
     config = small_config()
     state = initial_state(config, CUDA)
     arriving = units(config)
-    train_step(state, state.student, [to_device(next(arriving), config.augment, CUDA)], 1, config, 3)
+    train_step(state, [to_device(next(arriving), config.augment, CUDA)], schedule(0, config, 3), config)
     before = copy.deepcopy(state.state_dict())
     batch = to_device(next(arriving), config.augment, CUDA)
     batch.crops[0][0, 0, 0, 0, 0] = torch.inf
-    assert not train_step(state, state.student, [batch], 1, config, 3).applied
+    assert not train_step(state, [batch], schedule(1, config, 3), config).applied
     for name in ("student", "teacher", "centers"):
         for key, value in state.state_dict()[name].items():
             assert torch.equal(value, before[name][key]), key

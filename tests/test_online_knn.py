@@ -40,14 +40,14 @@ def test_images_are_decoded_once_and_the_teacher_is_seen_as_it_is_now(tmp_path: 
     index = Remembering(build_index(labelled_folder(tmp_path / "photos", 40, num_corrupt=1), CONFIG.data).path)
     probe = OnlineKnn(labelled(index), CONFIG, CPU, num_threads=1)
     _, teacher = build_student_teacher(CONFIG)
-    first = probe(teacher, 0)
+    first = probe(teacher)
     assert first["knn_anchors"] + first["knn_queries"] == 39
     num_right = first["knn_majority"] * first["knn_queries"]
     assert num_right == round(num_right) > 0, "a broken image is counted"
     with torch.no_grad():
         for parameter in teacher.backbone.parameters():
             parameter.zero_()
-    assert probe(teacher, 1)["knn"] != first["knn"]
+    assert probe(teacher)["knn"] != first["knn"]
     assert sorted(index.image_ids) == list(range(40))
     assert len(index.threads) <= 2, "one for those that vote, one for those that are tested"
 
@@ -58,7 +58,7 @@ def _worker(rank: int, folder: str, index_path: str, config: Config) -> None:
     _, teacher = build_student_teacher(config)
     for statistic in teacher.backbone.buffers():
         statistic += rank
-    found = OnlineKnn(labelled(index), config, CPU, num_threads=1)(teacher, 0)
+    found = OnlineKnn(labelled(index), config, CPU, num_threads=1)(teacher)
     torch.save({"found": found, "image_ids": index.image_ids}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -69,7 +69,7 @@ def test_two_workers_with_unequal_batch_norm_read_half_of_the_images_each_and_fi
     config = CONFIG.with_overrides({"model.backbone": "test_resnet"})
     index = build_index(labelled_folder(tmp_path / "photos", 40, num_corrupt=1), config.data)
     _, teacher = build_student_teacher(config)
-    alone = OnlineKnn(labelled(index), config, CPU, num_threads=1)(teacher, 0)
+    alone = OnlineKnn(labelled(index), config, CPU, num_threads=1)(teacher)
     run_in_two(_worker, str(tmp_path), str(index.path), config)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert [rank["found"] for rank in ranks] == [alone, alone]

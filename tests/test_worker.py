@@ -12,7 +12,7 @@ from ray.train.torch import TorchTrainer
 
 from glsd.data import build_index
 from glsd.evaluation import collapse_metrics
-from glsd.training import Metrics, TrainState, checkpoints, initial_state, to_device, train
+from glsd.training import Metrics, TrainState, checkpoints, initial_state, steps, to_device
 from ray_jobs.initial_weights import read_initial_weights
 from ray_jobs.lease import NAME, LeaseTimes, read_holder
 from ray_jobs.run_directory import DATA, RunDirectory
@@ -50,14 +50,12 @@ def train_in_this_process(plan: Plan, on_logged: Callable[[Metrics, TrainState],
     def work() -> None:
         with _Recorder(plan, 0) as recorder:
             alarm = _CollapseAlarm(plan, recorder, 0)
-
-            def log(metrics: Metrics, state: TrainState) -> None:
-                alarm.log(metrics, state)
-                on_logged(metrics, state)
-
             units = recorder.watched(map(plan.source.unit, range(plan.source.num_units)))
             state = initial_state(plan.config, CPU)
-            train(state, units, plan.config, plan.steps_per_epoch, CPU, log, {}, alarm.diagnose)
+            for reading in steps(state, units, plan.config, plan.steps_per_epoch, CPU):
+                metrics = reading.metrics | alarm.measures(state, reading)
+                recorder.log(metrics, state)
+                on_logged(metrics, state)
 
     TorchTrainer(work, scaling_config=ScalingConfig(num_workers=0)).fit()
 
@@ -97,14 +95,14 @@ def test_a_worker_whose_lease_was_taken_over_saves_no_checkpoint(plan: Plan) -> 
 
 
 def test_the_alarm_measures_at_the_temperature_of_the_step_just_made(plan: Plan) -> None:
-    steps = list[int]()
+    measured = list[int]()
 
     def measure_again(metrics: Metrics, state: TrainState) -> None:
         last = to_device(plan.source.unit(2 * state.step - 1), plan.config.augment, CPU)
         temperature = TEMPERATURES[(state.step - 1) // STEPS_PER_EPOCH]
         for name, value in collapse_metrics(state.teacher, last, state.centers, plan.config, temperature).items():
             assert metrics[name] == pytest.approx(value.item(), rel=1e-5), f"{name} of step {state.step}"
-        steps.append(state.step)
+        measured.append(state.step)
 
     train_in_this_process(plan, measure_again)
-    assert steps == [1, 2, 3, 4, 5, 6]
+    assert measured == [1, 2, 3, 4, 5, 6]

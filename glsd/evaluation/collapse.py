@@ -233,7 +233,7 @@ def _unit_report(state: TrainState, batch: Batch, config: Config) -> dict[str, T
         most = min(2 * len(batch.geo), state.teacher.backbone.dim)
         metrics["rank_me"] = _directions(metrics["effective_rank"], most)
     crops = batch.crops[0].requires_grad_()
-    losses, _ = unit_losses(state, state.student, batch, config, temperature)
+    losses, _ = unit_losses(state, batch, temperature, config)
     (gradient,) = torch.autograd.grad(losses.total * len(batch.geo), crops)
     metrics["loss_share"] = losses.global_loss.detach() / math.log(config.model.num_prototypes)
     metrics["input_gradient_norm"] = gradient.square().mean().sqrt()

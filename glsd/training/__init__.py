@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from glsd.training.checkpoint import newest_checkpoint as newest_checkpoint
     from glsd.training.checkpoint import prune_checkpoints as prune_checkpoints
     from glsd.training.checkpoint import save_checkpoint as save_checkpoint
-    from glsd.training.loop import Diagnosis as Diagnosis
     from glsd.training.loop import Metrics as Metrics
     from glsd.training.loop import NonFiniteLoss as NonFiniteLoss
-    from glsd.training.loop import Probe as Probe
-    from glsd.training.loop import train as train
+    from glsd.training.loop import Reading as Reading
+    from glsd.training.loop import steps as steps
     from glsd.training.optimizer import build_optimizer as build_optimizer
     from glsd.training.optimizer import clip_each as clip_each
     from glsd.training.optimizer import gated_step as gated_step
     from glsd.training.optimizer import set_hyperparameters as set_hyperparameters
+    from glsd.training.schedules import Schedule as Schedule
     from glsd.training.schedules import learning_rate as learning_rate
+    from glsd.training.schedules import schedule as schedule
     from glsd.training.schedules import teacher_momentum as teacher_momentum
     from glsd.training.schedules import teacher_temperature as teacher_temperature
     from glsd.training.schedules import weight_decay as weight_decay
@@ -33,15 +34,14 @@ if TYPE_CHECKING:
     from glsd.training.state import initial_state as initial_state
     from glsd.training.step import StepReport as StepReport
     from glsd.training.step import autocast as autocast
+    from glsd.training.step import mean_metrics as mean_metrics
     from glsd.training.step import train_step as train_step
     from glsd.training.step import unit_losses as unit_losses
 
 _MODULES = {
     "Batch": "batch",
-    "Diagnosis": "loop",
     "Metrics": "loop",
     "NonFiniteLoss": "loop",
-    "Probe": "loop",
     "StepReport": "step",
     "TrainState": "state",
     "Unit": "batch",
@@ -61,7 +61,11 @@ _MODULES = {
     "teacher_momentum": "schedules",
     "teacher_temperature": "schedules",
     "to_device": "batch",
-    "train": "loop",
+    "Reading": "loop",
+    "steps": "loop",
+    "Schedule": "schedules",
+    "schedule": "schedules",
+    "mean_metrics": "step",
     "train_step": "step",
     "unit_losses": "step",
     "weight_decay": "schedules",
@@ -69,10 +73,10 @@ _MODULES = {
 
 __all__ = [
     "Batch",
-    "Diagnosis",
     "Metrics",
     "NonFiniteLoss",
-    "Probe",
+    "Reading",
+    "Schedule",
     "StepReport",
     "TrainState",
     "Unit",
@@ -85,14 +89,16 @@ __all__ = [
     "learning_rate",
     "load_checkpoint",
     "manifest",
+    "mean_metrics",
     "newest_checkpoint",
     "prune_checkpoints",
     "save_checkpoint",
+    "schedule",
     "set_hyperparameters",
+    "steps",
     "teacher_momentum",
     "teacher_temperature",
     "to_device",
-    "train",
     "train_step",
     "unit_losses",
     "weight_decay",

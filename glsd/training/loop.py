@@ -1,26 +1,24 @@
-"""The loop: units in, trained state out; it logs, probes and asks for checkpoints, and knows no cluster."""
+"""The loop: units in, trained state out; it says when to log, to probe and to save, and knows no cluster."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from glsd.config import Config
 from glsd.models import Network
 from glsd.training.batch import Batch, Unit, to_device
 from glsd.training.memory import is_out_of_memory, out_of_memory_advice
-from glsd.training.schedules import learning_rate, teacher_momentum, teacher_temperature, weight_decay
+from glsd.training.schedules import Schedule, schedule
 from glsd.training.state import TrainState
-from glsd.training.step import StepReport, mean_over_workers, train_step
+from glsd.training.step import StepReport, train_step
 
 Metrics = dict[str, float]
-OnLog = Callable[[Metrics, TrainState | None], None]
-Probe = Callable[[Network, int], Metrics]
-Diagnosis = Callable[[TrainState, Batch], Mapping[str, Tensor]]
 
 
 class NonFiniteLoss(RuntimeError):
@@ -31,20 +29,25 @@ class NonFiniteLoss(RuntimeError):
     """
 
 
-def train(
-    state: TrainState,
-    units: Iterator[Unit],
-    config: Config,
-    steps_per_epoch: int,
-    device: torch.device,
-    on_log: OnLog,
-    probes: Mapping[str, Probe] | None = None,
-    diagnose: Diagnosis | None = None,
-) -> None:
-    """Train from `state.step` to the end of the last epoch.
+class Reading(NamedTuple):
+    """The loop at a step where something is due; every loss up to then is known to be finite."""
+
+    metrics: Metrics
+    """Means of the losses since the last reading, speed, and the schedules of the step just made."""
+    checkpoint_is_due: bool
+    probe_is_due: bool
+    """Whether the teacher is to be measured."""
+    last_unit: Callable[[], Batch]
+    """This worker's last unit of the step, made anew, so that no second one is kept on the device between readings."""
+
+
+def steps(
+    state: TrainState, units: Iterator[Unit], config: Config, steps_per_epoch: int, device: torch.device
+) -> Iterator[Reading]:
+    """Train from `state.step` to the end of the last epoch; what is done between two readings costs no measured time.
 
     With an initialised process group this is one of its workers: rank r of W receives the units i * W + r, and all
-    train the student and the teacher of rank 0.
+    train the student and the teacher of rank 0. Readings come at the same steps on all of them.
 
     Args:
         state: changed in place.
@@ -52,12 +55,6 @@ def train(
         config: the experiment.
         steps_per_epoch: N // B.
         device: where the state is.
-        on_log: called on every worker at every log interval with the interval's means, and with the state where a
-            checkpoint is due; every loss up to then is known to be finite.
-        probes: measures of the teacher, called on every worker every `evaluation.knn_every_epochs` and at the end.
-        diagnose: cheap measures of the state after a step on this worker's last unit of it, taken whenever metrics are
-            logged and averaged over the workers, so that all decide alike; it must not change the state. The unit is
-            made anew, so no second one is kept on the device between the readings.
 
     Raises:
         NonFiniteLoss: names the step, the parts of the loss and the images since the last reading.
@@ -66,45 +63,33 @@ def train(
     world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     num_units = config.units_per_step // world_size
     total_steps = config.optim.epochs * steps_per_epoch
-    student = _distributed(state.student, state.teacher, device)
+    state.replica = _distributed(state.student, state.teacher, device)
     received = _Received(units, state.step * num_units, config, device)
-    readings: list[StepReport] = []
+    reports: list[StepReport] = []
     interval = _Interval(state.step)
 
     while state.step < total_steps:
-        report = None
+        now, report = schedule(state.step, config, steps_per_epoch), None
         try:
-            batches = received.take(num_units)
-            report = train_step(state, student, batches, num_units, config, steps_per_epoch)
+            report = train_step(state, _Share(received, num_units), now, config)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         if report is None:  # after the handler, whose traceback would keep the failed step's tensors alive
             raise torch.OutOfMemoryError(out_of_memory_advice(state, received.last, config))
-        readings.append(report)
-        state.step += 1
+        reports.append(report)
 
-        checkpoint, probe = (
-            _checkpoint_due(state.step, config, steps_per_epoch),
-            _probe_due(state.step, config, steps_per_epoch),
-        )
-        if not (checkpoint or probe or state.step % config.log_every_steps == 0):
-            continue
-        losses = _read(readings, state.step, received.image_ids)
-        if config.objective.setting == "vanilla":
-            del losses["loss_local"], losses["matched"]  # there is neither
-        metrics = {"step": state.step} | losses | _schedules(state.step - 1, config, steps_per_epoch)
-        metrics |= interval.speed(state.step, total_steps, config.optim.batch_size, received.seconds_waited)
-        if diagnose is not None:
-            metrics |= _means(diagnose(state, received.last_batch()))
-        readings.clear()
-        received.restart()
-        interval.restart(state.step)
-        if probe:
-            for measure in (probes or {}).values():
-                metrics |= measure(state.teacher, state.step)
-        on_log(metrics, state if checkpoint else None)
-        if probe or checkpoint:
+        checkpoint = _checkpoint_due(state.step, config, steps_per_epoch)
+        probe = _probe_due(state.step, config, steps_per_epoch)
+        if checkpoint or probe or state.step % config.log_every_steps == 0:
+            losses = _read(reports, state.step, received.image_ids)
+            if config.objective.setting == "vanilla":
+                del losses["loss_local"], losses["matched"]  # there is neither
+            speed = interval.speed(state.step, total_steps, config.optim.batch_size, received.seconds_waited)
+            metrics = {"step": state.step} | losses | _scheduled(now) | speed
+            yield Reading(metrics, checkpoint, probe, received.last_batch)
+            reports.clear()
+            received.restart()
             interval.restart(state.step)
 
 
@@ -140,12 +125,6 @@ _LOSSES = ("loss", "loss_global", "loss_local", "matched")
 """The fields of `Losses` as metrics."""
 
 
-def _means(values: Mapping[str, Tensor]) -> Metrics:
-    """Means over the workers."""
-    stacked = mean_over_workers(torch.stack([value.float() for value in values.values()]))
-    return dict(zip(values, stacked.tolist(), strict=True))
-
-
 def _everyones(image_ids: Sequence[int]) -> list[int]:
     """The images of all workers, each of which found the same step not to be finite."""
     if not torch.distributed.is_initialized():
@@ -155,14 +134,21 @@ def _everyones(image_ids: Sequence[int]) -> list[int]:
     return sorted({image_id for worker in gathered for image_id in worker})
 
 
-def _schedules(step: int, config: Config, steps_per_epoch: int) -> Metrics:
-    return {
-        "lr": learning_rate(step, config.optim, steps_per_epoch),
-        "weight_decay": weight_decay(step, config.optim, steps_per_epoch),
-        "teacher_momentum": teacher_momentum(step, config.optim, steps_per_epoch),
-        "teacher_temperature": teacher_temperature(step // steps_per_epoch, config.objective),
-        "epoch": (step + 1) / steps_per_epoch,
-    }
+def _scheduled(now: Schedule) -> Metrics:
+    return {name: value for name, value in now._asdict().items() if name != "last_layer_is_frozen"}
+
+
+class _Share:
+    """This worker's units of a step, taken from those that arrive."""
+
+    def __init__(self, received: "_Received", num_units: int) -> None:
+        self._received, self._num_units = received, num_units
+
+    def __len__(self) -> int:
+        return self._num_units
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self._received.next_batch() for _ in range(self._num_units))
 
 
 class _Received:
@@ -180,16 +166,15 @@ class _Received:
         self.seconds_waited = 0.0
         self.image_ids: list[int] = []
 
-    def take(self, num_units: int) -> Iterator[Batch]:
-        for _ in range(num_units):
-            start = time.perf_counter()
-            self.last = next(self._units)
-            self.seconds_waited += time.perf_counter() - start
-            expected = self._next * self._world_size + self._rank
-            assert np.all(self.last["unit"] == expected), f"unit {self.last['unit']} came in place of {expected}"
-            self._next += 1
-            self.image_ids += self.last["image_id"].tolist()
-            yield self.last_batch()
+    def next_batch(self) -> Batch:
+        start = time.perf_counter()
+        self.last = next(self._units)
+        self.seconds_waited += time.perf_counter() - start
+        expected = self._next * self._world_size + self._rank
+        assert np.all(self.last["unit"] == expected), f"unit {self.last['unit']} came in place of {expected}"
+        self._next += 1
+        self.image_ids += self.last["image_id"].tolist()
+        return self.last_batch()
 
     def last_batch(self) -> Batch:
         return to_device(self.last, self._config.augment, self._device)

@@ -17,6 +17,7 @@ def out_of_memory_advice(state: TrainState, unit: Unit, config: Config) -> str:
     size = config.data.unit_size
     # Another worker may have had room: nothing here may wait for it, as synchronised batch norm in training mode and
     # the gradient hooks of DistributedDataParallel would.
+    state.replica = state.student
     state.student.eval()
     state.teacher.eval()
     for smaller in (divisor for divisor in range(size - 1, 0, -1) if size % divisor == 0):
@@ -40,13 +41,8 @@ def _fits(state: TrainState, unit: Unit, config: Config, device: torch.device) -
             parameter.grad = torch.zeros_like(parameter)
         # The optimiser's moments are allocated at its first step; a closed gate changes nothing else.
         gated_step(state.optimizer, torch.zeros((), dtype=torch.bool, device=device))
-        losses, _ = unit_losses(
-            state,
-            state.student,
-            to_device(unit, config.augment, device),
-            config,
-            config.objective.teacher_temperature,
-        )
+        batch = to_device(unit, config.augment, device)
+        losses, _ = unit_losses(state, batch, config.objective.teacher_temperature, config)
         torch.autograd.grad(losses.total, trained, allow_unused=True)
     except RuntimeError as error:
         if not is_out_of_memory(error):

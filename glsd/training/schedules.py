@@ -5,8 +5,35 @@ by the number of its steps, so that its end value is approached and not reached.
 """
 
 import math
+from typing import NamedTuple
 
-from glsd.config import ObjectiveConfig, OptimConfig
+from glsd.config import Config, ObjectiveConfig, OptimConfig
+
+
+class Schedule(NamedTuple):
+    """What the schedules say of one step."""
+
+    lr: float
+    weight_decay: float
+    teacher_momentum: float
+    """Lambda of Algorithm 1, line 18."""
+    teacher_temperature: float
+    last_layer_is_frozen: bool
+    epoch: float
+    """Epochs done when the step is."""
+
+
+def schedule(step: int, config: Config, steps_per_epoch: int) -> Schedule:
+    """The schedules of a run of N // B = `steps_per_epoch` steps an epoch, at a step."""
+    optim, epoch = config.optim, step // steps_per_epoch
+    return Schedule(
+        learning_rate(step, optim, steps_per_epoch),
+        weight_decay(step, optim, steps_per_epoch),
+        teacher_momentum(step, optim, steps_per_epoch),
+        teacher_temperature(epoch, config.objective),
+        epoch < optim.freeze_last_layer_epochs,
+        (step + 1) / steps_per_epoch,
+    )
 
 
 def learning_rate(step: int, optim: OptimConfig, steps_per_epoch: int) -> float:

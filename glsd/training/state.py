@@ -1,10 +1,11 @@
 """All that changes during a run, and all that a resume needs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from glsd.config import Config
 from glsd.models import Centers, Network, build_student_teacher
@@ -20,6 +21,11 @@ class TrainState:
     optimizer: torch.optim.AdamW
     centers: Centers
     step: int = 0
+    replica: nn.Module = field(init=False)
+    """The student as a worker calls it: in DistributedDataParallel where there are several."""
+
+    def __post_init__(self) -> None:
+        self.replica = self.student
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only."""

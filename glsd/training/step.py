@@ -1,8 +1,8 @@
 """One step of Algorithm 1: forward, loss, backward, clip, AdamW, EMA, centres, over the units of one batch."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from glsd.models import (
 )
 from glsd.training.batch import Batch
 from glsd.training.optimizer import clip_each, gated_step, set_hyperparameters
-from glsd.training.schedules import learning_rate, teacher_momentum, teacher_temperature, weight_decay
+from glsd.training.schedules import Schedule
 from glsd.training.state import TrainState
 
 _filling: Any = torch.utils.deterministic  # torch's own annotation lacks its property
@@ -37,66 +37,63 @@ class StepReport(NamedTuple):
     """0-dim bool: all gradients and losses were finite, so the step changed the state."""
 
 
-def train_step(
-    state: TrainState,
-    student: nn.Module,
-    batches: Iterable[Batch],
-    num_units: int,
-    config: Config,
-    steps_per_epoch: int,
-) -> StepReport:
-    """Algorithm 1, lines 8-18, over `num_units` units of this worker; the centres and the teacher move once.
+@runtime_checkable
+class Units(Protocol):
+    """The units of a step that are this worker's, which come one by one."""
+
+    def __len__(self) -> int:
+        """How many they are."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Each of them once."""
+
+
+def train_step(state: TrainState, units: Units, now: Schedule, config: Config) -> StepReport:
+    """Algorithm 1, lines 8-18, over this worker's units; the centres and the teacher move once.
 
     The gradient is the mean over the B images of all workers' units, so neither the number of units nor the number of
     workers changes what is learned. A step whose loss or gradient is not finite changes no weight, moment or centre, as
     the device decides; running statistics of batch norm have been through its forward pass.
 
     Args:
-        state: changed in place.
-        student: `state.student`, or that in DistributedDataParallel.
-        batches: gives exactly `num_units` units.
-        num_units: how many units of the step are this worker's.
+        state: changed in place; its step is one more at the end.
+        units: this worker's share of the batch.
+        now: the schedules at `state.step`.
         config: the experiment.
-        steps_per_epoch: N // B.
     """
-    step, optim = state.step, config.optim
-    temperature = teacher_temperature(step // steps_per_epoch, config.objective)
-    set_hyperparameters(
-        state.optimizer, learning_rate(step, optim, steps_per_epoch), weight_decay(step, optim, steps_per_epoch)
-    )
+    set_hyperparameters(state.optimizer, now.lr, now.weight_decay)
     state.optimizer.zero_grad(set_to_none=True)
 
     means: list[Tensor] = []
-    for index, batch in enumerate(batches):
-        with _same_sums(batch.geo.device), _gradients_stay_local(student, until=index == num_units - 1):
-            losses, bottlenecks = unit_losses(state, student, batch, config, temperature)
-            (losses.total / num_units).backward()
+    for index, batch in enumerate(units):
+        with _same_sums(batch.geo.device), _gradients_stay_local(state.replica, until=index == len(units) - 1):
+            losses, bottlenecks = unit_losses(state, batch, now.teacher_temperature, config)
+            (losses.total / len(units)).backward()
         means.append(torch.cat([torch.stack(losses).detach().float(), bottlenecks]))
     mean = mean_over_workers(torch.stack(means).mean(0))
     mean_losses, mean_bottlenecks = mean[: len(Losses._fields)], mean[len(Losses._fields) :]
 
-    if step // steps_per_epoch < optim.freeze_last_layer_epochs:
+    if now.last_layer_is_frozen:
         # None and not zero: AdamW then neither decays these parameters nor starts their moments.
         for parameter in state.student.last_layer_parameters():
             parameter.grad = None
-    applied = clip_each(state.student.parameters(), optim.clip_grad) & mean_losses.isfinite().all()
+    applied = clip_each(state.student.parameters(), config.optim.clip_grad) & mean_losses.isfinite().all()
     gated_step(state.optimizer, applied)
     # The centres' logits are the teacher's of this step, so they come before its update.
     logits = _mean_teacher_logits(state.teacher, mean_bottlenecks)
-    ema_update(state.teacher, state.student, teacher_momentum(step, optim, steps_per_epoch), applied)
+    ema_update(state.teacher, state.student, now.teacher_momentum, applied)
     state.centers = update_centers(state.centers, logits, config.objective.center_momentum, applied)
+    state.step += 1
     return StepReport(mean_losses, applied)
 
 
-def unit_losses(
-    state: TrainState, student: nn.Module, batch: Batch, config: Config, temperature: float
-) -> tuple[Losses, Tensor]:
+def unit_losses(state: TrainState, batch: Batch, teacher_temperature: float, config: Config) -> tuple[Losses, Tensor]:
     """The unit's losses, and the teacher's mean bottlenecks, those of h̄ and then those of h."""
     keys = drop_path_keys(config.seed, state.step, batch.image_ids, batch.geo.shape[1])
     with autocast(config, batch.geo.device):
         with torch.no_grad():
             (teacher_views,) = state.teacher(batch.crops[:1])
-        student_views = student(batch.crops, keys)
+        student_views = state.replica(batch.crops, keys)
         losses = objective(
             student_views,
             teacher_views,
@@ -104,7 +101,7 @@ def unit_losses(
             last_layers(state.student, state.teacher),
             state.centers,
             config.objective,
-            temperature,
+            teacher_temperature,
         )
     return losses, torch.cat([u.float().flatten(0, -2).mean(0) for u in _bottlenecks(teacher_views)])
 
@@ -138,6 +135,12 @@ def mean_over_workers(values: Tensor) -> Tensor:
         torch.distributed.all_reduce(values)
         values /= world_size
     return values
+
+
+def mean_metrics(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Numbers of the device as means over the workers, so that all of them judge alike; the host waits for them."""
+    stacked = mean_over_workers(torch.stack([value.float() for value in values.values()]))
+    return dict(zip(values, stacked.tolist(), strict=True))
 
 
 @contextmanager

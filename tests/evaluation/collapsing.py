@@ -8,8 +8,9 @@ import torch
 from glsd.augment import multicrop_batch
 from glsd.config import Config
 from glsd.evaluation import collapse_metrics
-from glsd.training import Batch, Metrics, TrainState, Unit, initial_state, train
+from glsd.training import Batch, Metrics, TrainState, Unit, initial_state
 from tests.ray.images import CLASSES, picture
+from tests.training.small import train
 
 CPU = torch.device("cpu")
 CENTERING_OFF = {"objective.center_momentum": 1.0}

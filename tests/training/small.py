@@ -1,13 +1,15 @@
 """A configuration and units small enough to train on in a test."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+import torch
 
 from glsd.augment import multicrop_batch
 from glsd.config import Config
 from glsd.data import Order
-from glsd.training import Unit
+from glsd.models import Network
+from glsd.training import Batch, Metrics, TrainState, Unit, mean_metrics, steps
 
 NUM_IMAGES = 13
 
@@ -50,3 +52,23 @@ def units(config: Config, first_step: int = 0, rank: int = 0, world_size: int = 
         epoch, ids = order.unit(k)
         crops = multicrop_batch([images[i] for i in ids], config.augment, config.seed, epoch, ids, "device")
         yield {"unit": np.full(len(ids), k), "image_id": ids, **crops}
+
+
+def train(
+    state: TrainState,
+    arriving: Iterator[Unit],
+    config: Config,
+    steps_per_epoch: int,
+    device: torch.device,
+    on_log: Callable[[Metrics, TrainState | None], None],
+    probes: Mapping[str, Callable[[Network, int], Metrics]] | None = None,
+    diagnose: Callable[[TrainState, Batch], Mapping[str, torch.Tensor]] | None = None,
+) -> None:
+    """Train to the end as a worker does, with what it does at a reading given by the test."""
+    for reading in steps(state, arriving, config, steps_per_epoch, device):
+        metrics = reading.metrics
+        if diagnose is not None:
+            metrics |= mean_metrics(diagnose(state, reading.last_unit()))
+        for probe in (probes or {}).values() if reading.probe_is_due else ():
+            metrics |= probe(state.teacher, state.step)
+        on_log(metrics, state if reading.checkpoint_is_due else None)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glsd.config import Config
 from glsd.models import Network, ViewOutputs, build_student_teacher
-from glsd.training import Batch, initial_state, to_device, train_step
+from glsd.training import Batch, initial_state, schedule, to_device, train_step
 from tests import oracles
 from tests.training.small import small_config, units
 
@@ -160,8 +160,7 @@ def test_a_run_is_algorithm_1_in_every_setting_and_with_any_local_crops(setting,
     for unit, _ in zip(units(config), range(6), strict=False):
         batch = to_device(unit, config.augment, CPU)
         batches.append(batch._replace(crops=[crops.double() for crops in batch.crops]))
-        assert train_step(state, state.student, batches[-1:], 1, config, 2).applied
-        state.step += 1
+        assert train_step(state, batches[-1:], schedule(state.step, config, 2), config).applied
 
     student, teacher, centers = algorithm_1(config, batches)
     # The code takes the centres' means in float32, and AdamW makes much of small differences.

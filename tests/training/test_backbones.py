@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glsd.evaluation import Encoder, export_backbone
-from glsd.training import initial_state, to_device, train_step
+from glsd.training import initial_state, schedule, to_device, train_step
 from tests.training.small import small_config, units
 
 CPU = torch.device("cpu")
@@ -33,14 +33,13 @@ def test_a_backbone_trains_resumes_exactly_and_exports(backbone, tmp_path):
     for batch in batches:
         saved.seek(0)
         torch.save(state.state_dict(), saved)  # the second time, the state after the first step
-        assert train_step(state, state.student, [batch], 1, config, 6).applied
-        state.step += 1
+        assert train_step(state, [batch], schedule(state.step, config, 6), config).applied
     assert not any(torch.equal(old, new) for old, new in zip(start, trained, strict=True))
 
     saved.seek(0)
     resumed = initial_state(config, CPU)
     resumed.load_state_dict(torch.load(saved, weights_only=True))
-    train_step(resumed, resumed.student, batches[1:], 1, config, 6)
+    train_step(resumed, batches[1:], schedule(resumed.step, config, 6), config)
     for one, other in ((resumed.student, state.student), (resumed.teacher, state.teacher)):
         expected = other.state_dict()
         for name, value in one.state_dict().items():

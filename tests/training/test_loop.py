@@ -10,9 +10,9 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from glsd.evaluation import collapse_metrics
-from glsd.training import Batch, Metrics, NonFiniteLoss, TrainState, Unit, initial_state, train
+from glsd.training import Batch, Metrics, NonFiniteLoss, TrainState, Unit, initial_state
 from tests.processes import run_in_two
-from tests.training.small import small_config, units
+from tests.training.small import small_config, train, units
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,18 @@ from torch.utils._pytree import tree_leaves
 from glsd.config import Config
 from glsd.losses.cross_entropy import CHUNK_BYTES_CPU
 from glsd.models import ViewOutputs
-from glsd.training import Metrics, NonFiniteLoss, TrainState, initial_state, to_device, train, train_step, unit_losses
+from glsd.training import (
+    Metrics,
+    NonFiniteLoss,
+    TrainState,
+    initial_state,
+    schedule,
+    to_device,
+    train_step,
+    unit_losses,
+)
 from tests.processes import run_in_two
-from tests.training.small import small_config, small_order, units
+from tests.training.small import small_config, small_order, train, units
 
 CPU = torch.device("cpu")
 WHOLE = {"optim.freeze_last_layer_epochs": 0, "optim.clip_grad": 0.3}
@@ -28,9 +37,8 @@ def stepped(config: Config, num_steps: int = 1) -> tuple[TrainState, list[torch.
     state, arriving, losses = initial_state(config, CPU), units(config), []
     for _ in range(num_steps):
         batches = [to_device(next(arriving), config.augment, CPU) for _ in range(config.units_per_step)]
-        report = train_step(state, state.student, batches, len(batches), config, small_order(config).steps_per_epoch)
-        losses.append(report.losses)
-        state.step += 1
+        now = schedule(state.step, config, small_order(config).steps_per_epoch)
+        losses.append(train_step(state, batches, now, config).losses)
     return state, losses
 
 
@@ -73,8 +81,8 @@ def test_on_several_threads_a_step_has_the_same_gradients_each_time():
     batch = to_device(next(units(config)), config.augment, CPU)
     for _ in range(10):
         state = initial_state(config, CPU)
-        student = WithTable(state.student)
-        train_step(state, student, [batch], 1, config, 3)
+        state.replica = student = WithTable(state.student)
+        train_step(state, [batch], schedule(0, config, 3), config)
         gradients.append(student.table.grad)
     assert gradients[0].any()
     assert all(torch.equal(again, gradients[0]) for again in gradients)
@@ -94,13 +102,14 @@ def test_a_step_leaves_torchs_determinism_as_it_was_and_what_a_user_asked_for_in
 ) -> None:
     config = small_config()
     state = initial_state(config, CPU)
+    state.replica = Failing(state.student)
     batch = to_device(next(units(config)), config.augment, CPU)
     monkeypatch.setattr(deterministic, "fill_uninitialized_memory", filled)
     before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode(mode)
     try:
         with pytest.raises(ZeroDivisionError) as within:
-            train_step(state, Failing(state.student), [batch], 1, config, 3)
+            train_step(state, [batch], schedule(0, config, 3), config)
         after = torch.get_deterministic_debug_mode(), deterministic.fill_uninitialized_memory
     finally:
         torch.set_deterministic_debug_mode(before)
@@ -143,7 +152,7 @@ def test_two_steps_and_two_seeds_drop_different_paths_of_the_same_batch_and_weig
     def loss(seed: int, step: int) -> float:
         state.step = step
         with torch.no_grad():
-            losses, _ = unit_losses(state, state.student, batch, config.with_overrides({"seed": seed}), 0.04)
+            losses, _ = unit_losses(state, batch, 0.04, config.with_overrides({"seed": seed}))
         return losses.total.item()
 
     assert loss(0, 0) == loss(0, 0)
@@ -173,7 +182,7 @@ def test_centres_are_the_running_mean_of_the_teachers_logits_over_the_whole_batc
             (views,) = teacher(batch.crops[:1])
             logits["global_"] += list(views.u_bar.flatten(0, -2) @ teacher.head.last_layer_weight().T)
             logits["dense"] += list(views.u.flatten(0, -2) @ teacher.dense_head.last_layer_weight().T)
-    train_step(state, state.student, batches, 2, config, 3)
+    train_step(state, batches, schedule(0, config, 3), config)
     for name, rows in logits.items():
         expected = 0.1 * torch.stack(rows).mean(0)
         torch.testing.assert_close(getattr(state.centers, name), expected, rtol=1e-5, atol=1e-7)
@@ -191,7 +200,7 @@ def test_a_step_whose_loss_or_gradient_is_not_finite_changes_no_weight_moment_or
     for parameter in state.student.parameters():
         if parameter.requires_grad:
             parameter.register_hook(lambda gradient: torch.full_like(gradient, value))
-    report = train_step(state, state.student, [batch], 1, config, 3)
+    report = train_step(state, [batch], schedule(state.step, config, 3), config)
     assert report.losses.isfinite().all() == (infinite == "gradient")
     assert not report.applied
     for name, value in tensors(state).items():
@@ -215,8 +224,8 @@ def test_a_step_asks_the_device_for_no_value(setting):
     state = initial_state(config, CPU)
     arriving = [unit for unit, _ in zip(units(config), range(2), strict=False)]
     with NeverWaiting():
-        batches = (to_device(unit, config.augment, CPU) for unit in arriving)
-        train_step(state, state.student, batches, 2, config, 3)
+        batches = [to_device(unit, config.augment, CPU) for unit in arriving]
+        train_step(state, batches, schedule(0, config, 3), config)
 
 
 class Largest(TorchDispatchMode):
@@ -235,7 +244,7 @@ def test_no_more_logits_exist_at_a_time_than_fit_into_a_chunk():
     state = initial_state(config, CPU)
     batch = to_device(next(units(config)), config.augment, CPU)
     with Largest() as largest:
-        losses, _ = unit_losses(state, state.student, batch, config, 0.04)
+        losses, _ = unit_losses(state, batch, 0.04, config)
         losses.total.backward()
     num_rows = CHUNK_BYTES_CPU // (2 * 4 * 65536)  # logits and probabilities, in float32
     assert 8 < num_rows < 4 * 2 * 4  # beyond the last layer, and below the four images' global crops' locations
@@ -248,9 +257,9 @@ def test_a_loss_in_bfloat16_is_a_float32_near_that_of_float32():
         config = small_config("geometric", "test_vit", **{"optim.precision": precision})
         state = initial_state(config, CPU)
         batch = to_device(next(units(config)), config.augment, CPU)
-        losses, _ = unit_losses(state, state.student, batch, config, 0.04)
+        losses, _ = unit_losses(state, batch, 0.04, config)
         totals[precision] = losses.total
-        assert train_step(state, state.student, [batch], 1, config, 3).applied
+        assert train_step(state, [batch], schedule(state.step, config, 3), config).applied
     assert totals["bfloat16"].dtype == torch.float32
     assert totals["bfloat16"] != totals["float32"]
     torch.testing.assert_close(totals["bfloat16"], totals["float32"], rtol=2**-8, atol=0)  # it keeps eight bits
