@@ -40,9 +40,11 @@ from torchvision import transforms as transform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from glsd.augment import PHOTOMETRIC_FIELDS, ViewBatch, ViewVectors, sample_views
+from glsd.augment.distributions import sample_views
+from glsd.augment.vector import PHOTOMETRIC_FIELDS, ViewVectors
+from glsd.augment.views import ViewBatch
 from glsd.config import AugmentConfig, load_config
-from glsd.data import decode, header_size
+from glsd.data.images import decode, header_size
 
 COLUMN = {name: index for index, name in enumerate(PHOTOMETRIC_FIELDS)}
 JITTER = (

@@ -37,10 +37,14 @@ import numpy as np
 import torch
 
 import glsd.training.step as step_module
-from glsd.augment import multicrop_batch, photometric_device
+from glsd.augment.photometric import photometric_device
+from glsd.augment.views import multicrop_batch
 from glsd.config import Config, load_config
-from glsd.evaluation import knn_accuracies
-from glsd.training import Unit, initial_state, schedule, to_device, train_step
+from glsd.evaluation.knn import knn_accuracies
+from glsd.training.batch import Unit, to_device
+from glsd.training.schedules import schedule
+from glsd.training.state import initial_state
+from glsd.training.step import train_step
 
 ROOT: Final = Path(__file__).parents[1]
 SETTINGS: Final = ("vanilla", "similarity", "geometric")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from glsd.evaluation import knn_accuracies
+from glsd.evaluation.knn import knn_accuracies
 
 KS = (10, 20, 100, 200)
 NUM_CLASSES = 1000

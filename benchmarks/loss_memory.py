@@ -26,9 +26,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glsd.losses import geometric_matches, global_representation_loss, local_representation_loss
+from glsd.losses.global_loss import global_representation_loss
+from glsd.losses.local_loss import local_representation_loss
+from glsd.losses.total import geometric_matches
 from glsd.matching import Matches
-from glsd.models import Head
+from glsd.models.head import Head
 
 BOTTLENECK_DIM = 256
 GROUPS = ((2, 7), (8, 3))  # (views, side of the dense grid): 2 x 49 + 8 x 9 student locations

@@ -7,18 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glsd.augment import Views as Views
-    from glsd.augment import multicrop as multicrop
+    from glsd.augment.views import Views as Views
+    from glsd.augment.views import multicrop as multicrop
     from glsd.config import Config as Config
     from glsd.config import load_config as load_config
     from glsd.config import presets as presets
-    from glsd.evaluation import Encoder as Encoder
-    from glsd.evaluation import export_backbone as export_backbone
-    from glsd.evaluation import load_encoder as load_encoder
+    from glsd.evaluation.encoder import Encoder as Encoder
+    from glsd.evaluation.encoder import load_encoder as load_encoder
+    from glsd.evaluation.export import export_backbone as export_backbone
     from glsd.geometry import cell_diagonals as cell_diagonals
     from glsd.geometry import matching_threshold as matching_threshold
     from glsd.geometry import positions as positions
-    from glsd.losses import objective as objective
+    from glsd.losses.total import objective as objective
     from glsd.matching import Matches as Matches
     from glsd.matching import match_by_geometry as match_by_geometry
     from glsd.matching import match_by_similarity as match_by_similarity

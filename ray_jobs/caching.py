@@ -1,26 +1,15 @@
-"""The cache folder: who uses what is kept there, what it is for, and how it is cleared.
+"""`glsd cache`: what is kept in the cache folder, what it is for, and how it is cleared."""
 
-All of it can be made again from images and weights. A process that uses an entry holds a shared lock on it until it
-ends, and one that makes an entry a lock of its own (`glsd.data.shards.alone`); what is locked is not deleted. Locks are
-files without content, and they stay: one that is deleted could be held by one process and made again by another.
-"""
-
-import fcntl
-import hashlib
 import json
-import os
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
-from glsd.data import Index, cache_folder
-from glsd.data.filesystems import replace_file
-from glsd.data.shards import alone
-from ray_jobs.folder import Folder
+from glsd.data.index import Index
+from glsd.storage.cache import ABOUT, cache_folder, remove
+from glsd.storage.folder import Folder
 from ray_jobs.lease import TIMES, read_holder
 from ray_jobs.monitor import duration_text
 
@@ -32,12 +21,6 @@ _NAMES: dict[Kind, str] = {
     "layers": r"linear/[0-9a-f]{20}",
 }
 """Names of entries below the cache folder; anything else there is not ours."""
-
-ABOUT = "about.json"
-"""In the folder of an entry: what it is for, a text."""
-
-_used: dict[Path, int] = {}
-"""Descriptors of this process's locks, by entry; its end closes them."""
 
 
 class Entry(NamedTuple):
@@ -51,51 +34,6 @@ class Entry(NamedTuple):
     """Seconds since 1970."""
     purpose: str
     """What it is for."""
-
-
-def use(path: Path) -> None:
-    """Keep an entry of the cache, which need not exist yet, from being deleted by others until this process ends."""
-    if path not in _used:
-        lock = os.open(_lock(path, "used"), os.O_RDWR | os.O_CREAT)
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        _used[path] = lock
-
-
-def remove(path: Path) -> bool:
-    """Delete an entry; False, and it stays, where another process uses or makes it."""
-    if (own := _used.pop(path, None)) is not None:
-        os.close(own)
-    with ExitStack() as held:
-        for kind in ("lock", "used"):
-            lock = held.enter_context(_lock(path, kind).open("wb"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-        if path.is_dir():
-            unfinished = path.with_suffix(".unfinished")  # a name of which nothing is used, should this be killed
-            if path != unfinished:
-                shutil.rmtree(unfinished, ignore_errors=True)
-                path.rename(unfinished)
-            shutil.rmtree(unfinished)
-        else:
-            path.unlink(missing_ok=True)
-    return True
-
-
-def kept(purpose: str, facts: Any, measure: Callable[[], Any]) -> Any:
-    """A JSON value that follows from JSON facts: what the cache has for them, else `measure()`, by one process."""
-    path = _kept_path(purpose, facts)
-    use(path)
-    with alone(_lock(path, "lock")):
-        if not path.exists():
-            replace_file(path, json.dumps({"about": purpose, "value": measure()}).encode())
-        return json.loads(path.read_bytes())["value"]
-
-
-def is_kept(purpose: str, facts: Any) -> bool:
-    """Whether `kept` would measure nothing."""
-    return _kept_path(purpose, facts).exists()
 
 
 def entries() -> list[Entry]:
@@ -153,15 +91,6 @@ def _size(found: list[Entry]) -> str:
 
 def _gigabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
-
-
-def _lock(path: Path, kind: str) -> Path:
-    return path.with_name(f"{path.name.partition('.')[0]}.{kind}")
-
-
-def _kept_path(purpose: str, facts: Any) -> Path:
-    digest = hashlib.sha256(json.dumps([purpose, facts]).encode()).hexdigest()
-    return cache_folder() / f"untrained-{digest[:32]}.json"
 
 
 def _files(path: Path) -> Iterator[Path]:

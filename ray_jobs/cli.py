@@ -116,8 +116,9 @@ class Preview:
 
     def run(self) -> None:
         """Do it."""
-        from glsd.data import UndecodableImage, decode
-        from glsd.reporting import preview, save_figure
+        from glsd.data.images import UndecodableImage, decode
+        from glsd.reporting.canvas import save_figure
+        from glsd.reporting.image_preview import preview
 
         config = load_config(self.preset)
         if Path(self.out).resolve() == Path(self.image).resolve():
@@ -354,7 +355,7 @@ class Convert:
     def run(self) -> None:
         """Do it."""
         with _telling(f"converting {self.src}"):
-            from glsd.evaluation import convert
+            from glsd.evaluation.conversion import convert
 
             converted = convert(self.src, self.dst, self.backbone, self.prefix)
         print(converted)
@@ -407,7 +408,8 @@ class Export:
     def run(self) -> None:
         """Do it."""
         with _telling(f"exporting the backbone of {self.model}"):
-            from glsd.evaluation import export_to, load_model
+            from glsd.evaluation.pretrained import load_model
+            from glsd.evaluation.targets import export_to
 
             exported = export_to(load_model(self.model), self.out, self.to)
         print(exported)
@@ -451,7 +453,7 @@ VERBS: dict[str, tuple[type[Any], str | None]] = {
 def _check_no_credentials(arguments: Sequence[str]) -> None:
     """Before anything of them is shown."""
     if uris := [argument for argument in arguments if "://" in argument]:
-        from glsd.data.filesystems import check_no_credentials  # imports pyarrow
+        from glsd.storage.uris import check_no_credentials  # imports pyarrow
 
         for uri in uris:
             check_no_credentials(uri)

@@ -10,7 +10,8 @@ import ray
 from numpy.typing import NDArray
 
 from glsd.config import Config
-from glsd.data import Index, UndecodableImage, decode
+from glsd.data.images import UndecodableImage, decode
+from glsd.data.index import Index
 from glsd.evaluation.preprocessing import evaluation_crop
 from ray_jobs.stream import Files, place_files
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from glsd.config import Config
-from glsd.data import cache_folder
-from glsd.data.filesystems import replace_file
+from glsd.storage.cache import cache_folder
+from glsd.storage.replacing import replace_file
 from ray_jobs.finishing import closing_words
 from ray_jobs.monitor import duration_text
 from ray_jobs.pretraining import pretrain

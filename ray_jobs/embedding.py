@@ -16,11 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from glsd.data import Index
-from glsd.data.filesystems import absolute, is_remote, replacing
-from glsd.evaluation import Encoder, load_model, model_digest
+from glsd.data.index import Index
+from glsd.evaluation.encoder import Encoder, model_digest
+from glsd.evaluation.pretrained import load_model
+from glsd.storage.folder import Folder
+from glsd.storage.replacing import replacing
+from glsd.storage.uris import absolute, is_remote
 from ray_jobs.features import Features, Selection, extract
-from ray_jobs.folder import Folder
 from ray_jobs.labelled import Sources, indexed, value_range_note
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.settings import JobSettings

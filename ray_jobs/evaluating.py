@@ -16,18 +16,14 @@ from typing import Any, Literal
 import torch
 
 from glsd.config import LinearConfig
-from glsd.data import Index, read_scenes
-from glsd.evaluation import (
-    COLLAPSE_MEASURES,
-    Encoder,
-    load_model,
-    model_digest,
-    standard_error,
-    teacher_encoder,
-)
-from glsd.training import load_checkpoint, manifest, newest_checkpoint
+from glsd.data.index import Index
+from glsd.data.scenes import read_scenes
+from glsd.evaluation.encoder import Encoder, model_digest, teacher_encoder
+from glsd.evaluation.pretrained import load_model
+from glsd.evaluation.verdict import COLLAPSE_MEASURES, standard_error
+from glsd.storage.folder import Folder
+from glsd.training.checkpoint import load_checkpoint, manifest, newest_checkpoint
 from ray_jobs.cluster import check_ranks, check_resources, cluster
-from ray_jobs.folder import Folder
 from ray_jobs.labelled import Sources, indexed, value_range_note
 from ray_jobs.lease import NAME as LEASE
 from ray_jobs.lease import TIMES, held_lease

@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, ExecutionResources
 from torch import Tensor
 
-from glsd.data import Index, cache_folder
-from glsd.data.filesystems import replace_file, replacing
-from glsd.data.shards import alone
-from glsd.evaluation import Encoder, block_representations, model_digest
-from ray_jobs.caching import ABOUT, remove, use
+from glsd.data.index import Index
+from glsd.evaluation.blocks import block_representations
+from glsd.evaluation.encoder import Encoder, model_digest
+from glsd.storage.cache import ABOUT, cache_folder, remove, use
+from glsd.storage.replacing import alone, replace_file, replacing
 from ray_jobs.cluster import check_resources, cluster
 from ray_jobs.decoding import read_chunk
 from ray_jobs.monitor import ProgressLine

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from glsd.config import Config
-from glsd.data import Index
-from glsd.data.filesystems import joined
-from glsd.evaluation import export_backbone, load_encoder, standard_error
-from glsd.training import manifest, newest_checkpoint
+from glsd.data.index import Index
+from glsd.evaluation.encoder import load_encoder
+from glsd.evaluation.export import export_backbone
+from glsd.evaluation.verdict import standard_error
+from glsd.storage.uris import joined
+from glsd.training.checkpoint import manifest, newest_checkpoint
 from ray_jobs.labelled import LabelledSplit
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.picturing import (

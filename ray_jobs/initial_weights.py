@@ -12,7 +12,8 @@ import safetensors.torch
 from torch import Tensor
 
 from glsd.config import Config
-from glsd.evaluation import load_model, model_digest
+from glsd.evaluation.encoder import model_digest
+from glsd.evaluation.pretrained import load_model
 from ray_jobs.run_directory import DATA, RunDirectory
 
 INIT = "init.safetensors"

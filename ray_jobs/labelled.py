@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from glsd.config import Config, DataConfig, EvaluationConfig
-from glsd.data import Index, build_index, fitting_value_range
-from ray_jobs.caching import use
+from glsd.data.images import fitting_value_range
+from glsd.data.index import Index, build_index
+from glsd.storage.cache import use
 from ray_jobs.monitor import ProgressLine
 
 _NUM_SAMPLED = 16

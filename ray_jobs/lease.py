@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from ray_jobs.folder import Folder
+from glsd.storage.folder import Folder
 
 NAME = "lease.json"
 _PAUSES_S = (0.1, 0.5)

@@ -22,29 +22,28 @@ from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from glsd.config import DataConfig, LinearConfig
-from glsd.data import Index, Scene, UndecodableImage, cache_folder, decode, regime
-from glsd.data.filesystems import read, unquote_key
-from glsd.evaluation import (
+from glsd.data.images import UndecodableImage, decode
+from glsd.data.index import Index
+from glsd.data.regimes import regime
+from glsd.data.scenes import Scene
+from glsd.evaluation.collapse import collapse_report, encoder_collapse
+from glsd.evaluation.correspondences import (
     Correspondence,
-    Encoder,
-    KnnResult,
-    collapse_report,
     correspondence,
-    encoder_collapse,
     flip_truth,
     image_pair_correspondence,
-    knn_accuracies,
-    logistic_regression,
-    majority_share,
     mean_correspondence,
-    model_digest,
     transformed_view,
-    untrained_encoder,
 )
-from ray_jobs.caching import is_kept, kept
+from glsd.evaluation.encoder import Encoder, model_digest, untrained_encoder
+from glsd.evaluation.knn import KnnResult, knn_accuracies, majority_share
+from glsd.evaluation.logistic import logistic_regression
+from glsd.storage.cache import cache_folder, is_kept, kept
+from glsd.storage.files import read
+from glsd.storage.folder import Folder
+from glsd.storage.uris import unquote_key
 from ray_jobs.cluster import check_resources
 from ray_jobs.features import Features, Images, Selection, discard, extract, precompute
-from ray_jobs.folder import Folder
 from ray_jobs.labelled import LabelledImages, LabelledSplit, has_classes, labelled_split
 from ray_jobs.monitor import Handle, ProgressLine, Reporter, start_monitor, watch
 from ray_jobs.picturing import (

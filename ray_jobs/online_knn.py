@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from glsd.config import Config, EvaluationConfig
-from glsd.data import UndecodableImage, decode
-from glsd.evaluation import Encoder, KnnResult, embed, knn_accuracy, majority_share
-from glsd.models import Network
+from glsd.data.images import UndecodableImage, decode
+from glsd.evaluation.encoder import Encoder, embed
+from glsd.evaluation.knn import KnnResult, knn_accuracy, majority_share
+from glsd.models.student_teacher import Network
 from ray_jobs.labelled import LabelledImages, LabelledSplit
 
 

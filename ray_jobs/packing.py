@@ -24,11 +24,12 @@ import ray.data
 from numpy.typing import NDArray
 
 from glsd.config import DataConfig
-from glsd.data import CLASS_NAMES, IMAGE_EXTENSIONS, Index, UndecodableImage, build_index, extension
-from glsd.data.sources import PACK_PLAN
-from ray_jobs.caching import use
+from glsd.data.images import IMAGE_EXTENSIONS, UndecodableImage, extension
+from glsd.data.index import Index, build_index
+from glsd.data.sources import CLASS_NAMES, PACK_PLAN
+from glsd.storage.cache import use
+from glsd.storage.folder import Folder
 from ray_jobs.cluster import check_resources, cluster
-from ray_jobs.folder import Folder
 from ray_jobs.settings import JobSettings
 from ray_jobs.stream import Files, place_files, share_files
 

@@ -13,33 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from glsd.augment import multicrop
+from glsd.augment.views import multicrop
 from glsd.config import DataConfig
-from glsd.data import Index, UndecodableImage, decode
-from glsd.evaluation import (
-    Encoder,
-    correspondence,
-    embed,
-    flip_truth,
-    image_pair_correspondence,
-    nearest,
-    transformed_view,
-)
-from glsd.reporting import (
-    draw_collapse,
-    draw_correspondences,
-    draw_crops,
-    draw_curves,
-    draw_feature_map,
-    draw_matchings,
-    draw_neighbours,
-    geometric_pair,
-    save_png_and_svg,
-    similarity_pair,
-    top_correspondences,
-    umap_available,
-    view_crops,
-)
+from glsd.data.images import UndecodableImage, decode
+from glsd.data.index import Index
+from glsd.evaluation.correspondences import correspondence, flip_truth, image_pair_correspondence, transformed_view
+from glsd.evaluation.encoder import Encoder, embed
+from glsd.evaluation.knn import nearest
+from glsd.reporting.canvas import save_png_and_svg
+from glsd.reporting.correspondences import draw_correspondences, top_correspondences
+from glsd.reporting.crops import draw_crops, view_crops
+from glsd.reporting.curves import draw_collapse, draw_curves
+from glsd.reporting.feature_map import draw_feature_map, umap_available
+from glsd.reporting.matchings import draw_matchings, geometric_pair, similarity_pair
+from glsd.reporting.neighbours import draw_neighbours
 from ray_jobs.labelled import LabelledImages, LabelledSplit
 from ray_jobs.online_knn import Preprocessed, preprocessed
 from ray_jobs.settings import num_cores

@@ -20,11 +20,13 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from glsd.config import Config
-from glsd.data import Index, Order, regime, write_subset
-from glsd.data.filesystems import check_uri
-from glsd.models import Backbone, build_backbone
+from glsd.data.index import Index
+from glsd.data.order import Order
+from glsd.data.regimes import regime, write_subset
+from glsd.models.backbone import Backbone, build_backbone
 from glsd.scaling import scaled
-from glsd.training import checkpoints, newest_checkpoint
+from glsd.storage.uris import check_uri
+from glsd.training.checkpoint import checkpoints, newest_checkpoint
 from ray_jobs.cluster import check_ranks, check_resources, check_shares, cluster
 from ray_jobs.finishing import finish
 from ray_jobs.initial_weights import INIT, InitialWeights, initial_weights

@@ -25,18 +25,13 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from glsd.config import LinearConfig
-from glsd.data.filesystems import joined
-from glsd.evaluation import (
-    Encoder,
-    block_representations,
-    initial_probe,
-    linear_accuracy,
-    linear_step,
-    model_digest,
-)
-from glsd.training import checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
+from glsd.evaluation.blocks import block_representations
+from glsd.evaluation.encoder import Encoder, model_digest
+from glsd.evaluation.linear import initial_probe, linear_accuracy, linear_step
+from glsd.storage.folder import Folder
+from glsd.storage.uris import joined
+from glsd.training.checkpoint import checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
 from ray_jobs.cluster import check_ranks, check_resources
-from ray_jobs.folder import Folder
 from ray_jobs.labelled import LabelledImages, LabelledSplit
 from ray_jobs.monitor import Handle, ProgressLine, Reporter, progress_text, start_monitor
 from ray_jobs.run_directory import RunDirectory

@@ -17,30 +17,29 @@ import yaml
 from pydantic import ValidationError
 
 from glsd.config import Config, LinearConfig, documentation, explained
-from glsd.data.filesystems import is_remote, replace_file
-from glsd.evaluation import COLLAPSE_MEASURES, Verdict, collapse_verdict, standard_error
-from glsd.reporting import (
+from glsd.evaluation.verdict import COLLAPSE_MEASURES, Verdict, collapse_verdict, standard_error
+from glsd.reporting.charts import Chart, Line, number_text
+from glsd.reporting.html import (
     Badge,
     Bar,
     Bars,
     Block,
-    Chart,
     Charts,
     Code,
     Details,
     Facts,
     FigureBlock,
-    Line,
     Page,
     Points,
     Prose,
     Section,
     Table,
     Tiles,
-    number_text,
     share_text,
 )
-from ray_jobs.folder import Folder
+from glsd.storage.folder import Folder
+from glsd.storage.replacing import replace_file
+from glsd.storage.uris import is_remote
 from ray_jobs.lease import TIMES, read_holder
 from ray_jobs.run_directory import (
     CONFIG,

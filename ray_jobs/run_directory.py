@@ -25,9 +25,9 @@ from pydantic import ValidationError
 
 import glsd.config
 from glsd.config import Config
-from glsd.data import Index
-from glsd.data.filesystems import replace_file
-from ray_jobs.folder import Folder
+from glsd.data.index import Index
+from glsd.storage.folder import Folder
+from glsd.storage.replacing import replace_file
 from ray_jobs.lease import NAME as LEASE
 from ray_jobs.lease import TIMES, LeaseTimes, held_lease, holds_lease, read_holder
 

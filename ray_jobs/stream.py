@@ -23,10 +23,11 @@ import ray.data
 from ray.data import Dataset, ExecutionOptions
 
 from glsd.config import Config, DataConfig, LinearConfig
-from glsd.data import Index, Order, UndecodableImage, decode, header_size
-from glsd.data.filesystems import replace_file
-from glsd.data.shards import alone
-from glsd.training import checkpoints
+from glsd.data.images import UndecodableImage, decode, header_size
+from glsd.data.index import Index
+from glsd.data.order import Order
+from glsd.storage.replacing import alone, replace_file
+from glsd.training.checkpoint import checkpoints
 
 MAX_REPLACEMENTS = 100
 """Undecodable images in a row after which the data, and not an image, is at fault."""
@@ -160,7 +161,7 @@ class UnitSource:
         Returns:
             The arrays of `glsd.training.Unit`, and `skips` (m,): a JSON list of [image_id, reason] for each image.
         """
-        from glsd.augment import ViewBatch
+        from glsd.augment.views import ViewBatch
 
         reader = UnitReader(self.order, self.index, self.image_ids, self.config.data)
         epoch, unit = reader.read(k)
@@ -178,7 +179,7 @@ class UnitSource:
 
     def blank(self, k: int) -> dict[str, np.ndarray]:
         """Arrays of the shapes of unit k."""
-        from glsd.augment import multicrop_batch
+        from glsd.augment.views import multicrop_batch
 
         size, augment = self.config.data.unit_size, self.config.augment
         images, ids = [np.zeros((8, 8, 3), np.uint8)] * size, np.zeros(size, np.int64)
@@ -233,7 +234,7 @@ class LinearSource:
         """`unit` (m,), `crops` (m, S, S, 3) uint8 and `label` (m,) of unit k; an image that stands in for an
         undecodable one brings its own label.
         """
-        from glsd.evaluation import linear_crop
+        from glsd.evaluation.linear import linear_crop
 
         reader = UnitReader(self.order, self.index, self.image_ids, self.limits)
         epoch, unit = reader.read(k)

@@ -17,25 +17,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from glsd.config import flatten
-from glsd.reporting import (
-    axis_name,
-    axis_text,
-    comparison,
-    draw_collapse,
-    draw_comparison,
-    draw_regimes,
-    draw_trial_curves,
-    latex_table,
-    save_png_and_svg,
-    seed_differences,
-    seed_summary,
-    table_cells,
-    tidy_table,
-    varied,
-    write_tables,
-)
+from glsd.reporting.canvas import save_png_and_svg
 from glsd.reporting.charts import number_text
-from glsd.reporting.curves import LOOKS, Series
+from glsd.reporting.curves import LOOKS, Series, draw_collapse
 from glsd.reporting.html import (
     Badge,
     Block,
@@ -50,8 +34,21 @@ from glsd.reporting.html import (
     Tiles,
     share_text,
 )
-from glsd.reporting.tables import SEED, SETTING
-from ray_jobs.folder import Folder
+from glsd.reporting.regimes import axis_name, draw_comparison, draw_regimes, draw_trial_curves
+from glsd.reporting.tables import (
+    SEED,
+    SETTING,
+    axis_text,
+    comparison,
+    latex_table,
+    seed_differences,
+    seed_summary,
+    table_cells,
+    tidy_table,
+    varied,
+    write_tables,
+)
+from glsd.storage.folder import Folder
 from ray_jobs.lease import TIMES, read_holder
 from ray_jobs.run_directory import FIGURES
 from ray_jobs.trial_states import SWEEP, TRIALS, TrialState, trial_states

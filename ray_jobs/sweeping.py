@@ -24,13 +24,15 @@ import yaml
 from ray import tune
 
 from glsd.config import Config
-from glsd.data import Index, Order, regime
-from glsd.data.filesystems import absolute, joined
-from glsd.evaluation import untrained_encoder
+from glsd.data.index import Index
+from glsd.data.order import Order
+from glsd.data.regimes import regime
+from glsd.evaluation.encoder import untrained_encoder
 from glsd.scaling import scaled
+from glsd.storage.folder import Folder
+from glsd.storage.uris import absolute, joined
 from ray_jobs.cluster import check_ranks, check_resources, check_shares, cluster, gpu_room
 from ray_jobs.evaluating import check_map
-from ray_jobs.folder import Folder
 from ray_jobs.grids import Space, Trial, drawn_trial, load_space, trials
 from ray_jobs.labelled import indexed, labelled_split
 from ray_jobs.lease import NAME as LEASE

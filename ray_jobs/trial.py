@@ -17,12 +17,13 @@ from ray import tune
 from tensorboardX import SummaryWriter
 
 from glsd.config import Config
-from glsd.data.filesystems import joined
-from glsd.evaluation import Collapsed
-from glsd.training import NonFiniteLoss, checkpoints, newest_checkpoint
+from glsd.evaluation.verdict import Collapsed
+from glsd.storage.folder import Folder
+from glsd.storage.uris import joined
+from glsd.training.checkpoint import checkpoints, newest_checkpoint
+from glsd.training.loop import NonFiniteLoss
 from ray_jobs.cluster import ProcessDied
 from ray_jobs.evaluating import evaluate
-from ray_jobs.folder import Folder
 from ray_jobs.measuring import Probe
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.pretraining import pretrain

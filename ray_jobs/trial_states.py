@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import yaml
 
-from glsd.data.filesystems import joined
-from ray_jobs.folder import Folder
+from glsd.storage.folder import Folder
+from glsd.storage.uris import joined
 from ray_jobs.run_directory import CONFIG, EVALUATION, read_metrics
 
 SWEEP, TRIALS, OUTCOME = "sweep.json", "trials", "outcome.json"

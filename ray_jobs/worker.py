@@ -14,22 +14,13 @@ import ray.train.torch
 import torch
 
 from glsd.config import Config
-from glsd.evaluation import Collapsed, CollapseWatch, collapse_metrics
-from glsd.training import (
-    Metrics,
-    NonFiniteLoss,
-    Reading,
-    TrainState,
-    Unit,
-    checkpoints,
-    initial_state,
-    load_checkpoint,
-    manifest,
-    mean_metrics,
-    prune_checkpoints,
-    save_checkpoint,
-    steps,
-)
+from glsd.evaluation.collapse import collapse_metrics
+from glsd.evaluation.verdict import Collapsed, CollapseWatch
+from glsd.training.batch import Unit
+from glsd.training.checkpoint import checkpoints, load_checkpoint, manifest, prune_checkpoints, save_checkpoint
+from glsd.training.loop import Metrics, NonFiniteLoss, Reading, steps
+from glsd.training.state import TrainState, initial_state
+from glsd.training.step import mean_metrics
 from ray_jobs.initial_weights import read_initial_weights
 from ray_jobs.labelled import LabelledSplit
 from ray_jobs.loggers import external_loggers

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from glsd.config import DataConfig
-from glsd.data import build_index
-from ray_jobs.caching import clear, entries, is_kept, kept, remove, use
+from glsd.data.index import build_index
+from glsd.storage.cache import is_kept, kept, remove, use
+from ray_jobs.caching import clear, entries
 from ray_jobs.cli import main
 
 STORE = "features-" + "0123456789abcdef" * 2

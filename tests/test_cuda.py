@@ -6,8 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from glsd.augment import photometric_device
-from glsd.training import Metrics, TrainState, initial_state, schedule, to_device, train_step
+from glsd.augment.photometric import photometric_device
+from glsd.training.batch import to_device
+from glsd.training.loop import Metrics
+from glsd.training.schedules import schedule
+from glsd.training.state import TrainState, initial_state
+from glsd.training.step import train_step
 from ray_jobs.settings import JobSettings
 from tests.training.small import small_config, train, units
 

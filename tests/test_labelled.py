@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from glsd.config import Config
-from glsd.data import Index, build_index
-from glsd.evaluation import export_backbone, untrained_encoder
+from glsd.data.index import Index, build_index
+from glsd.evaluation.encoder import untrained_encoder
+from glsd.evaluation.export import export_backbone
 from ray_jobs.evaluating import evaluate
 from ray_jobs.labelled import LabelledImages, has_classes, labelled_split, value_range_note
 from ray_jobs.monitor import ProgressLine

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from glsd.config import Config
-from glsd.data import Index, build_index
-from glsd.models import build_student_teacher
+from glsd.data.index import Index, build_index
+from glsd.models.student_teacher import build_student_teacher
 from ray_jobs.labelled import LabelledSplit, labelled_split
 from ray_jobs.online_knn import OnlineKnn
 from tests.processes import run_in_two

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from glsd.config import Config
-from glsd.data import build_index
-from glsd.evaluation import untrained_encoder
+from glsd.data.index import build_index
+from glsd.evaluation.encoder import untrained_encoder
 from ray_jobs.labelled import LabelledImages
 from ray_jobs.picturing import alike, picture_features, picture_nearest
 from tests.ray.images import CLASSES, labelled_folder

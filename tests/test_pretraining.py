@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from glsd.config import Config
-from glsd.data import build_index, regime, write_subset
+from glsd.data.index import build_index
+from glsd.data.regimes import regime, write_subset
 from ray_jobs.pretraining import SUBSET, batch_norm_note, pretrain
 from ray_jobs.run_directory import RunDirectory
 from tests.data.encoding import write_jpegs

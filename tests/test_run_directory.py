@@ -17,10 +17,10 @@ import pyarrow.fs
 import pytest
 
 from glsd.config import Config, DataConfig
-from glsd.data import build_index
-from glsd.data.filesystems import joined
-from glsd.training import save_checkpoint
-from ray_jobs.folder import Folder
+from glsd.data.index import build_index
+from glsd.storage.folder import Folder
+from glsd.storage.uris import joined
+from glsd.training.checkpoint import save_checkpoint
 from ray_jobs.lease import NAME, LeaseTimes, read_holder
 from ray_jobs.run_directory import RunDirectory, RunLog, read_metrics
 from tests.data.encoding import write_jpegs

@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from glsd.augment import multicrop_batch
+from glsd.augment.views import multicrop_batch
 from glsd.config import DataConfig
-from glsd.data import Order, build_index, decode
+from glsd.data.images import decode
+from glsd.data.index import build_index
+from glsd.data.order import Order
 from ray_jobs.stream import UnitSource
 from tests.ray.images import labelled_folder
 from tests.ray.runs import small_run

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from glsd.data import build_index
+from glsd.data.index import build_index
 from ray_jobs.cli import Sweep, main, parse
 from ray_jobs.reporting import report
 from ray_jobs.settings import JobSettings

@@ -10,9 +10,12 @@ import torch
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from glsd.data import build_index
-from glsd.evaluation import collapse_metrics
-from glsd.training import Metrics, TrainState, checkpoints, initial_state, steps, to_device
+from glsd.data.index import build_index
+from glsd.evaluation.collapse import collapse_metrics
+from glsd.training.batch import to_device
+from glsd.training.checkpoint import checkpoints
+from glsd.training.loop import Metrics, steps
+from glsd.training.state import TrainState, initial_state
 from ray_jobs.initial_weights import read_initial_weights
 from ray_jobs.lease import NAME, LeaseTimes, read_holder
 from ray_jobs.run_directory import DATA, RunDirectory

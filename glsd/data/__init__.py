@@ -9,7 +9,6 @@ from glsd.data.images import header_size as header_size
 from glsd.data.index import Index as Index
 from glsd.data.index import Place as Place
 from glsd.data.index import build_index as build_index
-from glsd.data.index import cache_folder as cache_folder
 from glsd.data.order import Order as Order
 from glsd.data.order import permutation as permutation
 from glsd.data.regimes import regime as regime
@@ -18,6 +17,7 @@ from glsd.data.regimes import write_subset as write_subset
 from glsd.data.scenes import Scene as Scene
 from glsd.data.scenes import read_scenes as read_scenes
 from glsd.data.sources import CLASS_NAMES as CLASS_NAMES
+from glsd.storage.cache import cache_folder as cache_folder
 
 __all__ = [
     "CLASS_NAMES",

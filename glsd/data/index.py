@@ -8,7 +8,6 @@ data are never indexed twice and changed data never go by an old index; workers 
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -21,10 +20,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from glsd.config import DataConfig
-from glsd.data import filesystems
 from glsd.data.images import IMAGE_EXTENSIONS
-from glsd.data.shards import alone, pack, scan_tars
+from glsd.data.shards import pack, scan_tars
 from glsd.data.sources import CLASS_NAMES, Labels, Source, find_sources
+from glsd.storage.cache import cache_folder
+from glsd.storage.files import read
+from glsd.storage.listing import unreadable, walk
+from glsd.storage.replacing import alone, synced
+from glsd.storage.uris import inner_names
 
 _FORMAT: Final = "3"
 
@@ -128,7 +131,7 @@ class Index:
         """
         place = self.place(image_id)
         try:
-            data, file_size = filesystems.read(place.uri, place.offset, place.length)
+            data, file_size = read(place.uri, place.offset, place.length)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"{self.uri(image_id)} is gone since the index was made; {_REMEDY}") from error
         if file_size != place.file_size:
@@ -196,23 +199,6 @@ def build_index(
     return Index.open(path)
 
 
-def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Where what is made from data is kept: `GLSD_CACHE`, or `glsd` in the user's cache folder.
-
-    Raises:
-        ValueError: it cannot be made or written to.
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(cache_dir or os.environ.get("GLSD_CACHE") or Path(home) / "glsd").absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"the cache folder {folder} cannot be made: {error}; set GLSD_CACHE to another") from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"the cache folder {folder} is not writable; set GLSD_CACHE to another")
-    return folder
-
-
 def _key(found: Iterable[Source], config: DataConfig) -> str:
     digest = hashlib.sha256(b"2")  # as in format 2, whose digest this was, see `Index.has_digest`
     for source in found:
@@ -243,12 +229,12 @@ def _table(found: list[Source], config: DataConfig, cache: Path, key: str, tick:
             if source.kind != "tars":
                 folder = pack(source, config, cache, tick)
                 packed.append(str(folder))
-                files = filesystems.walk(str(folder), (".tar",), lambda _: None)
+                files = walk(str(folder), (".tar",), lambda _: None)
             members = scan_tars(source.name, files, tick if source.kind == "tars" else lambda _: None)
             if not members.uris:
                 raise ValueError(f"{source.name} holds no image; images end in {', '.join(IMAGE_EXTENSIONS)}")
             part, part_labels = dict(zip(Place._fields, members[:5], strict=True)), members.labels
-        names = filesystems.inner_names(part["uri"])
+        names = inner_names(part["uri"])
         if source.kind in ("images", "tars"):
             parts.append(part | {"place": part["uri"], "name": names})
         else:  # in their own place among the sources, wherever the cache is
@@ -307,7 +293,7 @@ def _digest(table: pa.Table, names: pa.Array, classes: list[str] | None) -> str:
 
 def _whole_files(source: Source) -> dict[str, Any]:
     files = source.files
-    if closed := filesystems.unreadable(files.uris):
+    if closed := unreadable(files.uris):
         raise ValueError(f"{closed[0]} cannot be read by this user ({len(closed)} of {len(files.uris)} images cannot)")
     offset = np.full(len(files.uris), -1) if source.offsets is None else source.offsets
     length = files.sizes if source.lengths is None else np.where(offset < 0, files.sizes, source.lengths)
@@ -378,6 +364,6 @@ def _check_distinct(table: pa.Table) -> None:
 def _write(path: Path, table: pa.Table) -> None:
     """The file, whole or not at all."""
     unfinished = path.with_suffix(".unfinished")
-    with filesystems.synced(unfinished) as file, pa.ipc.new_file(file, table.schema) as writer:
+    with synced(unfinished) as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     unfinished.replace(path)

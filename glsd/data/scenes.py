@@ -5,8 +5,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from glsd.data import filesystems
 from glsd.data.sources import read_csv
+from glsd.storage.listing import what_is_at
+from glsd.storage.uris import absolute, beside
 
 _COLUMNS: Final = ("image_a", "image_b", "homography")
 
@@ -32,8 +33,8 @@ def read_scenes(source: str) -> list[Scene]:
         ValueError: there is no such file, a column or an image is missing, or a homography is not nine numbers of an
             invertible matrix; the message names the line.
     """
-    uri = filesystems.absolute(source)
-    if filesystems.what_is_at(uri) != "file":
+    uri = absolute(source)
+    if what_is_at(uri) != "file":
         raise ValueError(f"{source} is not a file that exists; name a CSV file with the columns {', '.join(_COLUMNS)}")
     columns, line_numbers, _ = read_csv(uri)
     if missing := [name for name in _COLUMNS if name not in columns]:
@@ -45,9 +46,9 @@ def read_scenes(source: str) -> list[Scene]:
 
 
 def _scene(uri: str, line_number: int, image_a: str, image_b: str, homography: str) -> Scene:
-    paths = [filesystems.beside(uri, entry.strip()) for entry in (image_a, image_b)]
+    paths = [beside(uri, entry.strip()) for entry in (image_a, image_b)]
     for path in paths:
-        if filesystems.what_is_at(path) != "file":
+        if what_is_at(path) != "file":
             raise ValueError(f"{uri}, line {line_number}: {path} is not a file that exists")
     try:
         matrix = np.array(homography.split(), np.float64).reshape(3, 3)

@@ -6,7 +6,6 @@ packed once into plain tars of the cache folder and read from there.
 
 import bz2
 import contextlib
-import fcntl
 import gzip
 import hashlib
 import io
@@ -27,10 +26,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from glsd.config import DataConfig
-from glsd.data import filesystems
-from glsd.data.filesystems import Files
 from glsd.data.images import IMAGE_EXTENSIONS, UndecodableImage, extension
 from glsd.data.sources import Labels, Source, as_labels, counted, kind_not_read
+from glsd.storage.files import open_file, open_stream
+from glsd.storage.listing import Files
+from glsd.storage.replacing import alone
+from glsd.storage.uris import inner_names
 
 _SHARD_BYTES: Final = 1 << 30
 _SCAN_THREADS: Final = 8
@@ -151,20 +152,12 @@ def pack(source: Source, config: DataConfig, cache: Path, tick: Callable[[int], 
     return folder
 
 
-@contextlib.contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """One process at a time; the lock of a process that is killed is open."""
-    with lock.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _scan_tar(uri: str) -> _Scanned:
     images: list[tuple[str, int, int]] = []
     labels: dict[str, str] = {}
     not_read = Counter[str]()
     try:
-        with filesystems.open_file(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open_file(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 suffix = _suffix(member)
                 if suffix in IMAGE_EXTENSIONS:
@@ -235,11 +228,11 @@ def _write_tars(folder: Path, members: Iterator[tuple[str, bytes]], tick: Callab
 def _tar_images(source: Source) -> Iterator[tuple[str, bytes]]:
     """Images and labels of compressed tars, under the names TAR/MEMBER."""
     not_read = Counter[str]()
-    for uri, tar_name in zip(source.files.uris, filesystems.inner_names(source.files.uris), strict=True):
+    for uri, tar_name in zip(source.files.uris, inner_names(source.files.uris), strict=True):
         opener = next(opener for suffixes, opener in _OPENERS.items() if tar_name.lower().endswith(suffixes))
         try:
             with (
-                filesystems.open_stream(uri) as compressed,
+                open_stream(uri) as compressed,
                 opener(compressed) as stream,
                 tarfile.open(fileobj=stream, mode="r|") as tar,
             ):
@@ -260,8 +253,8 @@ def _tar_images(source: Source) -> Iterator[tuple[str, bytes]]:
 
 def _parquet_images(source: Source, config: DataConfig) -> Iterator[tuple[str, bytes]]:
     """Images and labels of Parquet files, under the names FILE/ROW."""
-    for uri, file_name in zip(source.files.uris, filesystems.inner_names(source.files.uris), strict=True):
-        with filesystems.open_file(uri) as stream:
+    for uri, file_name in zip(source.files.uris, inner_names(source.files.uris), strict=True):
+        with open_file(uri) as stream:
             try:
                 table = pq.ParquetFile(stream)
             except pa.ArrowInvalid as error:

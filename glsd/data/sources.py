@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glsd.config import DataConfig
-from glsd.data import filesystems
-from glsd.data.filesystems import Files
 from glsd.data.images import IMAGE_EXTENSIONS
+from glsd.storage.files import read
+from glsd.storage.listing import Files, expanded, stat_files, walk, what_is_at
+from glsd.storage.uris import absolute, beside, check_uri, is_remote, relative, unquote_key
 
 Labels = list[str] | NDArray[np.int64]
 CLASS_NAMES: Final = "classes.json"
@@ -53,8 +54,6 @@ _NO_IMAGES: Final = (
     *("makefile", "md5sums", "notice", "readme", "sha1sums", "sha256sums", "sha512sums", "todo", "version", "_success"),
 )
 """Lower-case names of files without a suffix that are surely no images."""
-_BRACES: Final = re.compile(r"\{([^{}]*)\}")
-_RANGE: Final = re.compile(r"([0-9]+)\.\.([0-9]+)")
 
 
 class Source(NamedTuple):
@@ -83,7 +82,7 @@ def find_sources(sources: Sequence[str | Path], config: DataConfig, tick: Callab
     """
     if not sources or not all(map(str, sources)):
         raise ValueError("no data named; give a folder of images, a list, tars or Parquet files")
-    found = [_source(uri, config, tick) for source in sources for uri in expanded(filesystems.absolute(source))]
+    found = [_source(uri, config, tick) for source in sources for uri in expanded(absolute(source))]
     return _with_class_names(found)
 
 
@@ -94,38 +93,21 @@ def as_labels(texts: list[str]) -> Labels:
     return texts
 
 
-def expanded(uri: str) -> list[str]:
-    """A brace pattern such as `{000..007}` or `{train,test}` as all that it stands for, unless it is there itself."""
-    if not _BRACES.search(uri) or (not filesystems.is_remote(uri) and filesystems.what_is_at(uri)):
-        return [uri]
-    pieces = _BRACES.split(uri)
-    choices: list[list[str]] = []
-    for position, piece in enumerate(pieces):
-        if position % 2 == 0:
-            choices.append([piece])
-        elif match := _RANGE.fullmatch(piece):
-            first, last = match.groups()
-            choices.append([str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)])
-        else:
-            choices.append(piece.split(","))
-    return ["".join(parts) for parts in itertools.product(*choices)]
-
-
 def _source(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source:
-    what = filesystems.what_is_at(uri)
+    what = what_is_at(uri)
     if what is None:
-        is_link = not filesystems.is_remote(uri) and Path(uri).is_symlink()
+        is_link = not is_remote(uri) and Path(uri).is_symlink()
         raise ValueError(f"{uri} is a link that leads nowhere; mend it" if is_link else f"{uri} does not exist")
     if what == "folder":
         return _folder(uri, tick)
-    name = filesystems.unquote_key(uri).lower()
+    name = unquote_key(uri).lower()
     if name.endswith(".txt"):
         return _text_list(uri, tick)
     if name.endswith(".csv"):
         return _csv_list(uri, config, tick)
     for kind, extensions in _EXTENSIONS.items():
         if name.endswith(extensions):
-            return Source(uri, kind, Files([uri], *filesystems.stat_files([uri], lambda _: None)))
+            return Source(uri, kind, Files([uri], *stat_files([uri], lambda _: None)))
     known = ", ".join((".txt", ".csv", *itertools.chain.from_iterable(_EXTENSIONS.values())))
     raise ValueError(f"{uri} is no kind of data that is known; name a folder or a file that ends in {known}")
 
@@ -133,8 +115,8 @@ def _source(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source
 def _folder(uri: str, tick: Callable[[int], None]) -> Source:
     others = Counter[str]()
     suffixes = tuple(itertools.chain.from_iterable(_EXTENSIONS.values()))
-    files = filesystems.walk(uri, suffixes, tick, lambda name: others.update(kind_not_read(name)))
-    names = [filesystems.unquote_key(file).lower() for file in files.uris]
+    files = walk(uri, suffixes, tick, lambda name: others.update(kind_not_read(name)))
+    names = [unquote_key(file).lower() for file in files.uris]
     counts = {kind: sum(name.endswith(extensions) for name in names) for kind, extensions in _EXTENSIONS.items()}
     kinds = [kind for kind, count in counts.items() if count]
     if not kinds:
@@ -173,14 +155,14 @@ def counted(kinds: Counter[str]) -> str:
 def _check_packs(files: Files) -> None:
     """Refuse shards of a pack that was killed, is at work, or was copied in part; some may be named one by one."""
     sizes = dict(zip(files.uris, files.sizes.tolist(), strict=True))
-    for plan in dict.fromkeys(filesystems.beside(uri, PACK_PLAN) for uri in files.uris):
-        if filesystems.what_is_at(plan) != "file":
+    for plan in dict.fromkeys(beside(uri, PACK_PLAN) for uri in files.uris):
+        if what_is_at(plan) != "file":
             continue
         try:
-            shards = {name: num_bytes for name, _, _, num_bytes in json.loads(filesystems.read(plan)[0])["shards"]}
+            shards = {name: num_bytes for name, _, _, num_bytes in json.loads(read(plan)[0])["shards"]}
         except (ValueError, KeyError, TypeError):
             continue  # somebody else's file of that name
-        lacking = [name for name, size in shards.items() if sizes.get(filesystems.beside(plan, name)) != size]
+        lacking = [name for name, size in shards.items() if sizes.get(beside(plan, name)) != size]
         if lacking:
             raise ValueError(
                 f"{plan} names {len(shards)} shards, of which {len(lacking)} are missing or of another size, such as "
@@ -193,9 +175,9 @@ def _with_class_names(found: list[Source]) -> list[Source]:
     """The sources, those of tars in one folder with the class names that lie beside them."""
     lists: dict[str, str] = {}
     for source in found:
-        beside = {filesystems.beside(uri, CLASS_NAMES) for uri in source.files.uris} if "tars" in source.kind else set()
-        if len(beside) == 1:
-            lists[source.name] = beside.pop()
+        lying_beside = {beside(uri, CLASS_NAMES) for uri in source.files.uris} if "tars" in source.kind else set()
+        if len(lying_beside) == 1:
+            lists[source.name] = lying_beside.pop()
     names = {uri: _class_names(uri) for uri in dict.fromkeys(lists.values())}  # read once for a thousand tars
     return [
         source._replace(class_names=known, content=json.dumps(known))
@@ -207,10 +189,10 @@ def _with_class_names(found: list[Source]) -> list[Source]:
 
 def _class_names(uri: str) -> list[str] | None:
     """A JSON list of names by class id, or of objects with a `label` and its `name` (or `words`)."""
-    if filesystems.what_is_at(uri) != "file":
+    if what_is_at(uri) != "file":
         return None
     try:
-        entries = json.loads(filesystems.read(uri)[0])
+        entries = json.loads(read(uri)[0])
         if all(isinstance(entry, dict) for entry in entries):
             by_label = {entry["label"]: entry.get("name", entry.get("words")) for entry in entries}
             entries = [by_label[label] for label in range(len(entries))]
@@ -230,7 +212,7 @@ def _class_names(uri: str) -> list[str] | None:
 
 def _class_folders(root: str, files: Files) -> list[str] | None:
     """The folder of each image as its class, where every image lies exactly one folder deep."""
-    parts = [filesystems.relative(uri, root).split("/") for uri in files.uris]
+    parts = [relative(uri, root).split("/") for uri in files.uris]
     elsewhere = [uri for uri, part in zip(files.uris, parts, strict=True) if len(part) != 2]
     if elsewhere and len(elsewhere) < 0.1 * len(parts):
         warnings.warn(
@@ -248,7 +230,7 @@ def _text_list(uri: str, tick: Callable[[int], None]) -> Source:
     lines = [(number, line) for number, line in enumerate(stripped, 1) if line]
     if not lines:
         raise ValueError(f"{uri} lists no image; write one path a line")
-    entries = [filesystems.beside(uri, line) for _, line in lines]
+    entries = [beside(uri, line) for _, line in lines]
     files = _listed(uri, entries, [number for number, _ in lines], tick)
     return Source(uri, "images", files, content=content)
 
@@ -260,7 +242,7 @@ def _csv_list(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Sour
         raise ValueError(f"{uri} has no column 'path' or 'uri'; its first line has {', '.join(columns) or 'nothing'}")
     if not numbers:
         raise ValueError(f"{uri} lists no image below its first line")
-    files = _listed(uri, [filesystems.beside(uri, entry) for entry in columns[column]], numbers, tick)
+    files = _listed(uri, [beside(uri, entry) for entry in columns[column]], numbers, tick)
     labels = None
     if config.label_column in columns:
         texts = [label.strip() for label in columns[config.label_column]]
@@ -323,7 +305,7 @@ def read_csv(uri: str) -> tuple[dict[str, list[str]], list[int], str]:
 
 
 def _text(uri: str) -> tuple[str, str]:
-    data, _ = filesystems.read(uri)
+    data, _ = read(uri)
     try:
         return data.decode("utf-8-sig"), hashlib.sha256(data).hexdigest()
     except UnicodeDecodeError as error:
@@ -334,11 +316,11 @@ def _listed(uri: str, entries: list[str], line_numbers: list[int], tick: Callabl
     """The files that a list names; a file that is named several times (as a tar is) is looked at once."""
     for entry, number in zip(entries, line_numbers, strict=True):
         try:
-            filesystems.check_uri(entry)
+            check_uri(entry)
         except ValueError as error:
             raise ValueError(f"{uri}, line {number}: {error}") from error
     once = list(dict.fromkeys(entries))
-    sizes, mtimes = filesystems.stat_files(once, tick)
+    sizes, mtimes = stat_files(once, tick)
     tick(len(entries) - len(once))
     rows = {entry: row for row, entry in enumerate(once)}
     order = np.array([rows[entry] for entry in entries])

@@ -7,7 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from glsd.evaluation.encoder import Encoder
-from glsd.models import Backbone
+from glsd.models.backbone import Backbone
 
 
 @torch.no_grad()

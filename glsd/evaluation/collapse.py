@@ -15,14 +15,17 @@ from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from glsd.augment import ViewBatch, multicrop_batch
+from glsd.augment.views import ViewBatch, multicrop_batch
 from glsd.config import Config
 from glsd.evaluation.encoder import Encoder
 from glsd.evaluation.verdict import Verdict, collapse_verdict
-from glsd.losses import teacher_distribution
+from glsd.losses.cross_entropy import teacher_distribution
 from glsd.matching import match_by_similarity
-from glsd.models import Centers, Network, ViewOutputs
-from glsd.training import Batch, TrainState, autocast, initial_state, to_device, unit_losses
+from glsd.models.centering import Centers
+from glsd.models.student_teacher import Network, ViewOutputs
+from glsd.training.batch import Batch, to_device
+from glsd.training.state import TrainState, initial_state
+from glsd.training.step import autocast, unit_losses
 
 _OUTPUT_ROWS = 64
 """Rows of a head whose outputs are looked at: 16 MB of logits over 65536 prototypes."""

@@ -32,7 +32,7 @@ from glsd.config import Config
 from glsd.evaluation.encoder import Encoder, build_encoder, with_downsampling_moved
 from glsd.evaluation.export import export_backbone
 from glsd.evaluation.targets import from_huggingface, huggingface_family
-from glsd.models import build_backbone, timm_architecture
+from glsd.models.backbone import build_backbone, timm_architecture
 
 FLAT = "flat"
 """Layout of a file that holds a backbone alone."""

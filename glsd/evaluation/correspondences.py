@@ -16,7 +16,8 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from glsd.augment import photometric_worker, sample_views
+from glsd.augment.distributions import sample_views
+from glsd.augment.photometric import photometric_worker
 from glsd.config import AugmentConfig
 from glsd.evaluation.encoder import Encoder
 from glsd.matching import match_by_similarity

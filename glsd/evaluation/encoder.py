@@ -18,11 +18,14 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from glsd.augment import normalize
+from glsd.augment.photometric import normalize
 from glsd.config import Config
-from glsd.data.filesystems import absolute, joined, read, what_is_at
 from glsd.evaluation.preprocessing import evaluation_crop
-from glsd.models import Backbone, build_backbone, build_student_teacher
+from glsd.models.backbone import Backbone, build_backbone
+from glsd.models.student_teacher import build_student_teacher
+from glsd.storage.files import read
+from glsd.storage.listing import what_is_at
+from glsd.storage.uris import absolute, joined
 from glsd.training.checkpoint import load_checkpoint, newest_checkpoint
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"

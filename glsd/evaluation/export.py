@@ -20,9 +20,10 @@ import torch
 from safetensors.torch import save
 from timm.models.swin_transformer import SwinTransformer
 
-from glsd.data.filesystems import is_remote, sync_folder, synced
 from glsd.evaluation.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, check_finite, with_downsampling_moved
-from glsd.models import timm_architecture
+from glsd.models.backbone import timm_architecture
+from glsd.storage.replacing import sync_folder, synced
+from glsd.storage.uris import is_remote
 
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # what lets a timm model take other sizes
 _COMPARED_PX = (224, 96)  # the paper's global and local crops

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from glsd.augment import sample_views
+from glsd.augment.distributions import sample_views
 from glsd.config import AugmentConfig, LinearConfig
 
 

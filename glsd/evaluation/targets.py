@@ -21,7 +21,7 @@ from torch import Tensor
 
 from glsd.evaluation.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, with_downsampling_moved
 from glsd.evaluation.export import ExportReport, export_backbone, refuse_to_replace, write_export
-from glsd.models import timm_architecture
+from glsd.models.backbone import timm_architecture
 
 Renames = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 """Regular expressions and what takes their place, applied one after the other to names in timm's layout."""

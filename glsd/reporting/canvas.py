@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.text import Text
 
-from glsd.data.filesystems import replacing
+from glsd.storage.replacing import replacing
 
 Image = UInt8[np.ndarray, "_ _ 3"]  # (height, width, RGB), of any size each
 LineStyle = Literal["-"] | tuple[float, tuple[float, ...]]

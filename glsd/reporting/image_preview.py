@@ -3,9 +3,9 @@
 import torch
 from matplotlib.figure import Figure
 
-from glsd.augment import multicrop
+from glsd.augment.views import multicrop
 from glsd.config import Config
-from glsd.models import build_backbone
+from glsd.models.backbone import build_backbone
 from glsd.reporting.canvas import WIDTH, Image, blank_figure
 from glsd.reporting.crops import crops_row_height, draw_crops_row, view_crops
 from glsd.reporting.matchings import draw_matching, geometric_pair

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from glsd.data.filesystems import replacing
+from glsd.storage.replacing import replacing
 
 MEASURES = {
     "knn": "k-NN",

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from glsd.augment import normalize, photometric_device
+from glsd.augment.photometric import normalize, photometric_device
 from glsd.config import AugmentConfig
 
 Unit = Mapping[str, np.ndarray]

@@ -17,7 +17,9 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from glsd.data.filesystems import absolute, is_remote, joined, read, resolved, sync_folder, synced
+from glsd.storage.files import read
+from glsd.storage.replacing import sync_folder, synced
+from glsd.storage.uris import absolute, is_remote, joined, resolved
 
 _NAME = re.compile(r"step_(\d{8}|[1-9]\d{8,})")
 _PARTIAL = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]+\.partial")

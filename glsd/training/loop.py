@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from glsd.config import Config
-from glsd.models import Network
+from glsd.models.student_teacher import Network
 from glsd.training.batch import Batch, Unit, to_device
 from glsd.training.memory import is_out_of_memory, out_of_memory_advice
 from glsd.training.schedules import Schedule, schedule

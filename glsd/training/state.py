@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from glsd.config import Config
-from glsd.models import Centers, Network, build_student_teacher
+from glsd.models.centering import Centers
+from glsd.models.student_teacher import Network, build_student_teacher
 from glsd.training.optimizer import build_optimizer
 
 

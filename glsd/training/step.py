@@ -9,17 +9,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from glsd.config import Config
-from glsd.losses import Losses, objective
-from glsd.models import (
-    Centers,
-    Network,
-    ViewOutputs,
-    drop_path_keys,
-    ema_update,
-    last_layers,
-    mean_logits,
-    update_centers,
-)
+from glsd.losses.total import Losses, objective
+from glsd.models.centering import Centers, mean_logits, update_centers
+from glsd.models.drop_path import drop_path_keys
+from glsd.models.student_teacher import Network, ViewOutputs, ema_update, last_layers
 from glsd.training.batch import Batch
 from glsd.training.optimizer import clip_each, gated_step, set_hyperparameters
 from glsd.training.schedules import Schedule

@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from glsd.augment import PHOTOMETRIC_FIELDS
+from glsd.augment.vector import PHOTOMETRIC_FIELDS
 from glsd.config import AugmentConfig
 
 _ADJUSTMENTS = {

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
 
-from glsd.augment import PHOTOMETRIC_FIELDS, sample_views
+from glsd.augment.distributions import sample_views
+from glsd.augment.vector import PHOTOMETRIC_FIELDS
 from glsd.config import AugmentConfig
 
 COLUMN = {name: index for index, name in enumerate(PHOTOMETRIC_FIELDS)}

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glsd.augment import crop_into
+from glsd.augment.geometric import crop_into
 from glsd.geometry import positions
 from tests.augment.images import decibels, photograph, pillow_geometric
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glsd.augment import normalize, photometric_device, photometric_worker, sample_views
+from glsd.augment.distributions import sample_views
+from glsd.augment.photometric import normalize, photometric_device, photometric_worker
 from glsd.config import AugmentConfig
 from tests.augment.images import decibels, photograph, pillow_photometric, vector
 

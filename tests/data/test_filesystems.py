@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from glsd.data.filesystems import read, read_file, replace_file, replacing, resolved
+from glsd.storage.files import read, read_file
+from glsd.storage.replacing import replace_file, replacing
+from glsd.storage.uris import resolved
 from tests.data.google_store import REQUESTS, google_store
 
 

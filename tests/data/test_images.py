@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image, ImageOps
 
-from glsd.augment import sample_views
+from glsd.augment.distributions import sample_views
 from glsd.config import AugmentConfig
-from glsd.data import UndecodableImage, decode, extension, fitting_value_range, header_size
+from glsd.data.images import UndecodableImage, decode, extension, fitting_value_range, header_size
 from tests.data.encoding import encoded, photograph, tiff
 
 LIMIT = 10**6

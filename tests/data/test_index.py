@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from glsd.config import DataConfig
-from glsd.data import Index, build_index
+from glsd.data.index import Index, build_index
 from tests.data.encoding import jpeg, write_jpegs, write_tar
 
 CONFIG = DataConfig()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glsd.data import Order, permutation
+from glsd.data.order import Order, permutation
 
 
 @st.composite

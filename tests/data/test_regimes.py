@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glsd.config import DataConfig
-from glsd.data import build_index, regime, subset, write_subset
+from glsd.data.index import build_index
+from glsd.data.regimes import regime, subset, write_subset
 from tests.data.encoding import write_jpegs
 
 label_lists = st.lists(st.integers(0, 4), min_size=1, max_size=80).map(lambda labels: np.array(labels, np.int64))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glsd.data import read_scenes
+from glsd.data.scenes import read_scenes
 from tests.data.encoding import write_jpegs
 
 SHIFT = "1 0 4  0 1 0  0 0 1"

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from glsd.config import DataConfig
-from glsd.data import Index, build_index, decode, subset, write_subset
-from glsd.data.filesystems import relative
-from glsd.data.images import IMAGE_EXTENSIONS
+from glsd.data.images import IMAGE_EXTENSIONS, decode
+from glsd.data.index import Index, build_index
+from glsd.data.regimes import subset, write_subset
 from glsd.data.sources import kind_not_read
+from glsd.storage.uris import relative
 from tests.data.encoding import encoded, jpeg, photograph, write_jpegs, write_tar
 from tests.data.google_store import google_store
 from tests.data.object_store import object_store

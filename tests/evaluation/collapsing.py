@@ -5,10 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from glsd.augment import multicrop_batch
+from glsd.augment.views import multicrop_batch
 from glsd.config import Config
-from glsd.evaluation import collapse_metrics
-from glsd.training import Batch, Metrics, TrainState, Unit, initial_state
+from glsd.evaluation.collapse import collapse_metrics
+from glsd.training.batch import Batch, Unit
+from glsd.training.loop import Metrics
+from glsd.training.state import TrainState, initial_state
 from tests.ray.images import CLASSES, picture
 from tests.training.small import train
 

@@ -3,8 +3,9 @@ import torch
 from torch import Tensor
 
 from glsd.config import load_config
-from glsd.evaluation import Encoder, block_representations
-from glsd.models import build_backbone
+from glsd.evaluation.blocks import block_representations
+from glsd.evaluation.encoder import Encoder
+from glsd.models.backbone import build_backbone
 
 CONFIG = load_config("demo")
 

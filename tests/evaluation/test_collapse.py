@@ -11,18 +11,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glsd.evaluation import (
-    CollapseWatch,
-    build_encoder,
+from glsd.evaluation.collapse import (
     collapse_metrics,
     collapse_report,
-    collapse_verdict,
-    embed,
+    effective_rank,
     encoder_collapse,
-    untrained_encoder,
+    feature_std,
+    k_star_usage,
+    output_entropy_and_information,
 )
-from glsd.evaluation.collapse import effective_rank, feature_std, k_star_usage, output_entropy_and_information
-from glsd.training import Metrics, TrainState, initial_state, to_device
+from glsd.evaluation.encoder import build_encoder, embed, untrained_encoder
+from glsd.evaluation.verdict import CollapseWatch, collapse_verdict
+from glsd.training.batch import to_device
+from glsd.training.loop import Metrics
+from glsd.training.state import TrainState, initial_state
 from tests.evaluation.collapsing import CENTERING_OFF, CPU, pictures, texture_units, textures_config, trained
 from tests.training.small import small_config, units
 

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glsd.evaluation import ConversionReport, Encoder, convert, load_encoder, load_model, read_foreign
-from glsd.evaluation.conversion import foreign_encoder
-from glsd.models import build_backbone
+from glsd.evaluation.conversion import ConversionReport, convert, foreign_encoder, read_foreign
+from glsd.evaluation.encoder import Encoder, load_encoder
+from glsd.evaluation.pretrained import load_model
+from glsd.models.backbone import build_backbone
 from ray_jobs.cli import main
 
 State = dict[str, Tensor]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from glsd.config import AugmentConfig, Config
-from glsd.evaluation import (
+from glsd.evaluation.correspondences import (
     Correspondence,
     cell_centers,
     correspondence,
@@ -20,8 +20,8 @@ from glsd.evaluation import (
     image_pair_correspondence,
     mean_correspondence,
     transformed_view,
-    untrained_encoder,
 )
+from glsd.evaluation.encoder import untrained_encoder
 
 LEFT_THEN_DOWN = torch.tensor([[1.0, 0.0, -4.0], [0.0, 1.0, 4.0], [0.0, 0.0, 1.0]])
 

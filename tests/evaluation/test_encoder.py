@@ -11,18 +11,12 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from glsd.config import Config, load_config
-from glsd.evaluation import (
-    Encoder,
-    build_encoder,
-    convert,
-    embed,
-    export_backbone,
-    load_encoder,
-    load_model,
-    model_digest,
-    untrained_encoder,
-)
-from glsd.models import build_backbone, build_student_teacher
+from glsd.evaluation.conversion import convert
+from glsd.evaluation.encoder import Encoder, build_encoder, embed, load_encoder, model_digest, untrained_encoder
+from glsd.evaluation.export import export_backbone
+from glsd.evaluation.pretrained import load_model
+from glsd.models.backbone import build_backbone
+from glsd.models.student_teacher import build_student_teacher
 from glsd.training.checkpoint import save_checkpoint
 from tests.data.google_store import google_store
 from tests.data.object_store import object_store

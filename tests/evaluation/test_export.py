@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from glsd.config import Config, load_config
-from glsd.evaluation import Encoder, export_backbone, load_encoder, untrained_encoder
-from glsd.evaluation.export import write_export
+from glsd.evaluation.encoder import Encoder, load_encoder, untrained_encoder
+from glsd.evaluation.export import export_backbone, write_export
 from tests.processes import exit_code
 
 VIT, MOBILENET = (

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glsd.evaluation import knn_accuracies, knn_accuracy, majority_share, nearest
-from glsd.evaluation.knn import class_rank
+from glsd.evaluation.knn import class_rank, knn_accuracies, knn_accuracy, majority_share, nearest
 
 
 def oracle_neighbours(anchors: Sequence[Sequence[float]], query: Sequence[float], k: int) -> list[tuple[float, int]]:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms.v2 import functional as torchvision
 
 from glsd.config import LinearConfig
-from glsd.evaluation import (
+from glsd.evaluation.linear import (
     LinearProbe,
     initial_probe,
     linear_accuracy,

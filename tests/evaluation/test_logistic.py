@@ -7,8 +7,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from glsd.evaluation import QuickLinear, logistic_regression
-from glsd.evaluation.logistic import Layer, fit, objective, standardization, stratified_tenth
+from glsd.evaluation.logistic import (
+    Layer,
+    QuickLinear,
+    fit,
+    logistic_regression,
+    objective,
+    standardization,
+    stratified_tenth,
+)
 
 
 def classes_apart(num: int, dim: int, num_classes: int, seed: int, apart: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glsd.losses import (
+from glsd.losses.cross_entropy import (
     distillation_cross_entropy,
     soft_cross_entropy,
     student_log_distribution,

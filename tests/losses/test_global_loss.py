@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glsd.losses import global_representation_loss
+from glsd.losses.global_loss import global_representation_loss
 from tests import oracles
 
 TAU_S, TAU_T = 0.1, 0.05

@@ -5,15 +5,9 @@ import torch
 from torch import Tensor
 
 from glsd.config import ObjectiveConfig
-from glsd.losses import (
-    geometric_matches,
-    global_representation_loss,
-    local_representation_loss,
-    matched_share,
-    objective,
-    similarity_matches,
-)
-from glsd.losses.total import Losses
+from glsd.losses.global_loss import global_representation_loss
+from glsd.losses.local_loss import local_representation_loss, matched_share
+from glsd.losses.total import Losses, geometric_matches, objective, similarity_matches
 from tests.losses.test_local_loss import GROUPS, Case, Groups
 
 TAU_T = 0.06

@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from glsd.models import build_backbone, timm_architecture
+from glsd.models.backbone import build_backbone, timm_architecture
 
 FAMILIES = {
     # name: (d, grid at 224 px, grid at 96 px)

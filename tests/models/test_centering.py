@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glsd.models import Centers, mean_logits, update_centers
+from glsd.models.centering import Centers, mean_logits, update_centers
 
 
 @settings(deadline=None, max_examples=25)

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glsd.models import build_backbone, drop_path_keys
-from glsd.models.drop_path import keep_scales
+from glsd.models.backbone import build_backbone
+from glsd.models.drop_path import drop_path_keys, keep_scales
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from glsd.models import Head
+from glsd.models.head import Head
 
 
 def test_bottlenecks_have_unit_length_for_any_leading_shape() -> None:

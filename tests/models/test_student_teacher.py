@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from glsd.config import Config
-from glsd.models import Backbone, Head, Network, build_student_teacher, drop_path_keys, ema_update, last_layers
+from glsd.models.backbone import Backbone
+from glsd.models.drop_path import drop_path_keys
+from glsd.models.head import Head
+from glsd.models.student_teacher import Network, build_student_teacher, ema_update, last_layers
 
 SETTINGS = {
     "model.backbone": "test_vit",

@@ -6,7 +6,7 @@ import torch
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
-from glsd.models import Backbone
+from glsd.models.backbone import Backbone
 from glsd.models.swin import PadFirstBlock
 
 SMALL = {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4)}

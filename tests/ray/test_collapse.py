@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from glsd.config import Config
-from glsd.evaluation import Collapsed
+from glsd.evaluation.verdict import Collapsed
 from ray_jobs.pretraining import pretrain
 from tests.evaluation.collapsing import CENTERING_OFF, textures_config
 from tests.ray.images import labelled_folder

@@ -13,20 +13,13 @@ import torch
 from PIL import Image
 
 from glsd.config import LinearConfig
-from glsd.data import UndecodableImage, build_index, decode
-from glsd.evaluation import (
-    Encoder,
-    correspondence,
-    embed,
-    flip_truth,
-    knn_accuracy,
-    load_encoder,
-    mean_correspondence,
-    transformed_view,
-    untrained_encoder,
-)
+from glsd.data.images import UndecodableImage, decode
+from glsd.data.index import build_index
+from glsd.evaluation.correspondences import correspondence, flip_truth, mean_correspondence, transformed_view
+from glsd.evaluation.encoder import Encoder, embed, load_encoder, untrained_encoder
+from glsd.evaluation.knn import knn_accuracy
+from glsd.storage.folder import Folder
 from ray_jobs.evaluating import evaluate, score_table
-from ray_jobs.folder import Folder
 from ray_jobs.labelled import LabelledImages, labelled_split
 from ray_jobs.lease import TIMES, held_lease
 from ray_jobs.monitor import ProgressLine

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from glsd.config import Config
-from glsd.data import Index, build_index, decode
-from glsd.evaluation import Encoder, block_representations, untrained_encoder
+from glsd.data.images import decode
+from glsd.data.index import Index, build_index
+from glsd.evaluation.blocks import block_representations
+from glsd.evaluation.encoder import Encoder, untrained_encoder
 from ray_jobs.features import Features, Images, Rows, Selection, Store, extract, precompute
 from ray_jobs.labelled import LabelledImages
 from ray_jobs.monitor import ProgressLine

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glsd.config import DataConfig
-from glsd.data import build_index, regime
-from ray_jobs.folder import Folder
+from glsd.data.index import build_index
+from glsd.data.regimes import regime
+from glsd.storage.folder import Folder
 from ray_jobs.packing import Packed, pack, plan_shards
 
 SHARD_BYTES = 40_960

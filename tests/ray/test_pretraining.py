@@ -16,9 +16,10 @@ import yaml
 from PIL import Image
 
 from glsd.config import Config, DataConfig
-from glsd.data import build_index
-from glsd.evaluation import load_encoder
-from glsd.training import NonFiniteLoss, load_checkpoint, manifest
+from glsd.data.index import build_index
+from glsd.evaluation.encoder import load_encoder
+from glsd.training.checkpoint import load_checkpoint, manifest
+from glsd.training.loop import NonFiniteLoss
 from ray_jobs.pretraining import Run, pretrain
 from tests.ray.images import labelled_folder
 from tests.ray.runs import (

@@ -14,11 +14,13 @@ import ray
 import torch
 
 from glsd.config import LinearConfig
-from glsd.data import UndecodableImage, build_index, decode
-from glsd.evaluation import Encoder, embed, linear_crop, untrained_encoder
-from glsd.training import checkpoints, load_checkpoint
+from glsd.data.images import UndecodableImage, decode
+from glsd.data.index import build_index
+from glsd.evaluation.encoder import Encoder, embed, untrained_encoder
+from glsd.evaluation.linear import linear_crop
+from glsd.storage.folder import Folder
+from glsd.training.checkpoint import checkpoints, load_checkpoint
 from ray_jobs.cluster import cluster as connected
-from ray_jobs.folder import Folder
 from ray_jobs.labelled import LabelledSplit, labelled_split
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.online_knn import embedded, preprocessed

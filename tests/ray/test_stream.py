@@ -12,8 +12,8 @@ import ray
 from ray.data import DataIterator
 
 from glsd.config import DataConfig
-from glsd.data import build_index
-from glsd.training import Unit
+from glsd.data.index import build_index
+from glsd.training.batch import Unit
 from ray_jobs.stream import UnitSource, place_files, received, share_files, stream, stream_options
 from tests.ray.images import labelled_folder
 from tests.ray.runs import small_run

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from glsd.config import Config
-from glsd.evaluation import model_digest, untrained_encoder
-from glsd.training import load_checkpoint, newest_checkpoint
+from glsd.evaluation.encoder import model_digest, untrained_encoder
+from glsd.training.checkpoint import load_checkpoint, newest_checkpoint
 from ray_jobs.caching import entries
 from ray_jobs.evaluating import evaluate
 from ray_jobs.sweeping import sweep

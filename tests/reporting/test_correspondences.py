@@ -5,7 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glsd.evaluation.correspondences import correspondence, flip_truth
-from glsd.reporting import Correspondences, correspondence_links, draw_correspondences, top_correspondences
+from glsd.reporting.correspondences import (
+    Correspondences,
+    correspondence_links,
+    draw_correspondences,
+    top_correspondences,
+)
 from tests.reporting.drawn import ends_in_pixels, lines, photo
 
 SIZE, GRID = 96, (3, 4)

@@ -9,25 +9,23 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from glsd.reporting import (
+from glsd.reporting.charts import Chart, Line, line_chart
+from glsd.reporting.html import (
     Badge,
     Bar,
     Bars,
     Block,
-    Chart,
     Charts,
     Code,
     Details,
     Facts,
     FigureBlock,
-    Line,
     Page,
     Points,
     Prose,
     Section,
     Table,
     Tiles,
-    line_chart,
     picture_uri,
 )
 

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from glsd.reporting import geometric_pair, preview, save_figure
+from glsd.reporting.canvas import save_figure
+from glsd.reporting.image_preview import preview
+from glsd.reporting.matchings import geometric_pair
 from tests.reporting.drawn import CONFIG, lines, photo, views
 
 

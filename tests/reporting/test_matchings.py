@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glsd.augment import Views
+from glsd.augment.views import Views
 from glsd.geometry import positions
-from glsd.reporting import MatchedPair, draw_matchings, geometric_pair, links, similarity_pair
+from glsd.reporting.matchings import MatchedPair, draw_matchings, geometric_pair, links, similarity_pair
 from tests.reporting.drawn import ends_in_pixels, views
 
 TEACHER_GRID, STUDENT_GRID = (7, 5), (2, 3)

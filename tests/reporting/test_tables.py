@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glsd.reporting import (
+from glsd.reporting.tables import (
     comparison,
     latex_table,
     markdown_table,

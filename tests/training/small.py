@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import torch
 
-from glsd.augment import multicrop_batch
+from glsd.augment.views import multicrop_batch
 from glsd.config import Config
-from glsd.data import Order
-from glsd.models import Network
-from glsd.training import Batch, Metrics, TrainState, Unit, mean_metrics, steps
+from glsd.data.order import Order
+from glsd.models.student_teacher import Network
+from glsd.training.batch import Batch, Unit
+from glsd.training.loop import Metrics, steps
+from glsd.training.state import TrainState
+from glsd.training.step import mean_metrics
 
 NUM_IMAGES = 13
 

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from glsd.config import Config
-from glsd.models import Network, ViewOutputs, build_student_teacher
-from glsd.training import Batch, initial_state, schedule, to_device, train_step
+from glsd.models.student_teacher import Network, ViewOutputs, build_student_teacher
+from glsd.training.batch import Batch, to_device
+from glsd.training.schedules import schedule
+from glsd.training.state import initial_state
+from glsd.training.step import train_step
 from tests import oracles
 from tests.training.small import small_config, units
 

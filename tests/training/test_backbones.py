@@ -5,8 +5,12 @@ import io
 import pytest
 import torch
 
-from glsd.evaluation import Encoder, export_backbone
-from glsd.training import initial_state, schedule, to_device, train_step
+from glsd.evaluation.encoder import Encoder
+from glsd.evaluation.export import export_backbone
+from glsd.training.batch import to_device
+from glsd.training.schedules import schedule
+from glsd.training.state import initial_state
+from glsd.training.step import train_step
 from tests.training.small import small_config, units
 
 CPU = torch.device("cpu")

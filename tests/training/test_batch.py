@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from glsd.augment import multicrop_batch, photometric_device
+from glsd.augment.photometric import photometric_device
+from glsd.augment.views import multicrop_batch
 from glsd.config import AugmentConfig
-from glsd.training import Unit, to_device
+from glsd.training.batch import Unit, to_device
 from tests.augment.images import photograph
 
 CPU = torch.device("cpu")

@@ -10,7 +10,14 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 
-from glsd.training import checkpoints, load_checkpoint, manifest, newest_checkpoint, prune_checkpoints, save_checkpoint
+from glsd.training.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    manifest,
+    newest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from tests.data.google_store import google_store
 from tests.data.object_store import object_store
 

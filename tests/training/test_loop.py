@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map_only
 
-from glsd.evaluation import collapse_metrics
-from glsd.training import Batch, Metrics, NonFiniteLoss, TrainState, Unit, initial_state
+from glsd.evaluation.collapse import collapse_metrics
+from glsd.training.batch import Batch, Unit
+from glsd.training.loop import Metrics, NonFiniteLoss
+from glsd.training.state import TrainState, initial_state
 from tests.processes import run_in_two
 from tests.training.small import small_config, train, units
 

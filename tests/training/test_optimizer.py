@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from glsd.training import build_optimizer, clip_each, gated_step, set_hyperparameters
+from glsd.training.optimizer import build_optimizer, clip_each, gated_step, set_hyperparameters
 
 
 def two_layers() -> nn.Sequential:

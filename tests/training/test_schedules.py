@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from glsd.config import ObjectiveConfig, OptimConfig
-from glsd.training import learning_rate, teacher_momentum, teacher_temperature, weight_decay
+from glsd.training.schedules import learning_rate, teacher_momentum, teacher_temperature, weight_decay
 
 
 def cosine_array(start: float, end: float, num_steps: int, warmup_steps: int = 0) -> np.ndarray:

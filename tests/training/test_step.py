@@ -13,17 +13,12 @@ from torch.utils._pytree import tree_leaves
 
 from glsd.config import Config
 from glsd.losses.cross_entropy import CHUNK_BYTES_CPU
-from glsd.models import ViewOutputs
-from glsd.training import (
-    Metrics,
-    NonFiniteLoss,
-    TrainState,
-    initial_state,
-    schedule,
-    to_device,
-    train_step,
-    unit_losses,
-)
+from glsd.models.student_teacher import ViewOutputs
+from glsd.training.batch import to_device
+from glsd.training.loop import Metrics, NonFiniteLoss
+from glsd.training.schedules import schedule
+from glsd.training.state import TrainState, initial_state
+from glsd.training.step import train_step, unit_losses
 from tests.processes import run_in_two
 from tests.training.small import small_config, small_order, train, units
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pyarrow.fs
 
-from glsd.data.filesystems import absolute, check_uri, is_remote, joined, read_file, replace_file, resolved
-from glsd.data.sources import expanded
+from glsd.storage.files import read_file
+from glsd.storage.listing import expanded
+from glsd.storage.replacing import replace_file
+from glsd.storage.uris import absolute, check_uri, is_remote, joined, resolved
 
 
 class Folder:

@@ -1,0 +1,97 @@
+"""Reading: local files through the operating system, `s3://`, `gs://` and their like through `pyarrow.fs`."""
+
+import errno
+import io
+import os
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar, cast
+
+import pyarrow.fs
+
+from glsd.storage.uris import is_remote, resolved
+
+# Headers of a tar are an image apart: few large reads beat many small ones, above all of an object store.
+_BUFFER_BYTES: Final = 1 << 20
+_PAUSES: Final = (0.5, 2.0)
+_Read = TypeVar("_Read")
+_PERMANENT: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
+
+
+def open_file(uri: str) -> io.BufferedReader:
+    """The file, to be read anywhere."""
+    if not is_remote(uri):
+        return io.BufferedReader(open(uri, "rb", buffering=0), _BUFFER_BYTES)  # noqa: PTH123 - the caller closes it
+    filesystem, path = resolved(uri)
+    return io.BufferedReader(filesystem.open_input_file(path), _BUFFER_BYTES)
+
+
+def open_stream(uri: str) -> io.BufferedReader:
+    """The file, to be read once from its beginning."""
+    if not is_remote(uri):
+        return open_file(uri)
+    filesystem, path = resolved(uri)
+    return io.BufferedReader(filesystem.open_input_stream(path, compression=None), _BUFFER_BYTES)
+
+
+def read(uri: str, offset: int = -1, length: int = -1) -> tuple[bytes, int]:
+    """Bytes [offset, offset + length) of a file, by default all, and the size of the file.
+
+    Errors that may pass are retried twice after a pause; Google's client insists by itself.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: reading failed, or is not permitted.
+    """
+    filesystem = resolved(uri)[0] if is_remote(uri) else None
+    return _insistently(uri, filesystem, lambda: _read_once(uri, offset, length))
+
+
+def read_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
+    """The whole file at a path of a file system, as `read` reads it."""
+    return _insistently(path, filesystem, lambda: _whole(filesystem, path))
+
+
+def _insistently(name: str, filesystem: pyarrow.fs.FileSystem | None, attempt: Callable[[], _Read]) -> _Read:
+    pauses = () if filesystem is not None and filesystem.type_name == "gcs" else _PAUSES
+    for pause in (*pauses, None):
+        try:
+            return attempt()
+        except _PERMANENT:
+            raise
+        except OSError as error:
+            if pause is None:
+                times = f" {len(pauses) + 1} times" if pauses else ""
+                raise OSError(error.errno or errno.EIO, f"reading {name} failed{times}: {error}") from error
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def _read_once(uri: str, offset: int, length: int) -> tuple[bytes, int]:
+    if is_remote(uri):
+        filesystem, path = resolved(uri)
+        if offset < 0:
+            data = _whole(filesystem, path)
+            return data, len(data)
+        with _opened(filesystem, path) as file:
+            return cast(bytes, file.read_at(length, offset)), file.size()
+    with open(uri, "rb", buffering=0) as file:  # noqa: PTH123
+        data = file.readall() if offset < 0 else os.pread(file.fileno(), length, offset)
+        return data, os.fstat(file.fileno()).st_size
+
+
+def _whole(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
+    if filesystem.type_name == "gcs":
+        # A file that can be read anywhere would be asked for twice, which fails where it was replaced in between, and
+        # waited for with Python's lock held.
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return b"".join(iter(lambda: stream.read(_BUFFER_BYTES), b""))
+    with _opened(filesystem, path) as file:
+        return cast(bytes, file.read())
+
+
+def _opened(filesystem: pyarrow.fs.FileSystem, path: str) -> pyarrow.NativeFile:
+    file = filesystem.open_input_file(path)
+    if file.closed:  # so says a file of `gs://` that could not be asked for, and hides the reason
+        raise OSError("the object store did not send it")
+    return file
