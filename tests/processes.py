@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.multiprocessing
 
-multiprocessing.set_forkserver_preload(["glsd.evaluation", "glsd.training", "pytest"])
+multiprocessing.set_forkserver_preload(["glsd.evaluation.knn", "glsd.training.loop", "pytest"])
 
 
 def run_in_two(worker: Callable[..., None], *arguments: Any) -> None:

@@ -1,0 +1,17 @@
+from .embedding import embed as embed
+from .evaluating import evaluate as evaluate
+from .packing import pack as pack
+from .pretraining import Run as Run
+from .pretraining import pretrain as pretrain
+from .reporting import report as report
+from .sweeping import sweep as sweep
+
+__all__ = [
+    "Run",
+    "embed",
+    "evaluate",
+    "pack",
+    "pretrain",
+    "report",
+    "sweep",
+]
