@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from glsd.data.index import Index
+from glsd.runs.lease import TIMES, read_holder
 from glsd.storage.cache import ABOUT, cache_folder, remove
 from glsd.storage.folder import Folder
-from ray_jobs.lease import TIMES, read_holder
 from ray_jobs.monitor import duration_text
 
 Kind = Literal["representations", "packed", "indexes", "layers"]

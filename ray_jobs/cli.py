@@ -236,10 +236,10 @@ class Sweep:
     def run(self) -> None:
         """Do it."""
         with _importing():
+            from glsd.runs.sweep import states_table, trial_states
             from ray_jobs.grids import named_sources
             from ray_jobs.reporting import report
             from ray_jobs.sweeping import not_ended, plan_table, sweep
-            from ray_jobs.trial_states import states_table, trial_states
 
         planned = sweep(
             load_config(self.base),

@@ -21,16 +21,18 @@ from glsd.data.scenes import read_scenes
 from glsd.evaluation.encoder import Encoder, model_digest, teacher_encoder
 from glsd.evaluation.pretrained import load_model
 from glsd.evaluation.verdict import COLLAPSE_MEASURES, standard_error
+from glsd.runs.checkpoints import load_checkpoint, manifest, newest_checkpoint
+from glsd.runs.directory import EVALUATION
+from glsd.runs.environment import environment
+from glsd.runs.lease import NAME as LEASE
+from glsd.runs.lease import TIMES, held_lease
+from glsd.runs.log import FIGURES
 from glsd.storage.folder import Folder
-from glsd.training.checkpoint import load_checkpoint, manifest, newest_checkpoint
 from ray_jobs.cluster import check_ranks, check_resources, cluster
 from ray_jobs.labelled import Sources, indexed, value_range_note
-from ray_jobs.lease import NAME as LEASE
-from ray_jobs.lease import TIMES, held_lease
 from ray_jobs.measuring import NEEDING_LABELS, PROBES, Probe, Probing, probed_images
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.probing import LINEAR, check_batch
-from ray_jobs.run_directory import EVALUATION, FIGURES, environment
 from ray_jobs.settings import JobSettings
 
 

@@ -15,8 +15,10 @@ from glsd.data.index import Index
 from glsd.evaluation.encoder import load_encoder
 from glsd.evaluation.export import export_backbone
 from glsd.evaluation.verdict import standard_error
+from glsd.runs.checkpoints import manifest, newest_checkpoint
+from glsd.runs.directory import BACKBONE, CONFIG, DATA, RunDirectory
+from glsd.runs.log import FIGURES, METRICS, TENSORBOARD, read_metrics
 from glsd.storage.uris import joined
-from glsd.training.checkpoint import manifest, newest_checkpoint
 from ray_jobs.labelled import LabelledSplit
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.picturing import (
@@ -26,9 +28,6 @@ from ray_jobs.picturing import (
     picture_neighbours,
     some_decodable,
 )
-from ray_jobs.run_directory import CONFIG, DATA, FIGURES, METRICS, TENSORBOARD, RunDirectory, read_metrics
-
-BACKBONE = "backbone"
 
 
 def finish(

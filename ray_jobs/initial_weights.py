@@ -14,7 +14,7 @@ from torch import Tensor
 from glsd.config import Config
 from glsd.evaluation.encoder import model_digest
 from glsd.evaluation.pretrained import load_model
-from ray_jobs.run_directory import DATA, RunDirectory
+from glsd.runs.directory import DATA, RunDirectory
 
 INIT = "init.safetensors"
 """The backbone that student and teacher of a run start from."""

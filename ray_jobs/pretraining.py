@@ -24,16 +24,16 @@ from glsd.data.index import Index
 from glsd.data.order import Order
 from glsd.data.regimes import regime, write_subset
 from glsd.models.backbone import Backbone, build_backbone
+from glsd.runs.checkpoints import checkpoints, newest_checkpoint
+from glsd.runs.directory import CONFIG, RunDirectory
+from glsd.runs.trackers import check_loggers
 from glsd.scaling import scaled
 from glsd.storage.uris import check_uri
-from glsd.training.checkpoint import checkpoints, newest_checkpoint
 from ray_jobs.cluster import check_ranks, check_resources, check_shares, cluster
 from ray_jobs.finishing import finish
 from ray_jobs.initial_weights import INIT, InitialWeights, initial_weights
 from ray_jobs.labelled import LabelledSplit, Sources, has_classes, indexed, labelled_split, value_range_note
-from ray_jobs.loggers import check_loggers
 from ray_jobs.monitor import ProgressLine, start_monitor
-from ray_jobs.run_directory import CONFIG, RunDirectory
 from ray_jobs.settings import JobSettings
 from ray_jobs.stream import MAX_UNIT_BYTES, UnitSource, remaining, share_files, unit_bytes
 from ray_jobs.trainer import fit

@@ -28,13 +28,13 @@ from glsd.config import LinearConfig
 from glsd.evaluation.blocks import block_representations
 from glsd.evaluation.encoder import Encoder, model_digest
 from glsd.evaluation.linear import initial_probe, linear_accuracy, linear_step
+from glsd.runs.checkpoints import checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
+from glsd.runs.directory import RunDirectory
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
-from glsd.training.checkpoint import checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
 from ray_jobs.cluster import check_ranks, check_resources
 from ray_jobs.labelled import LabelledImages, LabelledSplit
 from ray_jobs.monitor import Handle, ProgressLine, Reporter, progress_text, start_monitor
-from ray_jobs.run_directory import RunDirectory
 from ray_jobs.settings import JobSettings
 from ray_jobs.stream import MAX_UNIT_BYTES, LinearSource, received, remaining, share_files
 from ray_jobs.trainer import fit

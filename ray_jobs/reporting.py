@@ -37,22 +37,14 @@ from glsd.reporting.html import (
     Tiles,
     share_text,
 )
+from glsd.runs.directory import CONFIG, DATA, ENVIRONMENT, EVALUATION, RunDirectory
+from glsd.runs.lease import TIMES, read_holder
+from glsd.runs.log import FIGURES, read_metrics, read_skipped
+from glsd.runs.sweep import SWEEP
 from glsd.storage.folder import Folder
 from glsd.storage.replacing import replace_file
 from glsd.storage.uris import is_remote
-from ray_jobs.lease import TIMES, read_holder
-from ray_jobs.run_directory import (
-    CONFIG,
-    DATA,
-    ENVIRONMENT,
-    EVALUATION,
-    FIGURES,
-    RunDirectory,
-    read_metrics,
-    read_skipped,
-)
 from ray_jobs.sweep_report import sweep_page
-from ray_jobs.trial_states import SWEEP
 
 REPORT = "report.html"
 _MAX_SKIPPED = 50

@@ -9,8 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from glsd.config import Record
-
-Logger = Literal["wandb", "mlflow"]
+from glsd.runs.trackers import Logger
 
 
 class JobSettings(Record):

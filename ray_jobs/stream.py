@@ -26,8 +26,8 @@ from glsd.config import Config, DataConfig, LinearConfig
 from glsd.data.images import UndecodableImage, decode, header_size
 from glsd.data.index import Index
 from glsd.data.order import Order
+from glsd.runs.checkpoints import checkpoints
 from glsd.storage.replacing import alone, replace_file
-from glsd.training.checkpoint import checkpoints
 
 MAX_REPLACEMENTS = 100
 """Undecodable images in a row after which the data, and not an image, is at fault."""

@@ -48,10 +48,10 @@ from glsd.reporting.tables import (
     varied,
     write_tables,
 )
+from glsd.runs.lease import TIMES, read_holder
+from glsd.runs.log import FIGURES
+from glsd.runs.sweep import SWEEP, TRIALS, TrialState, trial_states
 from glsd.storage.folder import Folder
-from ray_jobs.lease import TIMES, read_holder
-from ray_jobs.run_directory import FIGURES
-from ray_jobs.trial_states import SWEEP, TRIALS, TrialState, trial_states
 
 _REGIME = "data.images_per_class"
 _MAX_PANELS, _MAX_TICKS, _MAX_FIGURES = 12, 12, 6

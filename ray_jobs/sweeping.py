@@ -28,6 +28,11 @@ from glsd.data.index import Index
 from glsd.data.order import Order
 from glsd.data.regimes import regime
 from glsd.evaluation.encoder import untrained_encoder
+from glsd.runs.directory import CONFIG, RunDirectory
+from glsd.runs.lease import NAME as LEASE
+from glsd.runs.log import read_metrics
+from glsd.runs.sweep import OUTCOME, SWEEP, TRIALS, TrialState, evaluation, states_table, trial_states
+from glsd.runs.trackers import check_loggers
 from glsd.scaling import scaled
 from glsd.storage.folder import Folder
 from glsd.storage.uris import absolute, joined
@@ -35,16 +40,12 @@ from ray_jobs.cluster import check_ranks, check_resources, check_shares, cluster
 from ray_jobs.evaluating import check_map
 from ray_jobs.grids import Space, Trial, drawn_trial, load_space, trials
 from ray_jobs.labelled import indexed, labelled_split
-from ray_jobs.lease import NAME as LEASE
-from ray_jobs.loggers import check_loggers
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.pretraining import check_sizes
-from ray_jobs.run_directory import CONFIG, RunDirectory, read_metrics
 from ray_jobs.schedulers import Scheduler, check_scheduler, scheduler_of
 from ray_jobs.searching import suggest
 from ray_jobs.settings import JobSettings
 from ray_jobs.trial import TrialPlan, outcome, run_trial, trial_gpus, write_outcome
-from ray_jobs.trial_states import OUTCOME, SWEEP, TRIALS, TrialState, evaluation, states_table, trial_states
 
 _MOST_DRAWS, _MOST_LISTED = 20, 5
 _CORES_A_TRIAL = 4

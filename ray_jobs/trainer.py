@@ -22,9 +22,9 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
+from glsd.runs.directory import RunDirectory
 from ray_jobs.cluster import ProcessDied, Resources, death
 from ray_jobs.monitor import Handle, ProgressLine, watch
-from ray_jobs.run_directory import RunDirectory
 from ray_jobs.settings import JobSettings
 from ray_jobs.stream import stream_options
 

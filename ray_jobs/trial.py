@@ -18,18 +18,18 @@ from tensorboardX import SummaryWriter
 
 from glsd.config import Config
 from glsd.evaluation.verdict import Collapsed
+from glsd.runs.checkpoints import checkpoints, newest_checkpoint
+from glsd.runs.log import TENSORBOARD, read_metrics
+from glsd.runs.sweep import EVALUATED, OUTCOME, Status, evaluation
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
-from glsd.training.checkpoint import checkpoints, newest_checkpoint
 from glsd.training.loop import NonFiniteLoss
 from ray_jobs.cluster import ProcessDied
 from ray_jobs.evaluating import evaluate
 from ray_jobs.measuring import Probe
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.pretraining import pretrain
-from ray_jobs.run_directory import TENSORBOARD, read_metrics
 from ray_jobs.settings import JobSettings
-from ray_jobs.trial_states import EVALUATED, OUTCOME, Status, evaluation
 
 _ENDED = "ended.json"
 _MEASURED: tuple[Probe, ...] = ("knn", "correspondence", "collapse")

@@ -16,18 +16,19 @@ import torch
 from glsd.config import Config
 from glsd.evaluation.collapse import collapse_metrics
 from glsd.evaluation.verdict import Collapsed, CollapseWatch
+from glsd.runs.checkpoints import checkpoints, load_checkpoint, manifest, prune_checkpoints, save_checkpoint
+from glsd.runs.directory import RunDirectory
+from glsd.runs.log import SKIPPED, RunLog, read_metrics
+from glsd.runs.trackers import Logger, external_loggers
 from glsd.training.batch import Unit
-from glsd.training.checkpoint import checkpoints, load_checkpoint, manifest, prune_checkpoints, save_checkpoint
 from glsd.training.loop import Metrics, NonFiniteLoss, Reading, steps
 from glsd.training.state import TrainState, initial_state
 from glsd.training.step import mean_metrics
 from ray_jobs.initial_weights import read_initial_weights
 from ray_jobs.labelled import LabelledSplit
-from ray_jobs.loggers import external_loggers
 from ray_jobs.monitor import Reporter
 from ray_jobs.online_knn import OnlineKnn
-from ray_jobs.run_directory import SKIPPED, RunDirectory, RunLog, read_metrics
-from ray_jobs.settings import Logger, num_cores
+from ray_jobs.settings import num_cores
 from ray_jobs.stream import UnitSource, place_files, received
 
 if TYPE_CHECKING:

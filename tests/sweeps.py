@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from glsd.config import load_config
-from ray_jobs.run_directory import RunDirectory, RunLog
+from glsd.runs.directory import RunDirectory
+from glsd.runs.log import RunLog
 
 EPOCHS, STEPS_PER_EPOCH, BATCH = 4, 10, 32
 BASE = load_config("demo", {"optim.epochs": EPOCHS, "optim.batch_size": BATCH, "evaluation.k": 20})

@@ -8,9 +8,10 @@ from typing import ClassVar
 import pytest
 
 from glsd.config import Config, load_config
-from ray_jobs.loggers import check_loggers, external_loggers
+from glsd.runs.directory import RunDirectory
+from glsd.runs.log import RunLog, read_metrics
+from glsd.runs.trackers import check_loggers, external_loggers
 from ray_jobs.pretraining import pretrain
-from ray_jobs.run_directory import RunDirectory, RunLog, read_metrics
 from tests.data.object_store import BucketHandler, serving
 
 CONFIG = load_config("demo")
@@ -147,7 +148,7 @@ def test_an_mlflow_server_that_goes_away_is_asked_three_times_and_then_left_alon
         assert Tracking.asked[before:] == ["log-batch"] * 3
         Tracking.is_away = False
         logger.log(40, {"loss": 2.5})
-        monkeypatch.setattr("ray_jobs.loggers._MLFLOW_PAUSE_S", 0.0)  # as if they had passed
+        monkeypatch.setattr("glsd.runs.trackers._MLFLOW_PAUSE_S", 0.0)  # as if they had passed
         logger.log(50, {"loss": 2.0})
         logger.close(failed=False)
     assert Tracking.taken == [10, 50, "FINISHED"]

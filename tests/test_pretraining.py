@@ -7,8 +7,8 @@ import pytest
 from glsd.config import Config
 from glsd.data.index import build_index
 from glsd.data.regimes import regime, write_subset
+from glsd.runs.directory import RunDirectory
 from ray_jobs.pretraining import SUBSET, batch_norm_note, pretrain
-from ray_jobs.run_directory import RunDirectory
 from tests.data.encoding import write_jpegs
 from tests.ray.runs import small_run
 

@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from glsd.config import Config, LinearConfig, load_config
+from glsd.runs.directory import RunDirectory
+from glsd.runs.lease import LeaseTimes
+from glsd.runs.log import RunLog
 from ray_jobs.cli import parse
-from ray_jobs.lease import LeaseTimes
 from ray_jobs.reporting import report
-from ray_jobs.run_directory import RunDirectory, RunLog
 from tests.data.object_store import object_store
 
 QUICK = LeaseTimes(heartbeat_s=0.05, grace_s=0.2, lapse_s=0.3, settle_s=0.05)

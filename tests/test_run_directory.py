@@ -18,11 +18,12 @@ import pytest
 
 from glsd.config import Config, DataConfig
 from glsd.data.index import build_index
+from glsd.runs.checkpoints import save_checkpoint
+from glsd.runs.directory import RunDirectory
+from glsd.runs.lease import NAME, LeaseTimes, read_holder
+from glsd.runs.log import RunLog, read_metrics
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
-from glsd.training.checkpoint import save_checkpoint
-from ray_jobs.lease import NAME, LeaseTimes, read_holder
-from ray_jobs.run_directory import RunDirectory, RunLog, read_metrics
 from tests.data.encoding import write_jpegs
 
 DATA = {"digest": "0123abcd", "images": 2624, "sources": ["photos"]}

@@ -12,13 +12,13 @@ from ray.train.torch import TorchTrainer
 
 from glsd.data.index import build_index
 from glsd.evaluation.collapse import collapse_metrics
+from glsd.runs.checkpoints import checkpoints
+from glsd.runs.directory import DATA, RunDirectory
+from glsd.runs.lease import NAME, LeaseTimes, read_holder
 from glsd.training.batch import to_device
-from glsd.training.checkpoint import checkpoints
 from glsd.training.loop import Metrics, steps
 from glsd.training.state import TrainState, initial_state
 from ray_jobs.initial_weights import read_initial_weights
-from ray_jobs.lease import NAME, LeaseTimes, read_holder
-from ray_jobs.run_directory import DATA, RunDirectory
 from ray_jobs.stream import UnitSource
 from ray_jobs.worker import Plan, _CollapseAlarm, _Recorder, train_worker
 from tests.ray.images import labelled_folder

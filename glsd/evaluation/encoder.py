@@ -23,10 +23,10 @@ from glsd.config import Config
 from glsd.evaluation.preprocessing import evaluation_crop
 from glsd.models.backbone import Backbone, build_backbone
 from glsd.models.student_teacher import build_student_teacher
+from glsd.runs.checkpoints import load_checkpoint, newest_checkpoint
 from glsd.storage.files import read
 from glsd.storage.listing import what_is_at
 from glsd.storage.uris import absolute, joined
-from glsd.training.checkpoint import load_checkpoint, newest_checkpoint
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 """Files of an exported backbone; timm looks for these names in a `local-dir:`."""

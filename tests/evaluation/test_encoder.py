@@ -17,7 +17,7 @@ from glsd.evaluation.export import export_backbone
 from glsd.evaluation.pretrained import load_model
 from glsd.models.backbone import build_backbone
 from glsd.models.student_teacher import build_student_teacher
-from glsd.training.checkpoint import save_checkpoint
+from glsd.runs.checkpoints import save_checkpoint
 from tests.data.google_store import google_store
 from tests.data.object_store import object_store
 

@@ -11,7 +11,7 @@ from glsd.config import Config
 from glsd.evaluation.encoder import model_digest, untrained_encoder
 from glsd.evaluation.export import export_backbone
 from glsd.models.student_teacher import build_student_teacher
-from glsd.training.checkpoint import load_checkpoint
+from glsd.runs.checkpoints import load_checkpoint
 from ray_jobs.pretraining import Run, pretrain
 from tests.ray.runs import small_run
 

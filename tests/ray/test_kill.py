@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from glsd.training.checkpoint import load_checkpoint
+from glsd.runs.checkpoints import load_checkpoint
 from ray_jobs.pretraining import Run
 from tests.ray.runs import STEPS_PER_EPOCH, TOTAL_STEPS, complete_checkpoints, json_lines, leaves, small_run
 

@@ -18,7 +18,7 @@ from PIL import Image
 from glsd.config import Config, DataConfig
 from glsd.data.index import build_index
 from glsd.evaluation.encoder import load_encoder
-from glsd.training.checkpoint import load_checkpoint, manifest
+from glsd.runs.checkpoints import load_checkpoint, manifest
 from glsd.training.loop import NonFiniteLoss
 from ray_jobs.pretraining import Run, pretrain
 from tests.ray.images import labelled_folder

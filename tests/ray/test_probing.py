@@ -18,14 +18,14 @@ from glsd.data.images import UndecodableImage, decode
 from glsd.data.index import build_index
 from glsd.evaluation.encoder import Encoder, embed, untrained_encoder
 from glsd.evaluation.linear import linear_crop
+from glsd.runs.checkpoints import checkpoints, load_checkpoint
+from glsd.runs.directory import RunDirectory
 from glsd.storage.folder import Folder
-from glsd.training.checkpoint import checkpoints, load_checkpoint
 from ray_jobs.cluster import cluster as connected
 from ray_jobs.labelled import LabelledSplit, labelled_split
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.online_knn import embedded, preprocessed
 from ray_jobs.probing import LinearPlan, linear_probe, linear_worker
-from ray_jobs.run_directory import RunDirectory
 from ray_jobs.settings import JobSettings
 from ray_jobs.stream import LinearSource, share_files
 from tests.data.object_store import object_store

@@ -12,11 +12,11 @@ import pytest
 
 from glsd.config import Config
 from glsd.evaluation.encoder import model_digest, untrained_encoder
-from glsd.training.checkpoint import load_checkpoint, newest_checkpoint
+from glsd.runs.checkpoints import load_checkpoint, newest_checkpoint
+from glsd.runs.sweep import trial_states
 from ray_jobs.caching import entries
 from ray_jobs.evaluating import evaluate
 from ray_jobs.sweeping import sweep
-from ray_jobs.trial_states import trial_states
 from tests.ray.images import labelled_folder
 from tests.ray.runs import complete_checkpoints, json_lines, leaves
 from tests.ray.test_kill import TIMEOUT_S, Start

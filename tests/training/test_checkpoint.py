@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 
-from glsd.training.checkpoint import (
+from glsd.runs.checkpoints import (
     checkpoints,
     load_checkpoint,
     manifest,
@@ -141,7 +141,7 @@ def test_a_pruning_that_ends_after_its_first_deletion_leaves_a_checkpoint_that_d
         save_checkpoint(run, step, {"weights": torch.arange(5.0)}, {})
     with monkeypatch.context() as patched:
         disk = pafs.PyFileSystem(DyingDisk(fsspec.filesystem("file")))
-        patched.setattr("glsd.training.checkpoint._place", lambda uri: (disk, uri))
+        patched.setattr("glsd.runs.checkpoints._place", lambda uri: (disk, uri))
         with pytest.raises(OSError, match="the disk is gone"):
             prune_checkpoints(run, keep={2})
     assert [path.name for path in Path(run, "checkpoints", "step_00000001").iterdir()] == ["state.pt"]

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import yaml
 
+from glsd.runs.directory import CONFIG, EVALUATION
+from glsd.runs.log import read_metrics
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
-from ray_jobs.run_directory import CONFIG, EVALUATION, read_metrics
 
 SWEEP, TRIALS, OUTCOME = "sweep.json", "trials", "outcome.json"
 EVALUATED = "evaluation"

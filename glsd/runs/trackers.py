@@ -12,11 +12,11 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from glsd.config import Config
-from ray_jobs.run_directory import ExternalLog, RunDirectory
-from ray_jobs.settings import Logger
+from glsd.runs.directory import RunDirectory
+from glsd.runs.log import ExternalLog
 
 LOGGERS = "loggers.json"
 """What the run is called outside: `{"id": ...}`."""
@@ -139,3 +139,6 @@ class _Mlflow:
             self._client.set_terminated(self._run_id, status="FAILED" if failed else "FINISHED")
         except self._mlflow.MlflowException as error:
             self._warn(f"MLflow did not take the end of the run: {error}")
+
+
+Logger = Literal["wandb", "mlflow"]

@@ -1,0 +1,131 @@
+"""What a run logs while it grows: `metrics.jsonl`, `tensorboard/` and `skipped.jsonl`."""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol, Self, TextIO
+
+from glsd.runs.directory import RunDirectory
+from glsd.storage.replacing import replace_file
+
+METRICS, SKIPPED, TENSORBOARD, FIGURES = "metrics.jsonl", "skipped.jsonl", "tensorboard", "figures"
+
+
+class ExternalLog(Protocol):
+    """A place outside of the run directory where its metrics are logged as well."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of a step; all are finite."""
+
+    def close(self, failed: bool) -> None:
+        """End it, as finished or as failed."""
+
+
+class RunLog:
+    """The growing files of a run, written by one process: metrics, TensorBoard events, skipped images.
+
+    They grow on a local disk, in place where the run directory is local; `sync` brings them to an object store whole
+    and belongs before each checkpoint and at the end. A run that resumes forgets what was logged after its checkpoint.
+
+    Args:
+        run: the run directory.
+        resume_step: number of steps that the checkpoint holds; lines of later steps are dropped.
+        external: where else the metrics go.
+    """
+
+    def __init__(self, run: RunDirectory, resume_step: int = 0, external: Sequence[ExternalLog] = ()) -> None:
+        from tensorboardX import SummaryWriter  # which imports torch
+
+        self._run, self._external = run, external
+        self._folder = Path(run.path) if run.is_local else Path(tempfile.mkdtemp(prefix="glsd-log-"))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        metrics, skipped = (
+            [line for line in lines if line["step"] <= resume_step] for lines in (read_metrics(run), read_skipped(run))
+        )
+        self._metrics = self._reopen(METRICS, metrics)
+        self._skipped = self._reopen(SKIPPED, skipped)
+        self._skipped_ids = {line["image_id"] for line in skipped}
+        self._events = SummaryWriter(logdir=str(self._folder / TENSORBOARD), purge_step=resume_step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self.close(failed=kind is not None)
+
+    @property
+    def num_skipped(self) -> int:
+        """How many images were skipped up to the last step, each counted once."""
+        return len(self._skipped_ids)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of a step. JSON has no infinities: a value that is not finite is written as null."""
+        values = {key: value if math.isfinite(value) else None for key, value in metrics.items() if key != "step"}
+        _append(self._metrics, {"step": step} | values)
+        for key, value in values.items():
+            if value is not None:
+                self._events.add_scalar(key, value, step)
+        for log in self._external:
+            log.log(step, {key: value for key, value in values.items() if value is not None})
+
+    def skip(self, step: int, image_id: int, uri: str, reason: str) -> None:
+        """Add an image that could not be decoded up to a step; again is the same as once."""
+        if image_id not in self._skipped_ids:
+            self._skipped_ids.add(image_id)
+            _append(self._skipped, {"step": step, "image_id": image_id, "uri": uri, "reason": reason})
+
+    def sync(self) -> None:
+        """Make all that was logged so far durable: on the disk, or on the object store."""
+        self._events.flush()
+        for stream in (self._metrics, self._skipped):
+            os.fsync(stream.fileno())
+        if not self._run.is_local:
+            for path in sorted(path for path in self._folder.rglob("*") if path.is_file()):
+                self._run.write(path.relative_to(self._folder).as_posix(), path.read_bytes())
+
+    def close(self, failed: bool = False) -> None:
+        """Sync for the last time and close the files; `failed` is what is said outside."""
+        with ExitStack() as closing:  # all of it, whatever fails
+            for log in self._external:
+                closing.callback(log.close, failed)
+            if not self._run.is_local:
+                closing.callback(shutil.rmtree, self._folder)
+            for stream in (self._skipped, self._metrics, self._events):
+                closing.callback(stream.close)
+            self.sync()
+
+    def _reopen(self, name: str, lines: list[dict[str, Any]]) -> TextIO:
+        path = self._folder / name
+        replace_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        return path.open("a", encoding="utf-8", newline="\n")
+
+
+def read_metrics(run: RunDirectory | str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The metrics that a run has logged, in the order of its steps: `{"step": ..., "loss": ..., ...}`."""
+    return _read_lines(run if isinstance(run, RunDirectory) else RunDirectory(run), METRICS)
+
+
+def read_skipped(run: RunDirectory) -> list[dict[str, Any]]:
+    """The images that a run could not decode: `{"step": ..., "image_id": ..., "uri": ..., "reason": ...}`."""
+    return _read_lines(run, SKIPPED)
+
+
+def _read_lines(run: RunDirectory, name: str) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file: a kill or a power cut may leave its end torn."""
+    lines: list[dict[str, Any]] = []
+    for line in (run.read(name) or b"").split(b"\n")[:-1]:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def _append(stream: TextIO, line: Mapping[str, Any]) -> None:
+    stream.write(json.dumps(line) + "\n")
+    stream.flush()
