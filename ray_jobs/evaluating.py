@@ -17,7 +17,9 @@ import torch
 
 from glsd.config import LinearConfig
 from glsd.data.index import Index
+from glsd.data.samples import value_range_note
 from glsd.data.scenes import read_scenes
+from glsd.data.sources import Sources
 from glsd.evaluation.encoder import Encoder, model_digest, teacher_encoder
 from glsd.evaluation.pretrained import load_model
 from glsd.evaluation.verdict import COLLAPSE_MEASURES, standard_error
@@ -29,7 +31,7 @@ from glsd.runs.lease import TIMES, held_lease
 from glsd.runs.log import FIGURES
 from glsd.storage.folder import Folder
 from ray_jobs.cluster import check_ranks, check_resources, cluster
-from ray_jobs.labelled import Sources, indexed, value_range_note
+from ray_jobs.indexing import indexed
 from ray_jobs.measuring import NEEDING_LABELS, PROBES, Probe, Probing, probed_images
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.probing import LINEAR, check_batch

@@ -12,6 +12,8 @@ import numpy as np
 
 from glsd.config import Config
 from glsd.data.index import Index
+from glsd.data.samples import some_decodable
+from glsd.data.splits import LabelledSplit
 from glsd.evaluation.encoder import load_encoder
 from glsd.evaluation.export import export_backbone
 from glsd.evaluation.verdict import standard_error
@@ -19,15 +21,8 @@ from glsd.runs.checkpoints import manifest, newest_checkpoint
 from glsd.runs.directory import BACKBONE, CONFIG, DATA, RunDirectory
 from glsd.runs.log import FIGURES, METRICS, TENSORBOARD, read_metrics
 from glsd.storage.uris import joined
-from ray_jobs.labelled import LabelledSplit
 from ray_jobs.monitor import ProgressLine
-from ray_jobs.picturing import (
-    NUM_PICTURED,
-    picture_learning,
-    picture_method,
-    picture_neighbours,
-    some_decodable,
-)
+from ray_jobs.picturing import NUM_PICTURED, picture_learning, picture_method, picture_neighbours
 
 
 def finish(

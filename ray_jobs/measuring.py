@@ -25,7 +25,9 @@ from glsd.config import DataConfig, LinearConfig
 from glsd.data.images import UndecodableImage, decode
 from glsd.data.index import Index
 from glsd.data.regimes import regime
+from glsd.data.samples import alike, decodable, some_decodable
 from glsd.data.scenes import Scene
+from glsd.data.splits import LabelledImages, LabelledSplit, has_classes, labelled_split
 from glsd.evaluation.collapse import collapse_report, encoder_collapse
 from glsd.evaluation.correspondences import (
     Correspondence,
@@ -44,18 +46,14 @@ from glsd.storage.folder import Folder
 from glsd.storage.uris import unquote_key
 from ray_jobs.cluster import check_resources
 from ray_jobs.features import Features, Images, Selection, discard, extract, precompute
-from ray_jobs.labelled import LabelledImages, LabelledSplit, has_classes, labelled_split
 from ray_jobs.monitor import Handle, ProgressLine, Reporter, start_monitor, watch
 from ray_jobs.picturing import (
     NUM_PICTURED,
-    alike,
-    decodable,
     picture_correspondences,
     picture_features,
     picture_image_pairs,
     picture_method,
     picture_nearest,
-    some_decodable,
 )
 from ray_jobs.probing import linear_probe
 from ray_jobs.settings import JobSettings

@@ -7,35 +7,25 @@ bytes. `pack.json`, written first, names every shard with its size: a shard of t
 again, and an index of the folder is refused until all are.
 """
 
-import io
-import json
-import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
 from glsd.config import DataConfig
-from glsd.data.images import IMAGE_EXTENSIONS, UndecodableImage, extension
 from glsd.data.index import Index, build_index
-from glsd.data.sources import CLASS_NAMES, PACK_PLAN
+from glsd.data.packs import SHARD_BYTES, Shard, claim_pack, index_shards, missing_shards, write_shard
 from glsd.storage.cache import use
 from glsd.storage.folder import Folder
 from ray_jobs.cluster import check_resources, cluster
 from ray_jobs.settings import JobSettings
 from ray_jobs.stream import Files, place_files, share_files
 
-SHARD_BYTES = 256 * 2**20
-_READ_AT_ONCE = 64
-"""Images that a task reads side by side; besides these it keeps one shard."""
 _SHOWN_LATE_S = 10.0
 """How long a network disk may take to show what other nodes wrote."""
 
@@ -54,15 +44,6 @@ class Packed(NamedTuple):
         kept = f", {self.num_shards_kept} of them from an earlier start" if self.num_shards_kept else ""
         size = f"{self.num_bytes / 2**20:,.1f} MiB"
         return f"{self.num_images:,} images in {self.num_shards:,} shards of {size} together{kept}: {self.out}"
-
-
-class Shard(NamedTuple):
-    """A shard of the plan: images [first, last) of the index, and the size of their tar in bytes."""
-
-    name: str
-    first: int
-    last: int
-    num_bytes: int
 
 
 def pack(
@@ -99,9 +80,9 @@ def pack(
     index = build_index(source, config, cache_dir, lambda count: on_progress(f"indexing images: {count:,} so far"))
     for path in (index.path, *map(Path, index.packed)):
         use(path)
-    shards = plan_shards(_lengths(index), _class_ids(index), shard_bytes)
-    _claim(folder, index, shards)
-    missing = _missing(shards, folder)
+    shards = index_shards(index, shard_bytes)
+    claim_pack(folder, index, shards)
+    missing = missing_shards(shards, folder)
     num_written = len(index) - sum(shard.last - shard.first for shard in missing)
     on_progress(f"packing {num_written:,}/{len(index):,} images")
     if missing:
@@ -113,7 +94,7 @@ def pack(
                 on_progress(f"packing {num_written:,}/{len(index):,} images")
     assert num_written == len(index), f"{num_written} images were packed, not {len(index)}"
     end = time.monotonic() + _SHOWN_LATE_S
-    while (lost := _missing(shards, folder)) and time.monotonic() < end:
+    while (lost := missing_shards(shards, folder)) and time.monotonic() < end:
         time.sleep(1.0)
     if lost:
         raise ValueError(
@@ -123,88 +104,6 @@ def pack(
     return Packed(
         folder.out, len(index), len(shards), sum(shard.num_bytes for shard in shards), len(shards) - len(missing)
     )
-
-
-def plan_shards(lengths: NDArray[np.int64], class_ids: NDArray[np.int64] | None, shard_bytes: int) -> list[Shard]:
-    """Which images go into which shard: consecutive ones, as many as fit into `shard_bytes`, and at least one.
-
-    Args:
-        lengths: size of each image's encoded bytes, (N,).
-        class_ids: what is written for each image, (N,), or None.
-        shard_bytes: largest size of a shard.
-    """
-    sizes = _in_tar(lengths)
-    if class_ids is not None:
-        sizes = sizes + _in_tar(np.char.str_len(class_ids.astype(str)))
-    ends = np.cumsum(sizes)
-    borders = [0]
-    while borders[-1] < len(sizes):
-        before = ends[borders[-1] - 1] if borders[-1] else 0
-        fitting = int(np.searchsorted(ends, before + _whole_records(shard_bytes) - tarfile.BLOCKSIZE * 2, side="right"))
-        borders.append(max(fitting, borders[-1] + 1))
-    return [
-        Shard(f"{number:06d}.tar", first, last, _tar_bytes(int(sizes[first:last].sum())))
-        for number, (first, last) in enumerate(pairwise(borders))
-    ]
-
-
-def _class_ids(index: Index) -> NDArray[np.int64] | None:
-    """The number of each image's class: the data's own, where they have numbers."""
-    if index.labels is None or index.class_ids is None:
-        return index.labels
-    return np.array(index.class_ids)[index.labels]
-
-
-def _in_tar(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Size of members in a tar: a header, and the content in whole blocks."""
-    return tarfile.BLOCKSIZE * (1 + -(-lengths // tarfile.BLOCKSIZE))
-
-
-def _tar_bytes(members: int) -> int:
-    """Size of a tar: its members, two empty blocks, and what fills the last record."""
-    return -(-(members + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
-
-
-def _whole_records(num_bytes: int) -> int:
-    return num_bytes // tarfile.RECORDSIZE * tarfile.RECORDSIZE
-
-
-def _lengths(index: Index) -> NDArray[np.int64]:
-    """The column of the index's file; asking for one place at a time takes a minute for a few million images."""
-    with pa.memory_map(str(index.path)) as file:
-        lengths: NDArray[np.int64] = pa.ipc.open_file(file).read_all()["length"].to_numpy().copy()
-    return lengths
-
-
-def _claim(folder: Folder, index: Index, shards: list[Shard]) -> None:
-    """Write the plan to a new folder, or check that the folder is of the same plan."""
-    plan: dict[str, Any] = {"digest": index.digest, "images": len(index), "shards": [list(shard) for shard in shards]}
-    manifest = folder.read(PACK_PLAN)
-    if manifest is None:
-        foreign = [name for name in folder.sizes() if name != CLASS_NAMES]
-        if foreign:
-            raise ValueError(f"{folder.out} holds {foreign[0]} but no {PACK_PLAN}; name a new or an empty folder")
-        if index.classes is not None and index.class_ids is None:
-            folder.write(CLASS_NAMES, _json(index.classes))
-        folder.write(PACK_PLAN, _json(plan))
-        return
-    saved = json.loads(manifest)
-    if not index.has_digest(saved["digest"]):
-        raise ValueError(
-            f"{folder.out} holds shards of other data ({saved['images']:,} images, now {len(index):,}), "
-            "or the files have changed since; name a new or an empty folder"
-        )
-    if saved != plan | {"digest": saved["digest"]}:
-        raise ValueError(
-            f"{folder.out} holds shards of another size ({len(saved['shards'])} shards, now {len(shards)}); "
-            "name a new or an empty folder, or the size of before"
-        )
-
-
-def _missing(shards: list[Shard], folder: Folder) -> list[Shard]:
-    """The shards that are not there in their size."""
-    sizes = folder.sizes()
-    return [shard for shard in shards if sizes.get(shard.name) != shard.num_bytes]
 
 
 def _written(shards: list[Shard], index: Index, folder: Folder) -> Iterator[int]:
@@ -233,51 +132,9 @@ def _write_shards(
         shard = Shard(*fields)
         try:
             place_files(files)
-            _write_shard(shard, index, folder)
+            write_shard(shard, index, folder)
             failures.append("")
         except (ValueError, OSError) as error:
             failures.append(f"{shard.name} was not written: {error}")
         num_images.append(shard.last - shard.first)
     return {"images": np.array(num_images), "failure": np.array(failures)}
-
-
-def _write_shard(shard: Shard, index: Index, folder: Folder) -> None:
-    data = _tar(index, range(shard.first, shard.last))
-    assert len(data) == shard.num_bytes, f"{shard.name} has {len(data)} bytes, not {shard.num_bytes}"
-    folder.write(shard.name, data)
-
-
-def _tar(index: Index, image_ids: range) -> memoryview:
-    content = io.BytesIO()
-    class_ids = _class_ids(index)
-    with (
-        tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-        ThreadPoolExecutor(8) as readers,
-    ):
-        for start in range(0, len(image_ids), _READ_AT_ONCE):
-            ids = image_ids[start : start + _READ_AT_ONCE]
-            for image_id, data in zip(ids, readers.map(index.read, ids), strict=True):
-                if class_ids is not None:
-                    _add(tar, f"{image_id:09d}.cls", str(class_ids[image_id]).encode())
-                _add(tar, f"{image_id:09d}{_suffix(index, image_id, data)}", data)
-    return content.getbuffer()
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # of time, user and group 0: the same bytes on every machine
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
-
-
-def _suffix(index: Index, image_id: int, data: bytes) -> str:
-    """What the content is; where that cannot be told, what the file's name says, so that it stays an image."""
-    try:
-        return extension(data)
-    except UndecodableImage:
-        place = index.place(image_id)
-        named = PurePosixPath(place.member or place.uri).suffix.lower()
-        return named if named in IMAGE_EXTENSIONS else ".jpg"
-
-
-def _json(content: Any) -> bytes:
-    return (json.dumps(content) + "\n").encode()

@@ -3,10 +3,7 @@
 Each function writes its figures as PNG and SVG into a folder under the names that the report knows.
 """
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,8 @@ import numpy as np
 import torch
 
 from glsd.augment.views import multicrop
-from glsd.config import DataConfig
-from glsd.data.images import UndecodableImage, decode
-from glsd.data.index import Index
+from glsd.data.samples import one_each
+from glsd.data.splits import LabelledImages, LabelledSplit
 from glsd.evaluation.correspondences import correspondence, flip_truth, image_pair_correspondence, transformed_view
 from glsd.evaluation.encoder import Encoder, embed
 from glsd.evaluation.knn import nearest
@@ -27,7 +23,6 @@ from glsd.reporting.curves import draw_collapse, draw_curves
 from glsd.reporting.feature_map import draw_feature_map, umap_available
 from glsd.reporting.matchings import draw_matchings, geometric_pair, similarity_pair
 from glsd.reporting.neighbours import draw_neighbours
-from ray_jobs.labelled import LabelledImages, LabelledSplit
 from ray_jobs.online_knn import Preprocessed, preprocessed
 from ray_jobs.settings import num_cores
 
@@ -35,41 +30,6 @@ NUM_PICTURED = 3
 _NUM_QUERIES, _NUM_NEIGHBOURS, _MAX_ANCHORS = 6, 5, 1000
 _FEWEST_MAPPED = 5
 _DIFFERENT_TOP = 15  # Fig. 12
-
-
-def decodable(index: Index, image_ids: np.ndarray, limits: DataConfig) -> Iterator[tuple[int, np.ndarray]]:
-    """(image_id, image) of those that can be decoded, in order."""
-    for image_id in image_ids.tolist():
-        with suppress(UndecodableImage):
-            yield image_id, decode(index.read(image_id), limits.max_pixels, limits.value_range)
-
-
-def some_decodable(
-    index: Index, image_ids: np.ndarray, limits: DataConfig, seed: int, count: int
-) -> list[tuple[int, np.ndarray]]:
-    """(image_id, image) of some images, the same for the same seed."""
-    return list(islice(decodable(index, np.random.default_rng(seed).permutation(image_ids), limits), count))
-
-
-def alike(index: Index, image_ids: np.ndarray, limits: DataConfig, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of different images, of one class where there are classes; none where no class has two.
-
-    Classes come in turn, until they give no pair.
-    """
-    groups = deque([image_ids])
-    if index.labels is not None:
-        labels = index.labels[image_ids]
-        classes, counts = np.unique(labels, return_counts=True)
-        shuffled = np.random.default_rng(0).permutation(classes[counts > 1])
-        groups = deque(image_ids[labels == label] for label in shuffled)
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    while groups and len(pairs) < count:
-        group = groups.popleft()
-        found = some_decodable(index, group, limits, len(pairs), 2)
-        if len(found) == 2:
-            pairs.append((found[0][1], found[1][1]))
-            groups.append(group)
-    return pairs
 
 
 def picture_method(encoder: Encoder, images: Sequence[tuple[int, np.ndarray]], folder: Path) -> None:
@@ -187,14 +147,6 @@ def picture_features(features: np.ndarray, labels: np.ndarray | None, classes: l
     save_png_and_svg(draw_feature_map(features, labels, classes), folder / "feature_map")
     if umap_available():
         save_png_and_svg(draw_feature_map(features, labels, classes, "umap"), folder / "feature_map_umap")
-
-
-def one_each(labels: np.ndarray, count: int) -> np.ndarray:
-    """Places of the first image of each class in turn, then of the second, and so on."""
-    turn = np.zeros(len(labels), np.int64)
-    for label in np.unique(labels):
-        turn[labels == label] = np.arange((labels == label).sum())
-    return np.argsort(turn, kind="stable")[:count]
 
 
 def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float | None]]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -23,6 +22,10 @@ from glsd.config import Config
 from glsd.data.index import Index
 from glsd.data.order import Order
 from glsd.data.regimes import regime, write_subset
+from glsd.data.samples import value_range_note
+from glsd.data.sources import Sources
+from glsd.data.splits import LabelledSplit, has_classes, labelled_split
+from glsd.data.units import MAX_UNIT_BYTES, UnitSource, unit_bytes
 from glsd.models.backbone import Backbone, build_backbone
 from glsd.runs.checkpoints import checkpoints, newest_checkpoint
 from glsd.runs.directory import CONFIG, RunDirectory
@@ -31,11 +34,11 @@ from glsd.scaling import scaled
 from glsd.storage.uris import check_uri
 from ray_jobs.cluster import check_ranks, check_resources, check_shares, cluster
 from ray_jobs.finishing import finish
+from ray_jobs.indexing import indexed
 from ray_jobs.initial_weights import INIT, InitialWeights, initial_weights
-from ray_jobs.labelled import LabelledSplit, Sources, has_classes, indexed, labelled_split, value_range_note
 from ray_jobs.monitor import ProgressLine, start_monitor
 from ray_jobs.settings import JobSettings
-from ray_jobs.stream import MAX_UNIT_BYTES, UnitSource, remaining, share_files, unit_bytes
+from ray_jobs.stream import remaining, share, share_files
 from ray_jobs.trainer import fit
 from ray_jobs.worker import Plan, train_worker
 
@@ -215,11 +218,13 @@ def _train_on_ray(
         claim()
         if note := batch_norm_note(config, settings.workers, resources.gpu):
             line.note(note)
-        chosen = None if len(image_ids) == len(index) else ray.put(image_ids)
-        files = share_files(indexes)
-        source = UnitSource(config, index, files, chosen, len(image_ids), resources.photometrics)
+        chosen = None if len(image_ids) == len(index) else image_ids
+        source = UnitSource(config, index, chosen, resources.photometrics)
+        shared = share(source, share_files(indexes))
         monitor = start_monitor()
         assert run.token is not None
-        plan = Plan(config, run, run.token, source, split, monitor, resources.torch_threads, settings.loggers)
-        units = partial(remaining, source, config.units_per_step, run.location)
+        plan = Plan(
+            config, run, run.token, source, shared.files, split, monitor, resources.torch_threads, settings.loggers
+        )
+        units = partial(remaining, shared, run.location)
         fit(train_worker, plan, units, run, settings, resources, monitor, line)

@@ -25,18 +25,20 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from glsd.config import LinearConfig
+from glsd.data.splits import LabelledImages, LabelledSplit
+from glsd.data.units import MAX_UNIT_BYTES
 from glsd.evaluation.blocks import block_representations
 from glsd.evaluation.encoder import Encoder, model_digest
 from glsd.evaluation.linear import initial_probe, linear_accuracy, linear_step
+from glsd.evaluation.linear_units import LinearSource
 from glsd.runs.checkpoints import checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
 from glsd.runs.directory import RunDirectory
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
 from ray_jobs.cluster import check_ranks, check_resources
-from ray_jobs.labelled import LabelledImages, LabelledSplit
 from ray_jobs.monitor import Handle, ProgressLine, Reporter, progress_text, start_monitor
 from ray_jobs.settings import JobSettings
-from ray_jobs.stream import MAX_UNIT_BYTES, LinearSource, received, remaining, share_files
+from ray_jobs.stream import received, remaining, share, share_files
 from ray_jobs.trainer import fit
 
 LINEAR = "linear"
@@ -109,16 +111,14 @@ def linear_probe(
             side,
             unit_size(config.batch_size // settings.workers, side),
             anchors.index,
-            share_files([anchors.index]),
-            ray.put(anchors.image_ids),
-            ray.put(anchors.labels),
-            len(anchors.image_ids),
+            anchors.image_ids,
+            anchors.labels,
         )
-        monitor, shared = start_monitor(), ray.put(copy.deepcopy(encoder).cpu())
+        monitor, frozen = start_monitor(), ray.put(copy.deepcopy(encoder).cpu())
         dim = test_features.shape[1]
-        units = partial(remaining, source, source.order.units_per_step, run.location)
+        units = partial(remaining, share(source, share_files([anchors.index])), run.location)
         with run.lease(on_wait=line.phase) as token:
-            plan = LinearPlan(config, shared, dim, num_classes, source, run, token, monitor, resources.torch_threads)
+            plan = LinearPlan(config, frozen, dim, num_classes, source, run, token, monitor, resources.torch_threads)
             fit(linear_worker, plan, units, run, settings, resources, monitor, line)
     layer = load_checkpoint(checkpoints(run.location)[num_steps])["layer"]
     logits = functional.linear(test_features.cpu(), layer["weight"], layer["bias"])

@@ -27,6 +27,7 @@ from glsd.config import Config
 from glsd.data.index import Index
 from glsd.data.order import Order
 from glsd.data.regimes import regime
+from glsd.data.splits import labelled_split
 from glsd.evaluation.encoder import untrained_encoder
 from glsd.runs.directory import CONFIG, RunDirectory
 from glsd.runs.lease import NAME as LEASE
@@ -39,7 +40,7 @@ from glsd.storage.uris import absolute, joined
 from ray_jobs.cluster import check_ranks, check_resources, check_shares, cluster, gpu_room
 from ray_jobs.evaluating import check_map
 from ray_jobs.grids import Space, Trial, drawn_trial, load_space, trials
-from ray_jobs.labelled import indexed, labelled_split
+from ray_jobs.indexing import indexed
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.pretraining import check_sizes
 from ray_jobs.schedulers import Scheduler, check_scheduler, scheduler_of

@@ -14,6 +14,8 @@ import ray.train.torch
 import torch
 
 from glsd.config import Config
+from glsd.data.splits import LabelledSplit
+from glsd.data.units import UnitSource
 from glsd.evaluation.collapse import collapse_metrics
 from glsd.evaluation.verdict import Collapsed, CollapseWatch
 from glsd.runs.checkpoints import checkpoints, load_checkpoint, manifest, prune_checkpoints, save_checkpoint
@@ -25,11 +27,10 @@ from glsd.training.loop import Metrics, NonFiniteLoss, Reading, steps
 from glsd.training.state import TrainState, initial_state
 from glsd.training.step import mean_metrics
 from ray_jobs.initial_weights import read_initial_weights
-from ray_jobs.labelled import LabelledSplit
 from ray_jobs.monitor import Reporter
 from ray_jobs.online_knn import OnlineKnn
 from ray_jobs.settings import num_cores
-from ray_jobs.stream import UnitSource, place_files, received
+from ray_jobs.stream import Files, place_files, received
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -48,6 +49,8 @@ class Plan:
     run: RunDirectory
     token: str
     source: UnitSource
+    files: Files
+    """The indexes' files, for nodes that lack them."""
     knn: LabelledSplit | None
     monitor: "ActorHandle[Any]"
     torch_threads: int | None
@@ -75,7 +78,7 @@ def train_worker(plan: Plan) -> None:
     if failure.get("token") == plan.token:
         # A worker that is started again would only meet the same data or the same loss once more.
         raise _FAILURES[failure["kind"]](failure["message"])
-    place_files(plan.source.files)
+    place_files(plan.files)
     if plan.torch_threads is not None:
         torch.set_num_threads(plan.torch_threads)
     try:

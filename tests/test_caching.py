@@ -57,7 +57,7 @@ def other_process() -> Iterator[list["subprocess.Popen[str]"]]:
 
 def holding(statement: str, started: list["subprocess.Popen[str]"]) -> None:
     """Another process that has run the statement, and lives until the test ends."""
-    code = f"from pathlib import Path; from ray_jobs.caching import *; from ray_jobs.caching import _lock\n{statement}"
+    code = f"from pathlib import Path\nfrom glsd.storage.cache import _lock, use\n{statement}"
     process = subprocess.Popen(
         [sys.executable, "-c", f"{code}\nprint('ready', flush=True); input()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -112,7 +112,10 @@ def test_what_another_process_uses_or_makes_stays(
     store = cache / STORE
     (packed,) = (entry.path for entry in entries() if entry.kind == "packed")
     holding(f"use(Path({str(store)!r}))", other_process)
-    holding(f"a = alone(_lock(Path({str(packed)!r}), 'lock')); a.__enter__()", other_process)
+    holding(
+        f"from glsd.storage.replacing import alone\na = alone(_lock(Path({str(packed)!r}), 'lock')); a.__enter__()",
+        other_process,
+    )
     main(["cache", "--clear", "all"])
     assert {entry.path for entry in entries()} == {store, packed}
     said = capsys.readouterr().out

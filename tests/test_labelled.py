@@ -9,10 +9,11 @@ import pytest
 
 from glsd.config import Config
 from glsd.data.index import Index, build_index
+from glsd.data.samples import value_range_note
+from glsd.data.splits import LabelledImages, has_classes, labelled_split
 from glsd.evaluation.encoder import untrained_encoder
 from glsd.evaluation.export import export_backbone
 from ray_jobs.evaluating import evaluate
-from ray_jobs.labelled import LabelledImages, has_classes, labelled_split, value_range_note
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.pretraining import pretrain
 from tests.data.encoding import jpeg, tiff, write_jpegs, write_tar

@@ -9,9 +9,10 @@ from PIL import Image
 
 from glsd.config import Config
 from glsd.data.index import build_index
+from glsd.data.samples import alike
+from glsd.data.splits import LabelledImages
 from glsd.evaluation.encoder import untrained_encoder
-from ray_jobs.labelled import LabelledImages
-from ray_jobs.picturing import alike, picture_features, picture_nearest
+from ray_jobs.picturing import picture_features, picture_nearest
 from tests.ray.images import CLASSES, labelled_folder
 
 

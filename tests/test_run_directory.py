@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "mine")
     run.finish({"knn": 43.1})
     limited = (
-        "import resource, signal; from ray_jobs.run_directory import RunDirectory;"
+        "import resource, signal; from glsd.runs.directory import RunDirectory;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
         f"RunDirectory({str(tmp_path / 'mine')!r}).finish({{'knn': list(range(10000))}})"
     )
@@ -309,7 +309,7 @@ def test_a_worker_can_ask_for_its_drivers_lease(tmp_path: Path) -> None:
 def test_a_second_start_is_refused_while_the_first_lives_and_takes_over_after_its_death(tmp_path: Path) -> None:
     run, waits = RunDirectory(tmp_path / "mine"), list[str]()
     holder = _python(
-        "import time; from ray_jobs.run_directory import RunDirectory\n"
+        "import time; from glsd.runs.directory import RunDirectory\n"
         f"with RunDirectory({str(tmp_path / 'mine')!r}).lease(): print('held', flush=True); time.sleep(600)"
     )
     try:
@@ -430,7 +430,7 @@ def test_a_torn_last_line_is_dropped(run: RunDirectory, torn: bytes) -> None:
 
 def test_metrics_survive_a_kill_where_the_run_is_local(tmp_path: Path) -> None:
     killed = _python(
-        "import os, signal; from ray_jobs.run_directory import RunDirectory, RunLog\n"
+        "import os, signal; from glsd.runs.directory import RunDirectory; from glsd.runs.log import RunLog\n"
         f"log = RunLog(RunDirectory({str(tmp_path / 'mine')!r})); log.log(10, {{'loss': 5.5}})\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

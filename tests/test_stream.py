@@ -14,7 +14,7 @@ from glsd.config import DataConfig
 from glsd.data.images import decode
 from glsd.data.index import build_index
 from glsd.data.order import Order
-from ray_jobs.stream import UnitSource
+from glsd.data.units import UnitSource
 from tests.ray.images import labelled_folder
 from tests.ray.runs import small_run
 from tests.training.small import small_config
@@ -34,7 +34,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> UnitSource:
         cv2.imwrite(str(path), cv2.resize(pixels, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC))
     path.write_bytes(path.read_bytes()[:1000])
     config = small_run(**{"optim.batch_size": NUM_IMAGES, "data.unit_size": NUM_IMAGES})
-    return UnitSource(config, build_index(folder, DataConfig()), {}, None, NUM_IMAGES, "device")
+    return UnitSource(config, build_index(folder, DataConfig()), None, "device")
 
 
 @pytest.mark.parametrize(("scale", "num_images"), [((0.1, 0.2), 2), ((0.9, 1.0), 2.5)])
@@ -54,7 +54,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> UnitSource:
     """Of two epochs of six units that hold all images, of which half are corrupt."""
     folder = labelled_folder(tmp_path_factory.mktemp("small") / "photos", NUM_SMALL, NUM_CORRUPT)
     config = small_config(seed=SEED, **{"optim.batch_size": BATCH, "optim.epochs": EPOCHS, "data.unit_size": UNIT})
-    return UnitSource(config, build_index(folder, config.data), {}, None, NUM_SMALL, "device")
+    return UnitSource(config, build_index(folder, config.data), None, "device")
 
 
 def test_the_crops_of_a_unit_are_those_of_its_decoded_images_keyed_by_the_seed_of_the_run_and_by_the_epoch(

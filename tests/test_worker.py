@@ -11,6 +11,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from glsd.data.index import build_index
+from glsd.data.units import UnitSource
 from glsd.evaluation.collapse import collapse_metrics
 from glsd.runs.checkpoints import checkpoints
 from glsd.runs.directory import DATA, RunDirectory
@@ -19,7 +20,6 @@ from glsd.training.batch import to_device
 from glsd.training.loop import Metrics, steps
 from glsd.training.state import TrainState, initial_state
 from ray_jobs.initial_weights import read_initial_weights
-from ray_jobs.stream import UnitSource
 from ray_jobs.worker import Plan, _CollapseAlarm, _Recorder, train_worker
 from tests.ray.images import labelled_folder
 from tests.training.small import small_config
@@ -41,10 +41,10 @@ def plan(tmp_path: Path) -> Iterator[Plan]:
     }
     config = small_config(**overrides)
     index = build_index(labelled_folder(tmp_path / "photos", 12), config.data)
-    source = UnitSource(config, index, {}, None, len(index), "device")
+    source = UnitSource(config, index, None, "device")
     run = RunDirectory(tmp_path / "run")
     with run.lease(times=LeaseTimes(heartbeat_s=60, settle_s=0.05)) as token:
-        yield Plan(config, run, token, source, None, None, None)
+        yield Plan(config, run, token, source, {}, None, None, None)
 
 
 def train_in_this_process(plan: Plan, on_logged: Callable[[Metrics, TrainState], None]) -> None:

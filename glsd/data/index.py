@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from glsd.config import DataConfig
 from glsd.data.images import IMAGE_EXTENSIONS
-from glsd.data.shards import pack, scan_tars
 from glsd.data.sources import CLASS_NAMES, Labels, Source, find_sources
+from glsd.data.tars import pack, scan_tars
 from glsd.storage.cache import cache_folder
 from glsd.storage.files import read
 from glsd.storage.listing import unreadable, walk

@@ -25,6 +25,8 @@ from glsd.storage.files import read
 from glsd.storage.listing import Files, expanded, stat_files, walk, what_is_at
 from glsd.storage.uris import absolute, beside, check_uri, is_remote, relative, unquote_key
 
+Sources = str | Path | Sequence[str | Path]
+
 Labels = list[str] | NDArray[np.int64]
 CLASS_NAMES: Final = "classes.json"
 """Beside tars: the names of their class ids, as `glsd pack` writes them."""

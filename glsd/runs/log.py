@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 from glsd.runs.directory import RunDirectory
 from glsd.storage.replacing import replace_file
@@ -16,10 +16,11 @@ from glsd.storage.replacing import replace_file
 METRICS, SKIPPED, TENSORBOARD, FIGURES = "metrics.jsonl", "skipped.jsonl", "tensorboard", "figures"
 
 
+@runtime_checkable
 class ExternalLog(Protocol):
     """A place outside of the run directory where its metrics are logged as well."""
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, int | float]) -> None:
         """Add the metrics of a step; all are finite."""
 
     def close(self, failed: bool) -> None:
@@ -52,7 +53,7 @@ class RunLog:
         self._skipped_ids = {line["image_id"] for line in skipped}
         self._events = SummaryWriter(logdir=str(self._folder / TENSORBOARD), purge_step=resume_step + 1)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
@@ -63,7 +64,7 @@ class RunLog:
         """How many images were skipped up to the last step, each counted once."""
         return len(self._skipped_ids)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, int | float]) -> None:
         """Add the metrics of a step. JSON has no infinities: a value that is not finite is written as null."""
         values = {key: value if math.isfinite(value) else None for key, value in metrics.items() if key != "step"}
         _append(self._metrics, {"step": step} | values)

@@ -18,6 +18,8 @@ from glsd.config import Config
 from glsd.runs.directory import RunDirectory
 from glsd.runs.log import ExternalLog
 
+Logger = Literal["wandb", "mlflow"]
+
 LOGGERS = "loggers.json"
 """What the run is called outside: `{"id": ...}`."""
 _PROJECT = "glsd"
@@ -139,6 +141,3 @@ class _Mlflow:
             self._client.set_terminated(self._run_id, status="FAILED" if failed else "FINISHED")
         except self._mlflow.MlflowException as error:
             self._warn(f"MLflow did not take the end of the run: {error}")
-
-
-Logger = Literal["wandb", "mlflow"]

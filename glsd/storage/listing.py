@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from glsd.storage.uris import check_uri, is_remote, quote_key, resolved
 
+_BRACES: Final = re.compile(r"\{([^{}]*)\}")
+_RANGE: Final = re.compile(r"([0-9]+)\.\.([0-9]+)")
+
 _TICK_FILES: Final = 1000
 
 
@@ -191,12 +194,6 @@ def _stat_remote(uri: str) -> tuple[int, int]:
     filesystem, path = resolved(uri)
     info = filesystem.get_file_info(path)
     return (info.size, info.mtime_ns) if info.type == pyarrow.fs.FileType.File else (-1, -1)
-
-
-_BRACES: Final = re.compile(r"\{([^{}]*)\}")
-
-
-_RANGE: Final = re.compile(r"([0-9]+)\.\.([0-9]+)")
 
 
 def expanded(uri: str) -> list[str]:

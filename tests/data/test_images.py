@@ -20,7 +20,8 @@ from PIL import AvifImagePlugin, Image, ImageOps
 
 from glsd.augment.distributions import sample_views
 from glsd.config import AugmentConfig
-from glsd.data.images import UndecodableImage, decode, extension, fitting_value_range, header_size
+from glsd.data.images import decode, extension, fitting_value_range, header_size
+from glsd.data.undecodable import UndecodableImage
 from tests.data.encoding import encoded, photograph, tiff
 
 LIMIT = 10**6

@@ -274,7 +274,7 @@ def test_a_read_error_that_stays_names_the_file(data: Path, cache: Path) -> None
 KILLED_AT = """
 import sys, time
 from glsd.config import DataConfig
-from glsd.data import build_index
+from glsd.data.index import build_index
 
 def progress(count):
     if count >= int(sys.argv[3]):
@@ -321,7 +321,7 @@ def test_an_index_that_was_half_written_is_written_again(data: Path, cache: Path
 def test_two_processes_at_once_make_one_index(tmp_path: Path, cache: Path) -> None:
     pq.write_table(pa.table({"image": [jpeg(number) for number in range(50)]}), tmp_path / "a.parquet")
     script = (
-        "import sys; from glsd.config import DataConfig; from glsd.data import build_index; "
+        "import sys; from glsd.config import DataConfig; from glsd.data.index import build_index; "
         "index = build_index(sys.argv[1], DataConfig(), sys.argv[2]); print(len(index), index.digest)"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "a.parquet"), str(cache)]

@@ -249,7 +249,7 @@ def test_names_that_are_not_unicode_are_named(tmp_path: Path, cache: Path) -> No
 SCRIPT = """
 import sys
 from glsd.config import DataConfig
-from glsd.data import build_index
+from glsd.data.index import build_index
 print(len(build_index(sys.argv[1], DataConfig(), sys.argv[2])))
 """
 

@@ -13,15 +13,16 @@ import torch
 from PIL import Image
 
 from glsd.config import LinearConfig
-from glsd.data.images import UndecodableImage, decode
+from glsd.data.images import decode
 from glsd.data.index import build_index
+from glsd.data.splits import LabelledImages, labelled_split
+from glsd.data.undecodable import UndecodableImage
 from glsd.evaluation.correspondences import correspondence, flip_truth, mean_correspondence, transformed_view
 from glsd.evaluation.encoder import Encoder, embed, load_encoder, untrained_encoder
 from glsd.evaluation.knn import knn_accuracy
 from glsd.runs.lease import TIMES, held_lease
 from glsd.storage.folder import Folder
 from ray_jobs.evaluating import evaluate, score_table
-from ray_jobs.labelled import LabelledImages, labelled_split
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.pretraining import Run
 

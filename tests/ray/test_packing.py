@@ -13,9 +13,10 @@ from PIL import Image
 
 from glsd.config import DataConfig
 from glsd.data.index import build_index
+from glsd.data.packs import plan_shards
 from glsd.data.regimes import regime
 from glsd.storage.folder import Folder
-from ray_jobs.packing import Packed, pack, plan_shards
+from ray_jobs.packing import Packed, pack
 
 SHARD_BYTES = 40_960
 

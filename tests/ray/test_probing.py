@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pytest
-import ray
 import torch
 
 from glsd.config import LinearConfig
-from glsd.data.images import UndecodableImage, decode
+from glsd.data.images import decode
 from glsd.data.index import build_index
+from glsd.data.splits import LabelledSplit, labelled_split
+from glsd.data.undecodable import UndecodableImage
 from glsd.evaluation.encoder import Encoder, embed, untrained_encoder
 from glsd.evaluation.linear import linear_crop
+from glsd.evaluation.linear_units import LinearSource
 from glsd.runs.checkpoints import checkpoints, load_checkpoint
 from glsd.runs.directory import RunDirectory
 from glsd.storage.folder import Folder
 from ray_jobs.cluster import cluster as connected
-from ray_jobs.labelled import LabelledSplit, labelled_split
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.online_knn import embedded, preprocessed
 from ray_jobs.probing import LinearPlan, linear_probe, linear_worker
 from ray_jobs.settings import JobSettings
-from ray_jobs.stream import LinearSource, share_files
 from tests.data.object_store import object_store
 from tests.ray.images import CLASSES, labelled_folder
 from tests.ray.runs import leaves, small_run
@@ -91,10 +91,7 @@ def undisturbed(cluster: None, photos: Path, tmp_path_factory: pytest.TempPathFa
 def source(cluster: None, photos: Path) -> LinearSource:
     """The units of that probe, in halves."""
     anchors = split_of(photos).anchors
-    return LinearSource(
-        *(PROTOCOL, encoder().config.data, 64, 8, anchors.index, share_files([anchors.index])),
-        *(ray.put(anchors.image_ids), ray.put(anchors.labels), len(anchors.image_ids)),
-    )
+    return LinearSource(PROTOCOL, encoder().config.data, 64, 8, anchors.index, anchors.image_ids, anchors.labels)
 
 
 def test_the_layer_tells_textures_apart_that_a_guess_would_not(undisturbed: Probed, photos: Path) -> None:

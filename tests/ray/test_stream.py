@@ -13,8 +13,9 @@ from ray.data import DataIterator
 
 from glsd.config import DataConfig
 from glsd.data.index import build_index
+from glsd.data.units import UnitSource
 from glsd.training.batch import Unit
-from ray_jobs.stream import UnitSource, place_files, received, share_files, stream, stream_options
+from ray_jobs.stream import place_files, received, share, share_files, stream, stream_options
 from tests.ray.images import labelled_folder
 from tests.ray.runs import small_run
 
@@ -27,7 +28,7 @@ def source(cluster: None, forty: Path) -> UnitSource:
     config = small_run(**{"optim.epochs": 2, "optim.batch_size": 4, "data.unit_size": 2})
     regime = np.arange(0, 40, 2)
     index = build_index(forty, DataConfig())
-    return UnitSource(config, index, share_files([index]), ray.put(regime), len(regime), "device")
+    return UnitSource(config, index, regime, "device")
 
 
 def dealt(source: UnitSource, start_unit: int, num_workers: int) -> list[list[Unit]]:
@@ -38,7 +39,7 @@ def dealt(source: UnitSource, start_unit: int, num_workers: int) -> list[list[Un
         arrived = list(shard.iter_batches(batch_size=source.config.data.unit_size, batch_format="numpy"))
         return list(received(arrived))
 
-    units = stream(source, start_unit)
+    units = stream(share(source, share_files([source.index])), start_unit)
     units.context.execution_options = stream_options()
     with ThreadPoolExecutor(num_workers) as workers:
         return list(workers.map(consume, units.streaming_split(num_workers, equal=True)))
@@ -93,7 +94,7 @@ def test_an_image_that_cannot_be_read_stops_the_stream_in_words(
     if is_linked:
         image.symlink_to(image)  # reading it is an error of the disk, as far as anyone can tell
     with pytest.raises(ValueError, match=rf"^[^\n]*002\.png {message}[^\n]*$"):
-        dealt(replace(source, index=index, files=share_files([index])), 0, 1)
+        dealt(replace(source, index=index), 0, 1)
 
 
 @pytest.mark.ray

@@ -1,23 +1,12 @@
 """Labelled images for the probes: which of them train or vote and which are tested."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from glsd.config import Config, DataConfig, EvaluationConfig
-from glsd.data.images import fitting_value_range
-from glsd.data.index import Index, build_index
-from glsd.storage.cache import use
-from ray_jobs.monitor import ProgressLine
-
-_NUM_SAMPLED = 16
-"""Images of a data set whose values are looked at."""
-
-Sources = str | Path | Sequence[str | Path]
+from glsd.config import EvaluationConfig
+from glsd.data.index import Index
 
 
 @dataclass(frozen=True)
@@ -89,45 +78,3 @@ def labelled_split(train: Index, test: Index | None, evaluation: EvaluationConfi
 def _some(index: Index, labels: np.ndarray, image_ids: np.ndarray, at_most: int) -> LabelledImages:
     chosen = np.sort(image_ids[:at_most])
     return LabelledImages(index, chosen, labels[chosen])
-
-
-def indexed(sources: Sources, config: Config, line: ProgressLine) -> Index:
-    """The index of the sources, with its progress shown; the cache keeps it while this process lives."""
-    line.phase("indexing images")
-    index = build_index(
-        sources, config.data, progress=lambda count: line.phase(f"indexing images: {count:,} so far") if count else None
-    )
-    for path in (index.path, *map(Path, index.packed)):
-        use(path)
-    of_classes = f" of {_counted(len(index.classes), 'class', 'classes')}" if index.classes else ", no labels"
-    line.phase(f"found {_counted(len(index), 'image', 'images')}{of_classes}")
-    return index
-
-
-def value_range_note(indexes: Sequence[Index | None], limits: DataConfig) -> str | None:
-    """What a user should know of images such as those of 12 bits in files of 16, which would be nearly black.
-
-    It is judged by some images from all over the data, and only where no `data.value_range` is set.
-    """
-    if limits.value_range is not None:
-        return None
-    fitting = fitting_value_range(
-        (content for index in indexes if index is not None for content in _sampled(index)), limits.max_pixels
-    )
-    if fitting is None:
-        return None
-    return (
-        f"the images have more than 8 bits, but the values of those looked at lie within {list(fitting)}, at most a "
-        f"quarter of their type's range, so a model hardly sees contrast in them. Pretrain with data.value_range "
-        f"{list(fitting)}; an evaluation uses that of the model"
-    )
-
-
-def _sampled(index: Index) -> Iterator[bytes]:
-    for image_id in np.linspace(0, len(index) - 1, min(len(index), _NUM_SAMPLED), dtype=np.int64).tolist():
-        with suppress(OSError):  # whoever needs the image names it
-            yield index.read(image_id)
-
-
-def _counted(number: int, one: str, several: str) -> str:
-    return f"{number:,} {one if number == 1 else several}"

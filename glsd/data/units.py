@@ -1,0 +1,189 @@
+"""Units of the stream: unit k, some images of a step, is a pure function of the settings, the data and k.
+
+So a training resumes at any unit, any worker can make any of them, and who trains without Ray makes them in a loop.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from glsd.config import Config, DataConfig
+from glsd.data.images import UndecodableImage, decode, header_size
+from glsd.data.index import Index
+from glsd.data.order import Order
+
+MAX_REPLACEMENTS = 100
+"""Undecodable images in a row after which the data, and not an image, is at fault."""
+
+
+MAX_UNIT_BYTES = 64 * 2**20
+"""Of a unit's arrays: Ray Data splits blocks above 1.5 * 128 MiB silently, and the order of the units would be lost."""
+
+
+@runtime_checkable
+class UnitMaker(Protocol):
+    """What makes any unit."""
+
+    @property
+    def order(self) -> Order:
+        """Which images make up which unit."""
+
+    @property
+    def num_units(self) -> int:
+        """Units of all epochs."""
+
+    def unit(self, k: int) -> dict[str, np.ndarray]:
+        """Unit k: arrays of one row for each of its images.
+
+        Raises:
+            ValueError: images cannot be used.
+            OSError: images cannot be read.
+        """
+
+    def blank(self, k: int) -> dict[str, np.ndarray]:
+        """Arrays of the shapes of unit k."""
+
+
+class EncodedImage(NamedTuple):
+    """An image of a unit as it was read."""
+
+    member: int
+    """Its number within the regime."""
+    image_id: int
+    """Its row of the full index."""
+    data: bytes
+
+
+class DecodedImage(NamedTuple):
+    """An image of a unit, or the one that stands in for it."""
+
+    member: int
+    image_id: int
+    pixels: np.ndarray
+    skips: list[tuple[int, str]]
+    """(image_id, reason) of each undecodable image that it stands in for."""
+
+
+@dataclass(frozen=True)
+class UnitReader:
+    """Reads and decodes the images of any unit, whatever is made of them then."""
+
+    order: Order
+    index: Index
+    image_ids: np.ndarray | None
+    """The regime's images, rows of the index; None is all."""
+    limits: DataConfig
+
+    def read(self, k: int) -> tuple[int, list[EncodedImage]]:
+        """The epoch of unit k, and its images, which are read together: latency is shared.
+
+        Raises:
+            OSError: an image cannot be read.
+        """
+        epoch, members = self.order.unit(k)
+        image_ids = self._ids(members).tolist()
+        with ThreadPoolExecutor(8) as readers:
+            contents = list(readers.map(self.index.read, image_ids))
+        return epoch, list(map(EncodedImage, members.tolist(), image_ids, contents))
+
+    def decode(self, epoch: int, encoded: EncodedImage) -> DecodedImage:
+        """The image, or the first decodable one of its keyed replacements.
+
+        Raises:
+            ValueError: image after image cannot be decoded.
+            OSError: a replacement cannot be read.
+        """
+        (member, image_id, data), skipped = encoded, list[tuple[int, str]]()
+        for attempt in range(MAX_REPLACEMENTS):
+            try:
+                pixels = decode(data, self.limits.max_pixels, self.limits.value_range)
+                return DecodedImage(member, image_id, pixels, skipped)
+            except UndecodableImage as error:
+                skipped.append((image_id, str(error)))
+            member = self.order.replacement(epoch, encoded.member, attempt)
+            image_id = int(self._ids(np.array([member]))[0])
+            data = self.index.read(image_id)
+        reasons = "; ".join(f"{self.index.uri(image_id)}: {reason}" for image_id, reason in skipped[:3])
+        raise ValueError(f"{MAX_REPLACEMENTS} images in a row could not be decoded, such as {reasons}")
+
+    def _ids(self, members: np.ndarray) -> np.ndarray:
+        """Rows of the full index, which name an image alike in every regime."""
+        return members if self.image_ids is None else self.image_ids[members]
+
+
+@dataclass(frozen=True)
+class UnitSource:
+    """The units of a training: m images as crops with their geometry."""
+
+    config: Config
+    index: Index
+    image_ids: np.ndarray | None
+    """The regime's images, rows of the index; None is all."""
+    photometrics: Literal["worker", "device"]
+
+    @property
+    def num_images(self) -> int:
+        """Images of the regime."""
+        return len(self.index) if self.image_ids is None else len(self.image_ids)
+
+    @cached_property
+    def order(self) -> Order:
+        """Which images make up which unit."""
+        return Order(self.config.seed, self.num_images, self.config.optim.batch_size, self.config.data.unit_size)
+
+    @property
+    def num_units(self) -> int:
+        """Units of all epochs."""
+        return self.config.optim.epochs * self.order.units_per_epoch
+
+    def unit(self, k: int) -> dict[str, np.ndarray]:
+        """Unit k: m images read, decoded and cropped, the undecodable ones replaced.
+
+        Returns:
+            The arrays of a training's `Unit`, and `skips` (m,), for each image a JSON list of [image_id, reason].
+        """
+        from glsd.augment.views import ViewBatch
+
+        reader = UnitReader(self.order, self.index, self.image_ids, self.config.data)
+        epoch, unit = reader.read(k)
+        scheduled = np.array([encoded.image_id for encoded in unit])
+        sizes = np.array([header_size(encoded.data) for encoded in unit])
+        views = ViewBatch(self.config.augment, self.config.seed, epoch, scheduled, sizes, self.photometrics)
+        image_ids, skips = list[int](), list[str]()
+        for row, encoded in enumerate(unit):
+            image = reader.decode(epoch, encoded)
+            views.crop(row, image.image_id, image.pixels)
+            image_ids.append(image.image_id)
+            skips.append(json.dumps(image.skips))
+            del image  # or its pixels would be kept while the next one's are decoded
+        return self._columns(k, image_ids, skips, views.arrays())
+
+    def blank(self, k: int) -> dict[str, np.ndarray]:
+        """Arrays of the shapes of unit k."""
+        from glsd.augment.views import multicrop_batch
+
+        size, augment = self.config.data.unit_size, self.config.augment
+        images, ids = [np.zeros((8, 8, 3), np.uint8)] * size, np.zeros(size, np.int64)
+        crops = multicrop_batch(images, augment, 0, 0, ids, self.photometrics)
+        return self._columns(k, ids.tolist(), ["[]"] * size, crops)
+
+    def _columns(
+        self, k: int, image_ids: list[int], skips: list[str], crops: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """What travels; photometric parameters only where they are still needed."""
+        travelling = {key: value for key, value in crops.items() if key != "pho" or self.photometrics == "device"}
+        return {
+            "unit": np.full(len(image_ids), k),
+            "image_id": np.array(image_ids),
+            "skips": np.array(skips),
+            **travelling,
+        }
+
+
+def unit_bytes(config: Config) -> int:
+    """Size of a unit's crops."""
+    return config.data.unit_size * sum(num_views * size * size * 3 for size, num_views in config.augment.groups)
