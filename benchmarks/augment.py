@@ -41,8 +41,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from glsd.augment.distributions import sample_views
+from glsd.augment.multicrop import ViewBatch
 from glsd.augment.vector import PHOTOMETRIC_FIELDS, ViewVectors
-from glsd.augment.views import ViewBatch
 from glsd.config import AugmentConfig, load_config
 from glsd.data.images import decode, header_size
 

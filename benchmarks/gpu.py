@@ -37,8 +37,8 @@ import numpy as np
 import torch
 
 import glsd.training.step as step_module
+from glsd.augment.multicrop import multicrop_batch
 from glsd.augment.photometric import photometric_device
-from glsd.augment.views import multicrop_batch
 from glsd.config import Config, load_config
 from glsd.evaluation.knn import knn_accuracies
 from glsd.training.batch import Unit, to_device

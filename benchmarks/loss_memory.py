@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from glsd.losses.global_loss import global_representation_loss
 from glsd.losses.local_loss import local_representation_loss
-from glsd.losses.total import geometric_matches
+from glsd.losses.objective import geometric_matches
 from glsd.matching import Matches
 from glsd.models.head import Head
 

@@ -355,7 +355,7 @@ class Convert:
     def run(self) -> None:
         """Do it."""
         with _telling(f"converting {self.src}"):
-            from glsd.evaluation.conversion import convert
+            from glsd.weights.foreign import convert
 
             converted = convert(self.src, self.dst, self.backbone, self.prefix)
         print(converted)
@@ -408,8 +408,8 @@ class Export:
     def run(self) -> None:
         """Do it."""
         with _telling(f"exporting the backbone of {self.model}"):
-            from glsd.evaluation.pretrained import load_model
-            from glsd.evaluation.targets import export_to
+            from glsd.weights.load import load_model
+            from glsd.weights.targets import export_to
 
             exported = export_to(load_model(self.model), self.out, self.to)
         print(exported)

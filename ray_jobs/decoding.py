@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from glsd.config import Config
 from glsd.data.images import UndecodableImage, decode
 from glsd.data.index import Index
-from glsd.evaluation.preprocessing import evaluation_crop
+from glsd.encoder.preprocessing import evaluation_crop
 from ray_jobs.stream import Files, place_files
 
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from glsd.data.index import Index
 from glsd.data.samples import value_range_note
 from glsd.data.sources import Sources
-from glsd.evaluation.encoder import Encoder, model_digest
-from glsd.evaluation.pretrained import load_model
+from glsd.encoder.encoder import Encoder, model_digest
 from glsd.storage.folder import Folder
 from glsd.storage.replacing import replacing
 from glsd.storage.uris import absolute, is_remote
+from glsd.weights.load import load_model
 from ray_jobs.features import Features, Selection, extract
 from ray_jobs.indexing import indexed
 from ray_jobs.monitor import ProgressLine

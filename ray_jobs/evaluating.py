@@ -20,8 +20,7 @@ from glsd.data.index import Index
 from glsd.data.samples import value_range_note
 from glsd.data.scenes import read_scenes
 from glsd.data.sources import Sources
-from glsd.evaluation.encoder import Encoder, model_digest, teacher_encoder
-from glsd.evaluation.pretrained import load_model
+from glsd.encoder.encoder import Encoder, model_digest, teacher_encoder
 from glsd.evaluation.verdict import COLLAPSE_MEASURES, standard_error
 from glsd.runs.checkpoints import load_checkpoint, manifest, newest_checkpoint
 from glsd.runs.directory import EVALUATION
@@ -30,6 +29,7 @@ from glsd.runs.lease import NAME as LEASE
 from glsd.runs.lease import TIMES, held_lease
 from glsd.runs.log import FIGURES
 from glsd.storage.folder import Folder
+from glsd.weights.load import load_model
 from ray_jobs.cluster import check_ranks, check_resources, cluster
 from ray_jobs.indexing import indexed
 from ray_jobs.measuring import NEEDING_LABELS, PROBES, Probe, Probing, probed_images

@@ -30,8 +30,8 @@ from ray.data import ActorPoolStrategy, ExecutionResources
 from torch import Tensor
 
 from glsd.data.index import Index
-from glsd.evaluation.blocks import block_representations
-from glsd.evaluation.encoder import Encoder, model_digest
+from glsd.encoder.blocks import block_representations
+from glsd.encoder.encoder import Encoder, model_digest
 from glsd.storage.cache import ABOUT, cache_folder, remove, use
 from glsd.storage.replacing import alone, replace_file, replacing
 from ray_jobs.cluster import check_resources, cluster

@@ -14,13 +14,13 @@ from glsd.config import Config
 from glsd.data.index import Index
 from glsd.data.samples import some_decodable
 from glsd.data.splits import LabelledSplit
-from glsd.evaluation.encoder import load_encoder
-from glsd.evaluation.export import export_backbone
+from glsd.encoder.encoder import load_encoder
 from glsd.evaluation.verdict import standard_error
 from glsd.runs.checkpoints import manifest, newest_checkpoint
 from glsd.runs.directory import BACKBONE, CONFIG, DATA, RunDirectory
 from glsd.runs.log import FIGURES, METRICS, TENSORBOARD, read_metrics
 from glsd.storage.uris import joined
+from glsd.weights.timm import export_backbone
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.picturing import NUM_PICTURED, picture_learning, picture_method, picture_neighbours
 

@@ -12,9 +12,9 @@ import safetensors.torch
 from torch import Tensor
 
 from glsd.config import Config
-from glsd.evaluation.encoder import model_digest
-from glsd.evaluation.pretrained import load_model
+from glsd.encoder.encoder import model_digest
 from glsd.runs.directory import DATA, RunDirectory
+from glsd.weights.load import load_model
 
 INIT = "init.safetensors"
 """The backbone that student and teacher of a run start from."""

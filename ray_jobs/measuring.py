@@ -28,8 +28,9 @@ from glsd.data.regimes import regime
 from glsd.data.samples import alike, decodable, some_decodable
 from glsd.data.scenes import Scene
 from glsd.data.splits import LabelledImages, LabelledSplit, has_classes, labelled_split
+from glsd.encoder.encoder import Encoder, model_digest, untrained_encoder
 from glsd.evaluation.collapse import collapse_report, encoder_collapse
-from glsd.evaluation.correspondences import (
+from glsd.evaluation.correspondence import (
     Correspondence,
     correspondence,
     flip_truth,
@@ -37,7 +38,6 @@ from glsd.evaluation.correspondences import (
     mean_correspondence,
     transformed_view,
 )
-from glsd.evaluation.encoder import Encoder, model_digest, untrained_encoder
 from glsd.evaluation.knn import KnnResult, knn_accuracies, majority_share
 from glsd.evaluation.logistic import logistic_regression
 from glsd.storage.cache import cache_folder, is_kept, kept

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from glsd.augment.views import multicrop
+from glsd.augment.multicrop import multicrop
 from glsd.data.samples import one_each
 from glsd.data.splits import LabelledImages, LabelledSplit
-from glsd.evaluation.correspondences import correspondence, flip_truth, image_pair_correspondence, transformed_view
-from glsd.evaluation.encoder import Encoder, embed
+from glsd.encoder.encoder import Encoder, embed
+from glsd.evaluation.correspondence import correspondence, flip_truth, image_pair_correspondence, transformed_view
 from glsd.evaluation.knn import nearest
+from glsd.evaluation.online_knn import Preprocessed, preprocessed
 from glsd.reporting.canvas import save_png_and_svg
 from glsd.reporting.correspondences import draw_correspondences, top_correspondences
 from glsd.reporting.crops import draw_crops, view_crops
@@ -23,7 +24,6 @@ from glsd.reporting.curves import draw_collapse, draw_curves
 from glsd.reporting.feature_map import draw_feature_map, umap_available
 from glsd.reporting.matchings import draw_matchings, geometric_pair, similarity_pair
 from glsd.reporting.neighbours import draw_neighbours
-from ray_jobs.online_knn import Preprocessed, preprocessed
 from ray_jobs.settings import num_cores
 
 NUM_PICTURED = 3

@@ -27,8 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 from glsd.config import LinearConfig
 from glsd.data.splits import LabelledImages, LabelledSplit
 from glsd.data.units import MAX_UNIT_BYTES
-from glsd.evaluation.blocks import block_representations
-from glsd.evaluation.encoder import Encoder, model_digest
+from glsd.encoder.blocks import block_representations
+from glsd.encoder.encoder import Encoder, model_digest
 from glsd.evaluation.linear import initial_probe, linear_accuracy, linear_step
 from glsd.evaluation.linear_units import LinearSource
 from glsd.runs.checkpoints import checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint

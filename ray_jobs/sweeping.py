@@ -28,7 +28,7 @@ from glsd.data.index import Index
 from glsd.data.order import Order
 from glsd.data.regimes import regime
 from glsd.data.splits import labelled_split
-from glsd.evaluation.encoder import untrained_encoder
+from glsd.encoder.encoder import untrained_encoder
 from glsd.runs.directory import CONFIG, RunDirectory
 from glsd.runs.lease import NAME as LEASE
 from glsd.runs.log import read_metrics

@@ -17,6 +17,7 @@ from glsd.config import Config
 from glsd.data.splits import LabelledSplit
 from glsd.data.units import UnitSource
 from glsd.evaluation.collapse import collapse_metrics
+from glsd.evaluation.online_knn import OnlineKnn
 from glsd.evaluation.verdict import Collapsed, CollapseWatch
 from glsd.runs.checkpoints import checkpoints, load_checkpoint, manifest, prune_checkpoints, save_checkpoint
 from glsd.runs.directory import RunDirectory
@@ -28,7 +29,6 @@ from glsd.training.state import TrainState, initial_state
 from glsd.training.step import mean_metrics
 from ray_jobs.initial_weights import read_initial_weights
 from ray_jobs.monitor import Reporter
-from ray_jobs.online_knn import OnlineKnn
 from ray_jobs.settings import num_cores
 from ray_jobs.stream import Files, place_files, received
 

@@ -11,8 +11,8 @@ from glsd.config import Config
 from glsd.data.index import Index, build_index
 from glsd.data.samples import value_range_note
 from glsd.data.splits import LabelledImages, has_classes, labelled_split
-from glsd.evaluation.encoder import untrained_encoder
-from glsd.evaluation.export import export_backbone
+from glsd.encoder.encoder import untrained_encoder
+from glsd.weights.timm import export_backbone
 from ray_jobs.evaluating import evaluate
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.pretraining import pretrain

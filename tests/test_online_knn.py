@@ -8,8 +8,8 @@ import torch
 from glsd.config import Config
 from glsd.data.index import Index, build_index
 from glsd.data.splits import LabelledSplit, labelled_split
+from glsd.evaluation.online_knn import OnlineKnn
 from glsd.models.student_teacher import build_student_teacher
-from ray_jobs.online_knn import OnlineKnn
 from tests.processes import run_in_two
 from tests.ray.images import labelled_folder
 from tests.training.small import small_config

@@ -11,7 +11,7 @@ from glsd.config import Config
 from glsd.data.index import build_index
 from glsd.data.samples import alike
 from glsd.data.splits import LabelledImages
-from glsd.evaluation.encoder import untrained_encoder
+from glsd.encoder.encoder import untrained_encoder
 from ray_jobs.picturing import picture_features, picture_nearest
 from tests.ray.images import CLASSES, labelled_folder
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from glsd.augment.views import multicrop_batch
+from glsd.augment.multicrop import multicrop_batch
 from glsd.config import DataConfig
 from glsd.data.images import decode
 from glsd.data.index import build_index

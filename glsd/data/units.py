@@ -146,7 +146,7 @@ class UnitSource:
         Returns:
             The arrays of a training's `Unit`, and `skips` (m,), for each image a JSON list of [image_id, reason].
         """
-        from glsd.augment.views import ViewBatch
+        from glsd.augment.multicrop import ViewBatch
 
         reader = UnitReader(self.order, self.index, self.image_ids, self.config.data)
         epoch, unit = reader.read(k)
@@ -164,7 +164,7 @@ class UnitSource:
 
     def blank(self, k: int) -> dict[str, np.ndarray]:
         """Arrays of the shapes of unit k."""
-        from glsd.augment.views import multicrop_batch
+        from glsd.augment.multicrop import multicrop_batch
 
         size, augment = self.config.data.unit_size, self.config.augment
         images, ids = [np.zeros((8, 8, 3), np.uint8)] * size, np.zeros(size, np.int64)

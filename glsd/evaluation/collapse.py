@@ -15,9 +15,9 @@ from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from glsd.augment.views import ViewBatch, multicrop_batch
+from glsd.augment.multicrop import ViewBatch, multicrop_batch
 from glsd.config import Config
-from glsd.evaluation.encoder import Encoder
+from glsd.encoder.encoder import Encoder
 from glsd.evaluation.verdict import Verdict, collapse_verdict
 from glsd.losses.cross_entropy import teacher_distribution
 from glsd.matching import match_by_similarity

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from glsd.evaluation.correspondences import Correspondence
+from glsd.evaluation.correspondence import Correspondence
 from glsd.reporting.canvas import (
     BLUE,
     DASHED,

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from glsd.augment.views import Views
+from glsd.augment.multicrop import Views
 from glsd.reporting.canvas import (
     BLUE,
     DASHED,

@@ -3,7 +3,7 @@
 import torch
 from matplotlib.figure import Figure
 
-from glsd.augment.views import multicrop
+from glsd.augment.multicrop import multicrop
 from glsd.config import Config
 from glsd.models.backbone import build_backbone
 from glsd.reporting.canvas import WIDTH, Image, blank_figure

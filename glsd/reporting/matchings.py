@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from glsd.augment.views import Views
+from glsd.augment.multicrop import Views
 from glsd.geometry import matching_threshold, positions
 from glsd.matching import Matches, match_by_geometry, match_by_similarity
 from glsd.reporting.canvas import PALETTE, WIDTH, Image, blank_figure, halo

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from glsd.config import Config
-from glsd.losses.total import Losses, objective
+from glsd.losses.objective import Losses, objective
 from glsd.models.centering import Centers, mean_logits, update_centers
 from glsd.models.drop_path import drop_path_keys
 from glsd.models.student_teacher import Network, ViewOutputs, ema_update, last_layers

@@ -2,8 +2,8 @@ import numpy as np
 import torch
 
 from glsd.augment.distributions import sample_views
+from glsd.augment.multicrop import ViewBatch, multicrop, multicrop_batch
 from glsd.augment.photometric import photometric_device, photometric_worker
-from glsd.augment.views import ViewBatch, multicrop, multicrop_batch
 from glsd.config import AugmentConfig
 from tests.augment.images import SMALL, decibels, photograph, pillow_geometric
 

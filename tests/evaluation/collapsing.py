@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from glsd.augment.views import multicrop_batch
+from glsd.augment.multicrop import multicrop_batch
 from glsd.config import Config
 from glsd.evaluation.collapse import collapse_metrics
 from glsd.training.batch import Batch, Unit

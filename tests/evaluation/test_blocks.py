@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from glsd.config import load_config
-from glsd.evaluation.blocks import block_representations
-from glsd.evaluation.encoder import Encoder
+from glsd.encoder.blocks import block_representations
+from glsd.encoder.encoder import Encoder
 from glsd.models.backbone import build_backbone
 
 CONFIG = load_config("demo")

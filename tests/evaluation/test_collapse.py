@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glsd.encoder.encoder import build_encoder, embed, untrained_encoder
 from glsd.evaluation.collapse import (
     collapse_metrics,
     collapse_report,
@@ -20,7 +21,6 @@ from glsd.evaluation.collapse import (
     k_star_usage,
     output_entropy_and_information,
 )
-from glsd.evaluation.encoder import build_encoder, embed, untrained_encoder
 from glsd.evaluation.verdict import CollapseWatch, collapse_verdict
 from glsd.training.batch import to_device
 from glsd.training.loop import Metrics

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glsd.evaluation.conversion import ConversionReport, convert, foreign_encoder, read_foreign
-from glsd.evaluation.encoder import Encoder, load_encoder
-from glsd.evaluation.pretrained import load_model
+from glsd.encoder.encoder import Encoder, load_encoder
 from glsd.models.backbone import build_backbone
+from glsd.weights.files import read_foreign
+from glsd.weights.foreign import ConversionReport, convert, foreign_encoder
+from glsd.weights.load import load_model
 from ray_jobs.cli import main
 
 State = dict[str, Tensor]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from glsd.config import AugmentConfig, Config
-from glsd.evaluation.correspondences import (
+from glsd.encoder.encoder import untrained_encoder
+from glsd.evaluation.correspondence import (
     Correspondence,
     cell_centers,
     correspondence,
@@ -21,7 +22,6 @@ from glsd.evaluation.correspondences import (
     mean_correspondence,
     transformed_view,
 )
-from glsd.evaluation.encoder import untrained_encoder
 
 LEFT_THEN_DOWN = torch.tensor([[1.0, 0.0, -4.0], [0.0, 1.0, 4.0], [0.0, 0.0, 1.0]])
 

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from glsd.config import Config, load_config
-from glsd.evaluation.conversion import convert
-from glsd.evaluation.encoder import Encoder, build_encoder, embed, load_encoder, model_digest, untrained_encoder
-from glsd.evaluation.export import export_backbone
-from glsd.evaluation.pretrained import load_model
+from glsd.encoder.encoder import Encoder, build_encoder, embed, load_encoder, model_digest, untrained_encoder
 from glsd.models.backbone import build_backbone
 from glsd.models.student_teacher import build_student_teacher
 from glsd.runs.checkpoints import save_checkpoint
+from glsd.weights.foreign import convert
+from glsd.weights.load import load_model
+from glsd.weights.timm import export_backbone
 from tests.data.google_store import google_store
 from tests.data.object_store import object_store
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from glsd.config import Config, load_config
-from glsd.evaluation.encoder import Encoder, load_encoder, untrained_encoder
-from glsd.evaluation.export import export_backbone, write_export
+from glsd.encoder.encoder import Encoder, load_encoder, untrained_encoder
+from glsd.weights.timm import export_backbone, write_export
 from tests.processes import exit_code
 
 VIT, MOBILENET = (

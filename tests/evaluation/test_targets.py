@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from glsd.config import load_config
-from glsd.evaluation.encoder import Encoder
-from glsd.evaluation.export import ExportReport
-from glsd.evaluation.targets import export_to
+from glsd.encoder.encoder import Encoder
 from glsd.models.backbone import Backbone, timm_architecture
+from glsd.weights.targets import export_to
+from glsd.weights.timm import ExportReport
 
 pytestmark = pytest.mark.slow  # and libraries are imported late, for those who collect this file and run nothing of it
 EQUAL = 1e-5  # of the largest entry: another order of the same sums

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glsd.losses.local_loss import local_representation_loss, matched_share
-from glsd.losses.total import geometric_matches, similarity_matches
+from glsd.losses.objective import geometric_matches, similarity_matches
 from glsd.matching import Matches
 from tests import oracles
 from tests.losses.test_global_loss import TAU_S, TAU_T, unit

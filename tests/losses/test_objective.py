@@ -7,7 +7,7 @@ from torch import Tensor
 from glsd.config import ObjectiveConfig
 from glsd.losses.global_loss import global_representation_loss
 from glsd.losses.local_loss import local_representation_loss, matched_share
-from glsd.losses.total import Losses, geometric_matches, objective, similarity_matches
+from glsd.losses.objective import Losses, geometric_matches, objective, similarity_matches
 from tests.losses.test_local_loss import GROUPS, Case, Groups
 
 TAU_T = 0.06

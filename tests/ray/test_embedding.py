@@ -14,8 +14,8 @@ import torch
 from glsd.config import Config
 from glsd.data.images import decode
 from glsd.data.index import build_index
-from glsd.evaluation.encoder import load_encoder, untrained_encoder
-from glsd.evaluation.export import export_backbone
+from glsd.encoder.encoder import load_encoder, untrained_encoder
+from glsd.weights.timm import export_backbone
 from ray_jobs.embedding import EmbedReport, embed
 from tests.ray.images import labelled_folder
 from tests.ray.test_kill import Start

@@ -17,8 +17,8 @@ from glsd.data.images import decode
 from glsd.data.index import build_index
 from glsd.data.splits import LabelledImages, labelled_split
 from glsd.data.undecodable import UndecodableImage
-from glsd.evaluation.correspondences import correspondence, flip_truth, mean_correspondence, transformed_view
-from glsd.evaluation.encoder import Encoder, embed, load_encoder, untrained_encoder
+from glsd.encoder.encoder import Encoder, embed, load_encoder, untrained_encoder
+from glsd.evaluation.correspondence import correspondence, flip_truth, mean_correspondence, transformed_view
 from glsd.evaluation.knn import knn_accuracy
 from glsd.runs.lease import TIMES, held_lease
 from glsd.storage.folder import Folder

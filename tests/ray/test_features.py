@@ -12,8 +12,8 @@ from glsd.config import Config
 from glsd.data.images import decode
 from glsd.data.index import Index, build_index
 from glsd.data.splits import LabelledImages
-from glsd.evaluation.blocks import block_representations
-from glsd.evaluation.encoder import Encoder, untrained_encoder
+from glsd.encoder.blocks import block_representations
+from glsd.encoder.encoder import Encoder, untrained_encoder
 from ray_jobs.features import Features, Images, Rows, Selection, Store, extract, precompute
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.settings import JobSettings

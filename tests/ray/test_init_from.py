@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from glsd.config import Config
-from glsd.evaluation.encoder import model_digest, untrained_encoder
-from glsd.evaluation.export import export_backbone
+from glsd.encoder.encoder import model_digest, untrained_encoder
 from glsd.models.student_teacher import build_student_teacher
 from glsd.runs.checkpoints import load_checkpoint
+from glsd.weights.timm import export_backbone
 from ray_jobs.pretraining import Run, pretrain
 from tests.ray.runs import small_run
 

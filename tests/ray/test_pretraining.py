@@ -17,7 +17,7 @@ from PIL import Image
 
 from glsd.config import Config, DataConfig
 from glsd.data.index import build_index
-from glsd.evaluation.encoder import load_encoder
+from glsd.encoder.encoder import load_encoder
 from glsd.runs.checkpoints import load_checkpoint, manifest
 from glsd.training.loop import NonFiniteLoss
 from ray_jobs.pretraining import Run, pretrain

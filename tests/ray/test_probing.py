@@ -17,15 +17,15 @@ from glsd.data.images import decode
 from glsd.data.index import build_index
 from glsd.data.splits import LabelledSplit, labelled_split
 from glsd.data.undecodable import UndecodableImage
-from glsd.evaluation.encoder import Encoder, embed, untrained_encoder
+from glsd.encoder.encoder import Encoder, embed, untrained_encoder
 from glsd.evaluation.linear import linear_crop
 from glsd.evaluation.linear_units import LinearSource
+from glsd.evaluation.online_knn import embedded, preprocessed
 from glsd.runs.checkpoints import checkpoints, load_checkpoint
 from glsd.runs.directory import RunDirectory
 from glsd.storage.folder import Folder
 from ray_jobs.cluster import cluster as connected
 from ray_jobs.monitor import ProgressLine
-from ray_jobs.online_knn import embedded, preprocessed
 from ray_jobs.probing import LinearPlan, linear_probe, linear_worker
 from ray_jobs.settings import JobSettings
 from tests.data.object_store import object_store

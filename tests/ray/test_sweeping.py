@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from glsd.config import Config
-from glsd.evaluation.encoder import model_digest, untrained_encoder
+from glsd.encoder.encoder import model_digest, untrained_encoder
 from glsd.runs.checkpoints import load_checkpoint, newest_checkpoint
 from glsd.runs.sweep import trial_states
 from ray_jobs.caching import entries

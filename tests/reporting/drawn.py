@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.patches import PathPatch, Rectangle
 
-from glsd.augment.views import Views, multicrop
+from glsd.augment.multicrop import Views, multicrop
 from glsd.config import Config, load_config
 
 CONFIG = load_config("demo", {"augment.vertical_flip": 0.5, "augment.local_scale": (0.02, 0.2)})

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glsd.evaluation.correspondences import correspondence, flip_truth
+from glsd.evaluation.correspondence import correspondence, flip_truth
 from glsd.reporting.correspondences import (
     Correspondences,
     correspondence_links,

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glsd.augment.views import Views
+from glsd.augment.multicrop import Views
 from glsd.geometry import positions
 from glsd.reporting.matchings import MatchedPair, draw_matchings, geometric_pair, links, similarity_pair
 from tests.reporting.drawn import ends_in_pixels, views

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import torch
 
-from glsd.augment.views import multicrop_batch
+from glsd.augment.multicrop import multicrop_batch
 from glsd.config import Config
 from glsd.data.order import Order
 from glsd.models.student_teacher import Network

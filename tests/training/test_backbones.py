@@ -5,12 +5,12 @@ import io
 import pytest
 import torch
 
-from glsd.evaluation.encoder import Encoder
-from glsd.evaluation.export import export_backbone
+from glsd.encoder.encoder import Encoder
 from glsd.training.batch import to_device
 from glsd.training.schedules import schedule
 from glsd.training.state import initial_state
 from glsd.training.step import train_step
+from glsd.weights.timm import export_backbone
 from tests.training.small import small_config, units
 
 CPU = torch.device("cpu")

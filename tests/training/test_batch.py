@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from glsd.augment.multicrop import multicrop_batch
 from glsd.augment.photometric import photometric_device
-from glsd.augment.views import multicrop_batch
 from glsd.config import AugmentConfig
 from glsd.training.batch import Unit, to_device
 from tests.augment.images import photograph

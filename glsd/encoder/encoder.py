@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from glsd.augment.photometric import normalize
 from glsd.config import Config
-from glsd.evaluation.preprocessing import evaluation_crop
+from glsd.encoder.preprocessing import evaluation_crop
 from glsd.models.backbone import Backbone, build_backbone
 from glsd.models.student_teacher import build_student_teacher
 from glsd.runs.checkpoints import load_checkpoint, newest_checkpoint

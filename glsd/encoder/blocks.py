@@ -6,7 +6,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from glsd.evaluation.encoder import Encoder
+from glsd.encoder.encoder import Encoder
 from glsd.models.backbone import Backbone
 
 

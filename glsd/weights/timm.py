@@ -5,7 +5,7 @@ looks for. The folder also holds our own settings, so `load_encoder` gives exact
 timm's model of the same weights may differ: its Swin has another LayerNorm epsilon, and at sizes whose maps are not
 whole windows it pads after the cyclic shift and not before (`glsd.models.swin`). The report measures both.
 
-How an export is written and compared is the same for other libraries, which `glsd.evaluation.targets` is about.
+How an export is written and compared is the same for other libraries, which `glsd.weights.targets` is about.
 """
 
 import json
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 from timm.models.swin_transformer import SwinTransformer
 
-from glsd.evaluation.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, check_finite, with_downsampling_moved
+from glsd.encoder.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, check_finite, with_downsampling_moved
 from glsd.models.backbone import timm_architecture
 from glsd.storage.replacing import sync_folder, synced
 from glsd.storage.uris import is_remote

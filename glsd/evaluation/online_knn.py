@@ -10,7 +10,7 @@ from torch import Tensor
 from glsd.config import Config, EvaluationConfig
 from glsd.data.images import UndecodableImage, decode
 from glsd.data.splits import LabelledImages, LabelledSplit
-from glsd.evaluation.encoder import Encoder, embed
+from glsd.encoder.encoder import Encoder, embed
 from glsd.evaluation.knn import KnnResult, knn_accuracy, majority_share
 from glsd.models.student_teacher import Network
 

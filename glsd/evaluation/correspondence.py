@@ -19,7 +19,7 @@ from torch import Tensor
 from glsd.augment.distributions import sample_views
 from glsd.augment.photometric import photometric_worker
 from glsd.config import AugmentConfig
-from glsd.evaluation.encoder import Encoder
+from glsd.encoder.encoder import Encoder
 from glsd.matching import match_by_similarity
 
 

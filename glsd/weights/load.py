@@ -6,8 +6,8 @@ import timm
 import torch
 from torch import Tensor
 
-from glsd.evaluation.conversion import ConversionReport, encoder_of, foreign_encoder, timm_normalization
-from glsd.evaluation.encoder import Encoder, load_encoder
+from glsd.encoder.encoder import Encoder, load_encoder
+from glsd.weights.foreign import ConversionReport, encoder_of, foreign_encoder, timm_normalization
 
 _PREFIX = "timm:"
 

@@ -1,0 +1,1 @@
+"""The frozen teacher as an encoder of images: z̄ and z."""

@@ -1,0 +1,226 @@
+"""The backbone for Hugging Face's transformers, and what their models are in timm's names."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glsd.encoder.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, with_downsampling_moved
+from glsd.weights.names import (
+    NOTES,
+    Renames,
+    depths_and_dims,
+    renamed,
+    safetensors_bytes,
+    settings,
+    swin_facts,
+    weights_of,
+    with_qkv_split,
+)
+from glsd.weights.timm import ExportReport, write_export
+
+
+def huggingface_family(names: Iterable[str]) -> str | None:
+    """Which family's names transformers gives to these tensors, without what stands before them; None for others'."""
+    names = list(names)
+    if not any(name.startswith(("embeddings.", "embedder.")) for name in names):
+        return None
+    return next((_ON_HUB[start] for start in _ON_HUB if any(name.startswith(start) for name in names)), None)
+
+
+def from_huggingface(weights: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of transformers' names in timm's, as far as a timm model has them; other weights stay as they are.
+
+    DINOv2's tensors without a counterpart get the names of its authors, and Swin's patch merging is where its authors
+    have it.
+
+    Args:
+        weights: by the names of one model, without what stands before them.
+        model: the `state_dict` of the timm model.
+    """
+    family = huggingface_family(weights)
+    if family is None:
+        return dict(weights)
+    left = renamed(weights, _DINOV2_AS_VIT) if family == "vit" else dict(weights)
+    found = {}
+    for name, value in with_downsampling_moved(model, -1).items():
+        theirs = list(renamed(with_qkv_split({name: value}), _HUGGINGFACE_NAMES[family]))
+        if all(their in left for their in theirs):
+            parts = [left.pop(their) for their in theirs]
+            found[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return found | left
+
+
+def export_huggingface(encoder: Encoder, out: str | Path, family: str) -> ExportReport:
+    """Write what `AutoModel` and `AutoImageProcessor` read."""
+    facts, z_bar, arguments = _HUGGINGFACE_MODELS[family](encoder)
+    config = encoder.config
+
+    def lines(folder: Path) -> str:
+        model = f"model = AutoModel.from_pretrained({str(folder)!r}{arguments})"
+        return f"from transformers import AutoModel\n{model}\nz_bar = model.eval(){z_bar}"
+
+    def refusal(size: int) -> str:
+        if family == "swin" and min(encoder.backbone.grid(size)) < facts["window_size"]:
+            return "SwinModel fails where a map is smaller than a window, as its last is"
+        return ""
+
+    weights = renamed(with_qkv_split(weights_of(encoder)), _HUGGINGFACE_NAMES[family])
+    processor = {
+        "image_processor_type": "BitImageProcessor",  # resizes the shorter side and crops; ViT's makes it square
+        "size": {"shortest_edge": config.evaluation.resize},
+        "crop_size": {"height": config.evaluation.crop, "width": config.evaluation.crop},
+        "resample": 3,  # bicubic
+        "image_mean": config.augment.mean,
+        "image_std": config.augment.std,
+        "glsd": settings(encoder)["glsd"],
+    }
+    files = {
+        CONFIG_FILE: json.dumps({"model_type": family, "dtype": "float32", **facts}, indent=2).encode(),
+        "preprocessor_config.json": json.dumps(processor, indent=2).encode(),
+        WEIGHTS_FILE: safetensors_bytes(weights),
+    }
+    with _without_progress_bars():
+        return write_export(encoder, out, files, lines, refusal, NOTES.get(("huggingface", family), ""))
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Those of transformers, which loads the export once for each size that is compared."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _huggingface_swin(encoder: Encoder) -> tuple[dict[str, Any], str, str]:
+    model = encoder.backbone.model
+    windows = {block.window[0] for stage in model.layers for block in stage.blocks}
+    if len(windows) > 1:
+        raise ValueError(
+            f"huggingface has no counterpart of the backbone {encoder.config.model.backbone}, whose windows are of "
+            f"{' and '.join(map(str, sorted(windows)))} tokens: SwinModel has one size for all stages, as "
+            "swin_tiny_patch4_window7_224 has"
+        )
+    facts = {
+        "architectures": ["SwinModel"],
+        "image_size": model.pretrained_cfg["input_size"][-1],
+        **swin_facts(encoder),
+        "window_size": windows.pop(),
+        "layer_norm_eps": model.norm.eps,
+    }
+    return facts, "(images).pooler_output", ""
+
+
+def _huggingface_vit(encoder: Encoder) -> tuple[dict[str, Any], str, str]:
+    model = encoder.backbone.model
+    facts = {
+        "architectures": ["ViTModel"],
+        "image_size": model.patch_embed.img_size[0],
+        "patch_size": model.patch_embed.patch_size[0],
+        "hidden_size": model.embed_dim,
+        "num_hidden_layers": len(model.blocks),
+        "num_attention_heads": model.blocks[0].attn.num_heads,
+        "intermediate_size": model.blocks[0].mlp.fc1.out_features,
+        "layer_norm_eps": model.norm.eps,
+    }
+    z_bar = "(images, interpolate_pos_encoding=True).last_hidden_state[:, 0]"
+    return facts, z_bar, ", add_pooling_layer=False"
+
+
+def _huggingface_resnet(encoder: Encoder) -> tuple[dict[str, Any], str, str]:
+    model = encoder.backbone.model
+    stages = [model.layer1, model.layer2, model.layer3, model.layer4]
+    last = "conv3" if hasattr(model.layer1[0], "conv3") else "conv2"
+    facts = {
+        "architectures": ["ResNetModel"],
+        "embedding_size": model.conv1.out_channels,
+        "hidden_sizes": [stage[0].get_submodule(last).out_channels for stage in stages],
+        "depths": [len(stage) for stage in stages],
+        "layer_type": "bottleneck" if last == "conv3" else "basic",
+    }
+    return facts, "(images).pooler_output.flatten(1)", ""
+
+
+def _huggingface_convnext(encoder: Encoder) -> tuple[dict[str, Any], str, str]:
+    depths, dims = depths_and_dims(encoder)
+    eps = encoder.backbone.model.head.norm.eps
+    facts = {"architectures": ["ConvNextModel"], "hidden_sizes": dims, "depths": depths, "layer_norm_eps": eps}
+    return facts, "(images).pooler_output", ""
+
+
+_HUGGINGFACE_MODELS = {
+    "swin": _huggingface_swin,
+    "vit": _huggingface_vit,
+    "resnet": _huggingface_resnet,
+    "convnext": _huggingface_convnext,
+}
+
+
+_TRANSFORMER_BLOCKS: Renames = (
+    (r"\.norm1", ".layernorm_before"),
+    (r"\.norm2", ".layernorm_after"),
+    (r"attn\.proj", "attention.output.dense"),
+    (r"mlp\.fc1", "intermediate.dense"),
+    (r"mlp\.fc2", "output.dense"),
+    (r"^norm", "layernorm"),
+)
+
+
+_HUGGINGFACE_NAMES: dict[str, Renames] = {
+    "swin": (
+        (r"^patch_embed\.proj", "embeddings.patch_embeddings.projection"),
+        (r"^patch_embed\.norm", "embeddings.norm"),
+        (r"^layers", "encoder.layers"),
+        (r"attn\.(query|key|value|relative)", r"attention.self.\1"),
+        *_TRANSFORMER_BLOCKS,
+    ),
+    "vit": (
+        (r"^cls_token", "embeddings.cls_token"),
+        (r"^pos_embed", "embeddings.position_embeddings"),
+        (r"^patch_embed\.proj", "embeddings.patch_embeddings.projection"),
+        (r"^blocks", "encoder.layer"),
+        (r"attn\.(query|key|value)", r"attention.attention.\1"),
+        *_TRANSFORMER_BLOCKS,
+    ),
+    "resnet": (
+        (r"^layer(\d)\.(\d+)", lambda found: f"encoder.stages.{int(found[1]) - 1}.layers.{found[2]}"),
+        (r"downsample\.0", "shortcut.convolution"),
+        (r"downsample\.1", "shortcut.normalization"),
+        (r"^conv1", "embedder.embedder.convolution"),
+        (r"^bn1", "embedder.embedder.normalization"),
+        (r"\.conv(\d)", lambda found: f".layer.{int(found[1]) - 1}.convolution"),
+        (r"\.bn(\d)", lambda found: f".layer.{int(found[1]) - 1}.normalization"),
+    ),
+    "convnext": (
+        (r"^stem\.0", "embeddings.patch_embeddings"),
+        (r"^stem\.1", "embeddings.layernorm"),
+        (r"^head\.norm", "layernorm"),
+        (r"^stages\.(\d+)\.downsample", r"encoder.stages.\1.downsampling_layer"),
+        (r"^stages\.(\d+)\.blocks", r"encoder.stages.\1.layers"),
+        (r"\.conv_dw", ".dwconv"),
+        (r"\.norm", ".layernorm"),
+        (r"\.mlp\.fc", ".pwconv"),
+        (r"\.gamma", ".layer_scale_parameter"),
+    ),
+}
+
+
+_ON_HUB = {"embedder.": "resnet", "encoder.layer.": "vit", "encoder.layers.": "swin", "encoder.stages.": "convnext"}
+"""Families by how transformers' names begin."""
+
+
+_DINOV2_AS_VIT: Renames = (
+    *_TRANSFORMER_BLOCKS,
+    (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
+    (r"^embeddings\.(mask_token|register_tokens)", r"\1"),
+)

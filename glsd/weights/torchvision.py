@@ -1,0 +1,145 @@
+"""The backbone for torchvision: renamed tensors, and the code that builds the model."""
+
+import json
+from pathlib import Path
+
+from timm.layers.pos_embed import resample_abs_pos_embed
+
+from glsd.encoder.encoder import WEIGHTS_FILE, Encoder
+from glsd.weights.names import (
+    NOTES,
+    Renames,
+    call,
+    depths_and_dims,
+    renamed,
+    safetensors_bytes,
+    settings,
+    swin_facts,
+    weights_of,
+)
+from glsd.weights.timm import ExportReport, write_export
+
+
+def export_torchvision(encoder: Encoder, out: str | Path, family: str) -> ExportReport:
+    """Write the tensors and the code that builds the model."""
+    weights, crop = weights_of(encoder), encoder.config.evaluation.crop
+    if family == "vit":
+        embed = encoder.backbone.model.patch_embed
+        weights["pos_embed"] = resample_abs_pos_embed(
+            weights["pos_embed"], list(encoder.backbone.grid(crop)), list(embed.grid_size)
+        )
+    for name, module in encoder.backbone.model.named_modules():
+        if family == "swin" and name.endswith(".attn"):
+            weights[f"{name}.relative_position_index"] = module.relative_position_index.flatten()
+    weights = renamed(weights, _TORCHVISION_NAMES[family])
+    if family == "convnext":
+        weights |= {key: value[:, None, None] for key, value in weights.items() if key.endswith(".layer_scale")}
+    model = _TORCHVISION_MODELS[family](encoder)
+
+    def lines(folder: str | Path) -> str:
+        load = f"model.load_state_dict(load_file({f'{folder}/{WEIGHTS_FILE}'!r}))"
+        return f"import torch\nfrom safetensors.torch import load_file\n{model}\n{load}\nz_bar = model.eval()(images)"
+
+    def refusal(size: int) -> str:
+        return f"torchvision's VisionTransformer takes one size, here {crop} px" * (family == "vit" and size != crop)
+
+    facts = {"python": lines(".").split("\n"), **settings(encoder)}
+    files = {WEIGHTS_FILE: safetensors_bytes(weights), "torchvision.json": json.dumps(facts, indent=2).encode()}
+    return write_export(encoder, out, files, lines, refusal, NOTES.get(("torchvision", family), ""))
+
+
+def _torchvision_swin(encoder: Encoder) -> str:
+    model, facts = encoder.backbone.model, swin_facts(encoder)
+    windows = [stage.blocks[0].window for stage in model.layers]
+    arguments = call({"patch_size": [4, 4], **facts, "window_size": list(windows[0])})
+    lines = [
+        "from functools import partial",
+        "from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTransformer",
+        f"model = SwinTransformer({arguments}, norm_layer=partial(torch.nn.LayerNorm, eps={model.norm.eps}))",
+        "model.head = torch.nn.Identity()",
+    ]
+    for index, stage in enumerate(model.layers):
+        if not any(any(block.shift) for block in stage.blocks):  # torchvision would shift them in larger maps
+            attention = {"dim": stage.blocks[0].norm1.weight.numel(), "window_size": list(windows[index])}
+            attention |= {"shift_size": [0, 0], "num_heads": facts["num_heads"][index]}
+            lines += [
+                f"for block in model.features[{2 * index + 1}]:",
+                f"    block.attn = ShiftedWindowAttention({call(attention)})",
+            ]
+    return "\n".join(lines)
+
+
+def _torchvision_vit(encoder: Encoder) -> str:
+    model = encoder.backbone.model
+    arguments = {
+        "image_size": encoder.config.evaluation.crop,
+        "patch_size": model.patch_embed.patch_size[0],
+        "num_layers": len(model.blocks),
+        "num_heads": model.blocks[0].attn.num_heads,
+        "hidden_dim": model.embed_dim,
+        "mlp_dim": model.blocks[0].mlp.fc1.out_features,
+    }
+    return (
+        "from torchvision.models import VisionTransformer\n"
+        f"model = VisionTransformer({call(arguments)})\nmodel.heads = torch.nn.Identity()"
+    )
+
+
+def _torchvision_resnet(encoder: Encoder) -> str:
+    name = encoder.config.model.backbone
+    return f"from torchvision.models import {name}\nmodel = {name}()\nmodel.fc = torch.nn.Identity()"
+
+
+def _torchvision_convnext(encoder: Encoder) -> str:
+    depths, dims = depths_and_dims(encoder)
+    stages = ", ".join(
+        f"CNBlockConfig({', '.join(map(str, stage))})" for stage in zip(dims, [*dims[1:], None], depths, strict=True)
+    )
+    return (
+        "from torchvision.models.convnext import CNBlockConfig, ConvNeXt\n"
+        f"model = ConvNeXt([{stages}])\nmodel.classifier[2] = torch.nn.Identity()"
+    )
+
+
+_TORCHVISION_MODELS = {
+    "swin": _torchvision_swin,
+    "vit": _torchvision_vit,
+    "resnet": _torchvision_resnet,
+    "convnext": _torchvision_convnext,
+}
+
+
+_TORCHVISION_NAMES: dict[str, Renames] = {
+    "swin": (
+        (r"^patch_embed\.proj", "features.0.0"),
+        (r"^patch_embed\.norm", "features.0.2"),
+        (r"^layers\.(\d+)\.blocks", lambda found: f"features.{2 * int(found[1]) + 1}"),
+        (r"^layers\.(\d+)\.downsample", lambda found: f"features.{2 * int(found[1]) + 2}"),
+        (r"mlp\.fc1", "mlp.0"),
+        (r"mlp\.fc2", "mlp.3"),
+    ),
+    "vit": (
+        (r"^cls_token", "class_token"),
+        (r"^pos_embed", "encoder.pos_embedding"),
+        (r"^patch_embed\.proj", "conv_proj"),
+        (r"^norm", "encoder.ln"),
+        (r"^blocks\.(\d+)\.", r"encoder.layers.encoder_layer_\1."),
+        (r"\.norm(\d)", r".ln_\1"),
+        (r"attn\.qkv\.", "self_attention.in_proj_"),
+        (r"attn\.proj", "self_attention.out_proj"),
+        (r"mlp\.fc1", "mlp.0"),
+        (r"mlp\.fc2", "mlp.3"),
+    ),
+    "resnet": (),
+    "convnext": (
+        (r"^stem", "features.0"),
+        (r"^stages\.(\d+)\.downsample", lambda found: f"features.{2 * int(found[1])}"),
+        (r"^stages\.(\d+)\.blocks\.(\d+)\.", lambda found: f"features.{2 * int(found[1]) + 1}.{found[2]}.block."),
+        (r"block\.conv_dw", "block.0"),
+        (r"block\.norm", "block.2"),
+        (r"block\.mlp\.fc1", "block.3"),
+        (r"block\.mlp\.fc2", "block.5"),
+        (r"block\.gamma", "layer_scale"),
+        (r"^head\.norm", "classifier.0"),
+    ),
+}
