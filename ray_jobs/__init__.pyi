@@ -1,9 +1,9 @@
 from .embedding import embed as embed
 from .evaluating import evaluate as evaluate
+from .finishing import report as report
 from .packing import pack as pack
 from .pretraining import Run as Run
 from .pretraining import pretrain as pretrain
-from .reporting import report as report
 from .sweeping import sweep as sweep
 
 __all__ = [

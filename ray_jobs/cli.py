@@ -47,7 +47,7 @@ class Pretrain:
     def run(self) -> None:
         """Do it."""
         with _importing():
-            from ray_jobs.finishing import closing_words
+            from glsd.reporting.console import closing_words
             from ray_jobs.pretraining import pretrain
 
         run = pretrain(
@@ -117,8 +117,8 @@ class Preview:
     def run(self) -> None:
         """Do it."""
         from glsd.data.images import UndecodableImage, decode
-        from glsd.reporting.canvas import save_figure
-        from glsd.reporting.image_preview import preview
+        from glsd.reporting.figures.canvas import save_figure
+        from glsd.reporting.figures.image_preview import preview
 
         config = load_config(self.preset)
         if Path(self.out).resolve() == Path(self.image).resolve():
@@ -170,7 +170,8 @@ class Evaluate:
     def run(self) -> None:
         """Do it."""
         with _importing():
-            from ray_jobs.evaluating import evaluate, score_table
+            from glsd.reporting.console import score_table
+            from ray_jobs.evaluating import evaluate
 
         found = evaluate(
             self.model,
@@ -236,9 +237,10 @@ class Sweep:
     def run(self) -> None:
         """Do it."""
         with _importing():
-            from glsd.runs.sweep import states_table, trial_states
+            from glsd.reporting.console import states_table
+            from glsd.reporting.report import report
+            from glsd.runs.sweep import trial_states
             from ray_jobs.grids import named_sources
-            from ray_jobs.reporting import report
             from ray_jobs.sweeping import not_ended, plan_table, sweep
 
         planned = sweep(
@@ -299,7 +301,7 @@ class Report:
     def run(self) -> None:
         """Do it."""
         with _telling(f"reporting {self.source}"):
-            from ray_jobs.reporting import report
+            from glsd.reporting.report import report
 
             page = report(self.source, self.out)
         print(page)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from glsd.config import Config
+from glsd.reporting.console import closing_words
 from glsd.storage.cache import cache_folder
 from glsd.storage.replacing import replace_file
-from ray_jobs.finishing import closing_words
 from ray_jobs.monitor import duration_text
 from ray_jobs.pretraining import pretrain
 from ray_jobs.settings import JobSettings

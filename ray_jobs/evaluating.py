@@ -7,7 +7,7 @@ later probes of the same model and data add to, and figures.
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from glsd.data.samples import value_range_note
 from glsd.data.scenes import read_scenes
 from glsd.data.sources import Sources
 from glsd.encoder.encoder import Encoder, model_digest, teacher_encoder
-from glsd.evaluation.verdict import COLLAPSE_MEASURES, standard_error
 from glsd.runs.checkpoints import load_checkpoint, manifest, newest_checkpoint
 from glsd.runs.directory import EVALUATION
 from glsd.runs.environment import environment
@@ -139,66 +138,6 @@ def evaluate(
         if not keep:
             probing.discard()
     return found
-
-
-def score_table(found: Mapping[str, Any]) -> str:
-    """An evaluation for people.
-
-    The random initialisation is the honest zero of an encoder: convolutions alone tell many images apart.
-    """
-    lines = [f"{found['model']} ({found['backbone']}, {found['resize']} px resized, {found['crop']} px cropped)"]
-    if "knn" in found:
-        knn = found["knn"]
-        lines += ["", f"k-NN accuracy: {knn['num_anchors']:,} images vote on {knn['num_queries']:,}"]
-        beside = {result["k"]: result for result in knn["untrained"]}
-        for result in knn["results"]:
-            error = 100 * standard_error(result["top1"], knn["num_queries"])
-            lines.append(
-                f"  k = {result['k']:<4} {100 * result['top1']:5.1f} % +- {error:.1f}   "
-                f"top {result['num_top']}: {100 * result['top5']:5.1f} %   "
-                f"untrained {100 * beside[result['k']]['top1']:5.1f} %"
-            )
-        lines.append(f"  always the most frequent class  {100 * knn['majority']:5.1f} %")
-    for probe, name in (("linear", "linear, SGD"), ("linear_quick", "linear, L-BFGS")):
-        if probe in found:
-            result = found[probe]
-            top5 = f"top {result['num_top']}: {100 * result['top5']:.1f} %"
-            lines += ["", f"{name}: {100 * result['top1']:.1f} %   {top5}"]
-    if "correspondence" in found:
-        result = found["correspondence"]
-        lines += [
-            "",
-            f"correspondence of {result['num_images']:,} images and their mirrored, recoloured views of "
-            f"{result['size']} px",
-            *_correspondence_lines("all locations", result),
-        ]
-        for scene in result.get("scenes", {}).get("pairs", []):
-            lines += [
-                f"correspondence of {Path(scene['image_a']).name} and {Path(scene['image_b']).name}",
-                *_correspondence_lines(f"{scene['num_locations']} locations", scene),
-            ]
-    if "collapse" in found:
-        result = found["collapse"]
-        lines += ["", f"collapse: {result['verdict']}", *(f"  {reason}" for reason in result["reasons"])]
-        for name, value in result["metrics"].items():
-            title, meaning = COLLAPSE_MEASURES[name]
-            lines.append(f"  {title:<31} {value:9.3g}   {meaning}")
-    if skipped := found["skipped"]:
-        lines += ["", f"could not be decoded: {len(skipped):,}, such as {skipped[0]['uri']}: {skipped[0]['reason']}"]
-    return "\n".join(lines)
-
-
-def _correspondence_lines(locations: str, result: Mapping[str, Any]) -> list[str]:
-    """The table of a correspondence: of all locations, and of the most similar ones."""
-    rows = ((locations, "accuracy", "error_px"), (f"most similar {result['num_top']}", "accuracy_top", "error_top_px"))
-    lines = []
-    for name, accuracy, error_px in rows:
-        sides = (
-            f"{100 * side[accuracy]:5.1f} % right, {side[error_px]:6.1f} px off"
-            for side in (result, result["untrained"])
-        )
-        lines.append(f"  {name:<15} " + "   untrained ".join(sides))
-    return lines
 
 
 def _checkpoint_state(model: str) -> dict[str, Any] | None:

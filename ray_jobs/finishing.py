@@ -15,14 +15,14 @@ from glsd.data.index import Index
 from glsd.data.samples import some_decodable
 from glsd.data.splits import LabelledSplit
 from glsd.encoder.encoder import load_encoder
-from glsd.evaluation.verdict import standard_error
+from glsd.reporting.pictures import NUM_PICTURED, picture_learning, picture_method, picture_neighbours
+from glsd.reporting.report import report as report
 from glsd.runs.checkpoints import manifest, newest_checkpoint
-from glsd.runs.directory import BACKBONE, CONFIG, DATA, RunDirectory
-from glsd.runs.log import FIGURES, METRICS, TENSORBOARD, read_metrics
-from glsd.storage.uris import joined
+from glsd.runs.directory import BACKBONE, DATA, RunDirectory
+from glsd.runs.log import FIGURES, read_metrics
 from glsd.weights.timm import export_backbone
 from ray_jobs.monitor import ProgressLine
-from ray_jobs.picturing import NUM_PICTURED, picture_learning, picture_method, picture_neighbours
+from ray_jobs.settings import num_cores
 
 
 def finish(
@@ -48,7 +48,7 @@ def finish(
             picture_method(encoder, some_decodable(index, image_ids, config.data, config.seed, NUM_PICTURED), drawn)
             picture_learning(read_metrics(run), drawn)
             if split is not None:
-                picture_neighbours(encoder, split, drawn)
+                picture_neighbours(encoder, split, drawn, num_cores())
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             run.write(path.relative_to(folder).as_posix(), path.read_bytes())
         # Both as Python has them in quotes: names may hold an apostrophe.
@@ -60,36 +60,6 @@ def finish(
             lines = f"# where {run.uri(BACKBONE)} was copied to a folder {BACKBONE}\n{lines}"
     facts = {"figures": figures, "timm": lines, "timm_difference": export.largest_difference}
     run.finish(_summary(run, checkpoint, config, split) | facts)
-
-
-def closing_words(out: str, summary: dict[str, Any]) -> str:
-    """What a run says when it has ended: what was reached, where things lie, and how to go on."""
-    lines = [f"{summary['steps']:,} steps, {summary['images_seen']:,} images seen; loss {summary['loss']:.3f}"]
-    if "knn" in summary:
-        error = 100 * standard_error(summary["knn"], summary["num_queries"])
-        lines += [
-            f"k-NN {100 * summary['knn']:.1f} %   +- {error:.1f} (k = {summary['knn_k']}; "
-            f"{summary['num_anchors']:,} images vote on {summary['num_queries']:,} others)",
-            f"     {100 * summary['knn_untrained']:.1f} %   {_beginning(summary)}",
-            f"     {100 * summary['knn_majority']:.1f} %   always the most frequent class",
-        ]
-    lines += [
-        "",
-        f"backbone  {joined(out, BACKBONE)}",
-        f"config    {joined(out, CONFIG)}",
-        f"metrics   {joined(out, METRICS)}, and tensorboard --logdir {joined(out, TENSORBOARD)}",
-        *([f"pictures  {joined(out, FIGURES)}"] if summary.get("figures", True) else []),
-        "",
-        summary["timm"],
-    ]
-    return "\n".join(lines)
-
-
-def _beginning(summary: dict[str, Any]) -> str:
-    """What the run started from."""
-    if "init_from" in summary:
-        return f"before training, as in {summary['init_from']}"
-    return "the same backbone at random initialisation"
 
 
 def _summary(run: RunDirectory, checkpoint: str, config: Config, split: LabelledSplit | None) -> dict[str, Any]:

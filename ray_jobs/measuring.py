@@ -40,14 +40,7 @@ from glsd.evaluation.correspondence import (
 )
 from glsd.evaluation.knn import KnnResult, knn_accuracies, majority_share
 from glsd.evaluation.logistic import logistic_regression
-from glsd.storage.cache import cache_folder, is_kept, kept
-from glsd.storage.files import read
-from glsd.storage.folder import Folder
-from glsd.storage.uris import unquote_key
-from ray_jobs.cluster import check_resources
-from ray_jobs.features import Features, Images, Selection, discard, extract, precompute
-from ray_jobs.monitor import Handle, ProgressLine, Reporter, start_monitor, watch
-from ray_jobs.picturing import (
+from glsd.reporting.pictures import (
     NUM_PICTURED,
     picture_correspondences,
     picture_features,
@@ -55,8 +48,15 @@ from ray_jobs.picturing import (
     picture_method,
     picture_nearest,
 )
+from glsd.storage.cache import cache_folder, is_kept, kept
+from glsd.storage.files import read
+from glsd.storage.folder import Folder
+from glsd.storage.uris import unquote_key
+from ray_jobs.cluster import check_resources
+from ray_jobs.features import Features, Images, Selection, discard, extract, precompute
+from ray_jobs.monitor import Handle, ProgressLine, Reporter, start_monitor, watch
 from ray_jobs.probing import linear_probe
-from ray_jobs.settings import JobSettings
+from ray_jobs.settings import JobSettings, num_cores
 from ray_jobs.stream import Files, place_files, share_files
 
 Probe = Literal["knn", "linear", "linear_quick", "correspondence", "collapse"]
@@ -243,7 +243,7 @@ class Probing:
             picture_features(z_bar.numpy(), shown.labels, self._split.classes, folder)
         if {"knn", "linear_quick"} & set(probes):  # the linear layer needs no representations of all training images
             anchors, queries = (self._labelled(self._encoder, side) for side in _SIDES)
-            picture_nearest(encoder, anchors, queries, self._split.classes, folder)
+            picture_nearest(encoder, anchors, queries, self._split.classes, folder, num_cores())
 
     def skipped(self) -> list[dict[str, Any]]:
         """Images that could not be decoded."""

@@ -29,10 +29,11 @@ from glsd.data.order import Order
 from glsd.data.regimes import regime
 from glsd.data.splits import labelled_split
 from glsd.encoder.encoder import untrained_encoder
+from glsd.reporting.console import states_table
 from glsd.runs.directory import CONFIG, RunDirectory
 from glsd.runs.lease import NAME as LEASE
 from glsd.runs.log import read_metrics
-from glsd.runs.sweep import OUTCOME, SWEEP, TRIALS, TrialState, evaluation, states_table, trial_states
+from glsd.runs.sweep import OUTCOME, SWEEP, TRIALS, TrialState, evaluation, trial_states
 from glsd.runs.trackers import check_loggers
 from glsd.scaling import scaled
 from glsd.storage.folder import Folder

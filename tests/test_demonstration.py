@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from glsd.reporting.console import closing_words
 from ray_jobs.demonstration import photograph_lists
-from ray_jobs.finishing import closing_words
 
 PROBABILITIES = {
     "functional": "0.0",

@@ -12,7 +12,7 @@ from glsd.data.index import build_index
 from glsd.data.samples import alike
 from glsd.data.splits import LabelledImages
 from glsd.encoder.encoder import untrained_encoder
-from ray_jobs.picturing import picture_features, picture_nearest
+from glsd.reporting.pictures import picture_features, picture_nearest
 from tests.ray.images import CLASSES, labelled_folder
 
 
@@ -25,7 +25,7 @@ def test_the_nearest_images_are_looked_for_among_all_that_vote(tmp_path: Path) -
     z_bar[nearest_row] = torch.tensor([0.0, 1.0])
     queries = LabelledImages(index, np.array([3]), np.array([1]))
     anchors.labels[nearest_row] = 1
-    picture_nearest(encoder, (anchors, z_bar), (queries, torch.tensor([[0.0, 2.0]])), list(CLASSES), tmp_path)
+    picture_nearest(encoder, (anchors, z_bar), (queries, torch.tensor([[0.0, 2.0]])), list(CLASSES), tmp_path, 1)
     drawn = (tmp_path / "neighbours.svg").read_text()
     assert f"✓ {CLASSES[1]}  1.00" in drawn
     assert drawn.count(f"✗ {CLASSES[0]}  0.00") == 4

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from glsd.config import Config, LinearConfig, load_config
+from glsd.reporting.report import report
 from glsd.runs.directory import RunDirectory
 from glsd.runs.lease import LeaseTimes
 from glsd.runs.log import RunLog
 from ray_jobs.cli import parse
-from ray_jobs.reporting import report
 from tests.data.object_store import object_store
 
 QUICK = LeaseTimes(heartbeat_s=0.05, grace_s=0.2, lapse_s=0.3, settle_s=0.05)
@@ -351,7 +351,7 @@ def test_what_is_neither_a_run_nor_an_evaluation_is_refused_with_what_was_looked
 
 def test_a_report_needs_neither_ray_nor_torch(tmp_path: Path) -> None:
     run = a_run(tmp_path / "mine")
-    program = f"import sys; from ray_jobs.reporting import report; report({run.out!r}); print(*sys.modules)"
+    program = f"import sys; from glsd.reporting.report import report; report({run.out!r}); print(*sys.modules)"
     arguments = [sys.executable, "-c", program]
     imported = subprocess.check_output(arguments, text=True, cwd=Path(__file__).parents[1]).split()
     assert not {"ray", "torch"} & set(imported)

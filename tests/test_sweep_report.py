@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from glsd.reporting.report import report
+from glsd.reporting.sweep_table import sweep_axes, sweep_table
 from glsd.runs.directory import RunDirectory
 from glsd.runs.lease import LeaseTimes
 from glsd.runs.sweep import trial_states
-from ray_jobs.reporting import report
-from ray_jobs.sweep_report import sweep_axes, sweep_table
 from tests.data.object_store import object_store
 from tests.sweeps import BASE, ATrial, a_sweep, name_of
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from glsd.data.index import build_index
-from glsd.runs.sweep import states_table, trial_states
+from glsd.reporting.console import states_table
+from glsd.reporting.report import report
+from glsd.runs.sweep import trial_states
 from ray_jobs.cli import Sweep, main, parse
-from ray_jobs.reporting import report
 from ray_jobs.settings import JobSettings
 from ray_jobs.sweeping import beside, fitting_table, not_ended, reached, sweep
 from tests.ray.images import labelled_folder

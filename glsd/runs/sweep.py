@@ -44,7 +44,7 @@ class TrialState:
     evaluation: dict[str, Any] | None
     """Its `evaluation.json`."""
 
-    def last(self, key: str) -> float | None:
+    def last(self, key: str) -> int | float | None:
         """The newest value of a metric."""
         return next((line[key] for line in reversed(self.metrics) if line.get(key) is not None), None)
 
@@ -116,26 +116,3 @@ def evaluation(folder: Folder) -> dict[str, Any] | None:
     """The `evaluation.json` of a trial."""
     content = folder.read(f"{EVALUATED}/{EVALUATION}")
     return None if content is None else dict(json.loads(content))
-
-
-def states_table(states: Sequence[TrialState]) -> str:
-    """The trials for a terminal: trial, images, epoch, loss, k-NN, images/s, verdict, status."""
-    width = max([5, *(len(state.name) for state in states)])
-    lines = [
-        f"{'trial':<{width}}  {'images':>9}  {'epoch':>9}  {'loss':>7}  {'k-NN':>6}  {'images/s':>8}  "
-        f"{'verdict':<9}  status"
-    ]
-    for state in states:
-        epoch = state.last("epoch")
-        epochs = state.config["optim"]["epochs"] if state.config else None
-        lines.append(
-            f"{state.name:<{width}}  {state.num_images:>9,}  "
-            f"{'' if epoch is None else f'{epoch:.0f}/{epochs}':>9}  {_number(state.last('loss'), '.3f'):>7}  "
-            f"{_number(state.last('knn'), '.1%'):>6}  {_number(state.last('images_per_s'), '.0f'):>8}  "
-            f"{state.verdict:<9}  {state.status}"
-        )
-    return "\n".join(lines)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)

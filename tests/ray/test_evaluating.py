@@ -20,9 +20,10 @@ from glsd.data.undecodable import UndecodableImage
 from glsd.encoder.encoder import Encoder, embed, load_encoder, untrained_encoder
 from glsd.evaluation.correspondence import correspondence, flip_truth, mean_correspondence, transformed_view
 from glsd.evaluation.knn import knn_accuracy
+from glsd.reporting.console import score_table
 from glsd.runs.lease import TIMES, held_lease
 from glsd.storage.folder import Folder
-from ray_jobs.evaluating import evaluate, score_table
+from ray_jobs.evaluating import evaluate
 from ray_jobs.monitor import ProgressLine
 from ray_jobs.pretraining import Run
 

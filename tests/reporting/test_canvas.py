@@ -6,9 +6,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from glsd.reporting.canvas import save_figure, save_png_and_svg
-from glsd.reporting.crops import draw_crops
-from glsd.reporting.curves import draw_curves
+from glsd.reporting.figures.canvas import save_figure, save_png_and_svg
+from glsd.reporting.figures.crops import draw_crops
+from glsd.reporting.figures.curves import draw_curves
 from tests.reporting.drawn import photo
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glsd.evaluation.correspondence import correspondence, flip_truth
-from glsd.reporting.correspondences import (
+from glsd.reporting.figures.correspondences import (
     Correspondences,
     correspondence_links,
     draw_correspondences,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from glsd.reporting.crops import draw_crops, view_crops
+from glsd.reporting.figures.crops import draw_crops, view_crops
 from tests.reporting.drawn import boxes, photo, views
 
 

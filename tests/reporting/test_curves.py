@@ -3,7 +3,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from glsd.reporting.curves import draw_collapse, draw_curves
+from glsd.reporting.figures.curves import draw_collapse, draw_curves
 
 
 def panels(figure: Figure) -> dict[str, Axes]:

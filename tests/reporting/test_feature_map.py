@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glsd.reporting.canvas import save_figure
-from glsd.reporting.feature_map import draw_feature_map, principal_components, umap_available
+from glsd.reporting.figures.canvas import save_figure
+from glsd.reporting.figures.feature_map import draw_feature_map, principal_components, umap_available
 
 
 def features(rows: int, dim: int, seed: int = 0) -> np.ndarray:

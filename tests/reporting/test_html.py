@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from glsd.reporting.charts import Chart, Line, line_chart
-from glsd.reporting.html import (
+from glsd.reporting.page.charts import Chart, Line, line_chart
+from glsd.reporting.page.html import (
     Badge,
     Bar,
     Bars,

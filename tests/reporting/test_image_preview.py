@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from glsd.reporting.canvas import save_figure
-from glsd.reporting.image_preview import preview
-from glsd.reporting.matchings import geometric_pair
+from glsd.reporting.figures.canvas import save_figure
+from glsd.reporting.figures.image_preview import preview
+from glsd.reporting.figures.matchings import geometric_pair
 from tests.reporting.drawn import CONFIG, lines, photo, views
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from glsd.augment.multicrop import Views
 from glsd.geometry import positions
-from glsd.reporting.matchings import MatchedPair, draw_matchings, geometric_pair, links, similarity_pair
+from glsd.reporting.figures.matchings import MatchedPair, draw_matchings, geometric_pair, links, similarity_pair
 from tests.reporting.drawn import ends_in_pixels, views
 
 TEACHER_GRID, STUDENT_GRID = (7, 5), (2, 3)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from glsd.reporting.neighbours import draw_neighbours
+from glsd.reporting.figures.neighbours import draw_neighbours
 from tests.reporting.drawn import boxes, photo
 
 

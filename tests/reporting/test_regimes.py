@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from glsd.reporting.regimes import draw_comparison, draw_regimes, draw_trial_curves, regime_means
+from glsd.reporting.figures.regimes import draw_comparison, draw_regimes, draw_trial_curves, regime_means
 from glsd.reporting.tables import tidy_table
 
 SETTING, REGIME = "objective.setting", "data.images_per_class"

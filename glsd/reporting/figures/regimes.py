@@ -17,18 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from glsd.reporting.canvas import (
-    INK,
-    MARGIN,
-    TITLE,
-    WIDTH,
-    blank_figure,
-    heading,
-    legend,
-    panel,
-    shortened,
-)
-from glsd.reporting.curves import LOOKS, Series, curve_panels
+from glsd.reporting.figures.canvas import INK, MARGIN, TITLE, WIDTH, blank_figure, heading, legend, panel, shortened
+from glsd.reporting.figures.curves import LOOKS, Series, curve_panels
 from glsd.reporting.tables import SEED, SETTING, axis_text, seed_summary
 
 _PANELS = {

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from glsd.evaluation.correspondence import Correspondence
-from glsd.reporting.canvas import (
+from glsd.reporting.figures.canvas import (
     BLUE,
     DASHED,
     MARGIN,
@@ -29,7 +29,7 @@ from glsd.reporting.canvas import (
     legend,
     shortened,
 )
-from glsd.reporting.pairs import cell_centers, draw_link, draw_pair, pair_height
+from glsd.reporting.figures.pairs import cell_centers, draw_link, draw_pair, pair_height
 
 _DARK, _LIGHT = "#00000070", "#FFFFFFC0"
 _Look = tuple[str, LineStyle, str, str]

@@ -17,14 +17,13 @@ from glsd.encoder.encoder import Encoder, embed
 from glsd.evaluation.correspondence import correspondence, flip_truth, image_pair_correspondence, transformed_view
 from glsd.evaluation.knn import nearest
 from glsd.evaluation.online_knn import Preprocessed, preprocessed
-from glsd.reporting.canvas import save_png_and_svg
-from glsd.reporting.correspondences import draw_correspondences, top_correspondences
-from glsd.reporting.crops import draw_crops, view_crops
-from glsd.reporting.curves import draw_collapse, draw_curves
-from glsd.reporting.feature_map import draw_feature_map, umap_available
-from glsd.reporting.matchings import draw_matchings, geometric_pair, similarity_pair
-from glsd.reporting.neighbours import draw_neighbours
-from ray_jobs.settings import num_cores
+from glsd.reporting.figures.canvas import save_png_and_svg
+from glsd.reporting.figures.correspondences import draw_correspondences, top_correspondences
+from glsd.reporting.figures.crops import draw_crops, view_crops
+from glsd.reporting.figures.curves import draw_collapse, draw_curves
+from glsd.reporting.figures.feature_map import draw_feature_map, umap_available
+from glsd.reporting.figures.matchings import draw_matchings, geometric_pair, similarity_pair
+from glsd.reporting.figures.neighbours import draw_neighbours
 
 NUM_PICTURED = 3
 _NUM_QUERIES, _NUM_NEIGHBOURS, _MAX_ANCHORS = 6, 5, 1000
@@ -96,11 +95,11 @@ def picture_image_pairs(
     save_png_and_svg(draw_correspondences(rows), path)
 
 
-def picture_neighbours(encoder: Encoder, split: LabelledSplit, folder: Path) -> None:
+def picture_neighbours(encoder: Encoder, split: LabelledSplit, folder: Path, num_threads: int) -> None:
     """Tested images of as many classes as there are, each beside the nearest of a thousand of the images that vote."""
     step = -(-len(split.anchors.image_ids) // _MAX_ANCHORS)
-    anchors = preprocessed(encoder, split.anchors, num_cores(), slice(None, None, step))
-    queries = preprocessed(encoder, split.queries.rows(one_each(split.queries.labels, _NUM_QUERIES)), num_cores())
+    anchors = preprocessed(encoder, split.anchors, num_threads, slice(None, None, step))
+    queries = preprocessed(encoder, split.queries.rows(one_each(split.queries.labels, _NUM_QUERIES)), num_threads)
     features = [embed(encoder, torch.from_numpy(side.crops).split(64)) for side in (anchors, queries)]
     found = nearest(features[0], features[1], _NUM_NEIGHBOURS)
     _save_neighbours(queries, anchors, found.anchor_index, found.similarity, split.classes, folder)
@@ -112,13 +111,14 @@ def picture_nearest(
     queries: tuple[LabelledImages, torch.Tensor],
     classes: list[str],
     folder: Path,
+    num_threads: int,
 ) -> None:
     """The figure of `picture_neighbours` with the nearest of all images that vote, from the z̄ of each."""
     chosen = one_each(queries[0].labels, _NUM_QUERIES)
     found = nearest(anchors[1], queries[1][chosen], _NUM_NEIGHBOURS)
     shown, place = found.anchor_index.unique(return_inverse=True)
-    asking = preprocessed(encoder, queries[0].rows(chosen), num_cores())
-    voting = preprocessed(encoder, anchors[0].rows(shown.numpy()), num_cores())
+    asking = preprocessed(encoder, queries[0].rows(chosen), num_threads)
+    voting = preprocessed(encoder, anchors[0].rows(shown.numpy()), num_threads)
     _save_neighbours(asking, voting, place, found.similarity, classes, folder)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 from matplotlib.figure import Figure
 
-from glsd.reporting.canvas import FONT_SIZE, GREY, INK, MARGIN, PALETTE, WIDTH, blank_figure, legend, panel
+from glsd.reporting.figures.canvas import FONT_SIZE, GREY, INK, MARGIN, PALETTE, WIDTH, blank_figure, legend, panel
 
 _MARKS = "osD^vPX<>*hp"
 """One for each class that has a colour; with seven colours no two of them are alike."""

@@ -14,7 +14,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Curve
 
 from glsd.geometry import positions
-from glsd.reporting.canvas import FONT_SIZE, INK, MARGIN, TITLE, Image, LineStyle, halo, picture_panel, show
+from glsd.reporting.figures.canvas import FONT_SIZE, INK, MARGIN, TITLE, Image, LineStyle, halo, picture_panel, show
 
 _BETWEEN = 0.3  # space between the two views
 _SMALLEST = 0.6  # height of a small second view

@@ -12,9 +12,9 @@ from torch import Tensor
 from glsd.augment.multicrop import Views
 from glsd.geometry import matching_threshold, positions
 from glsd.matching import Matches, match_by_geometry, match_by_similarity
-from glsd.reporting.canvas import PALETTE, WIDTH, Image, blank_figure, halo
-from glsd.reporting.crops import view_crops, view_names
-from glsd.reporting.pairs import cell_centers, draw_link, draw_pair, name_views, pair_height
+from glsd.reporting.figures.canvas import PALETTE, WIDTH, Image, blank_figure, halo
+from glsd.reporting.figures.crops import view_crops, view_names
+from glsd.reporting.figures.pairs import cell_centers, draw_link, draw_pair, name_views, pair_height
 
 
 class MatchedPair(NamedTuple):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-from glsd.reporting.canvas import (
+from glsd.reporting.figures.canvas import (
     DASHED,
     FONT_SIZE,
     INK,

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from glsd.reporting.canvas import (
+from glsd.reporting.figures.canvas import (
     BLUE,
     DASHED,
     GAP,

@@ -6,10 +6,10 @@ from matplotlib.figure import Figure
 from glsd.augment.multicrop import multicrop
 from glsd.config import Config
 from glsd.models.backbone import build_backbone
-from glsd.reporting.canvas import WIDTH, Image, blank_figure
-from glsd.reporting.crops import crops_row_height, draw_crops_row, view_crops
-from glsd.reporting.matchings import draw_matching, geometric_pair
-from glsd.reporting.pairs import pair_height
+from glsd.reporting.figures.canvas import WIDTH, Image, blank_figure
+from glsd.reporting.figures.crops import crops_row_height, draw_crops_row, view_crops
+from glsd.reporting.figures.matchings import draw_matching, geometric_pair
+from glsd.reporting.figures.pairs import pair_height
 
 
 def preview(

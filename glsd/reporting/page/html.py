@@ -15,7 +15,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
-from glsd.reporting.charts import Chart, line_chart
+from glsd.reporting.page.charts import Chart, line_chart
 
 _MAX_PICTURE_BYTES, _PICTURE_WIDTHS = 400_000, (1600, 1200, 900, 600)
 _LONG_CELL = 40  # letters from which a column keeps some width on a phone

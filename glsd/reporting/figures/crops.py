@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from glsd.augment.multicrop import Views
-from glsd.reporting.canvas import (
+from glsd.reporting.figures.canvas import (
     BLUE,
     DASHED,
     GAP,

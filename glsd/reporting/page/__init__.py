@@ -1,0 +1,1 @@
+"""HTML pages as such: blocks, tables, charts, style."""

@@ -1,0 +1,1 @@
+"""The report's pages: of a run, an evaluation, a sweep."""

@@ -1,0 +1,49 @@
+"""`glsd report`: which page a folder gets, and where it is written."""
+
+import json
+from pathlib import Path
+
+from glsd.reporting.pages.evaluation import evaluation_page
+from glsd.reporting.pages.run import run_page
+from glsd.reporting.pages.sweep import sweep_page
+from glsd.runs.directory import CONFIG, DATA, EVALUATION, RunDirectory
+from glsd.runs.sweep import SWEEP
+from glsd.storage.replacing import replace_file
+from glsd.storage.uris import is_remote
+
+REPORT = "report.html"
+
+
+def report(path: str, out: str | None = None) -> str:
+    """Write the report of a run directory, an evaluation's folder or a sweep, and return where it lies.
+
+    A sweep's tables and figures are also written into its folder as files.
+
+    Args:
+        path: the folder, local or a URI.
+        out: a local file for the page; without it, `report.html` in the folder.
+
+    Raises:
+        ValueError: the folder is none of these, its settings are not of this version, or `out` names no local file.
+    """
+    if out is not None and (is_remote(out) or Path(out).is_dir()):
+        raise ValueError(f"--out must name a local file for the page, such as {REPORT}, not {out}")
+    folder = RunDirectory(path)
+    if folder.read(SWEEP) is not None:
+        page = sweep_page(path)
+    elif folder.sizes().keys() >= {CONFIG, DATA}:
+        page = run_page(folder)
+    elif (evaluation := folder.read(EVALUATION)) is not None:
+        page = evaluation_page(folder, json.loads(evaluation))
+    else:
+        raise ValueError(
+            f"{path} is neither a run nor an evaluation nor a sweep: it holds no {CONFIG} with {DATA}, no {EVALUATION} "
+            f"and no {SWEEP}"
+        )
+    content = page.html().encode()
+    if out is None:
+        folder.write(REPORT, content)
+        return folder.uri(REPORT)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    replace_file(Path(out), content)
+    return out
