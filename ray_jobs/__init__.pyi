@@ -1,10 +1,10 @@
-from .embedding import embed as embed
-from .evaluating import evaluate as evaluate
-from .finishing import report as report
+from .evaluation.embedding import embed as embed
+from .evaluation.job import evaluate as evaluate
 from .packing import pack as pack
-from .pretraining import Run as Run
-from .pretraining import pretrain as pretrain
-from .sweeping import sweep as sweep
+from .pretraining.finish import report as report
+from .pretraining.job import Run as Run
+from .pretraining.job import pretrain as pretrain
+from .sweeps.job import sweep as sweep
 
 __all__ = [
     "Run",

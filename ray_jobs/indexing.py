@@ -6,7 +6,7 @@ from glsd.config import Config
 from glsd.data.index import Index, build_index
 from glsd.data.sources import Sources
 from glsd.storage.cache import use
-from ray_jobs.monitor import ProgressLine
+from ray_jobs.progress import ProgressLine
 
 
 def indexed(sources: Sources, config: Config, line: ProgressLine) -> Index:

@@ -22,9 +22,10 @@ from glsd.data.index import Index, build_index
 from glsd.data.packs import SHARD_BYTES, Shard, claim_pack, index_shards, missing_shards, write_shard
 from glsd.storage.cache import use
 from glsd.storage.folder import Folder
-from ray_jobs.cluster import check_resources, cluster
+from ray_jobs.cluster.files import Files, place_files, share_files
+from ray_jobs.cluster.resources import check_resources
+from ray_jobs.cluster.start import cluster
 from ray_jobs.settings import JobSettings
-from ray_jobs.stream import Files, place_files, share_files
 
 _SHOWN_LATE_S = 10.0
 """How long a network disk may take to show what other nodes wrote."""

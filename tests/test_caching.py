@@ -18,8 +18,8 @@ from PIL import Image
 from glsd.config import DataConfig
 from glsd.data.index import build_index
 from glsd.storage.cache import is_kept, kept, remove, use
-from ray_jobs.caching import clear, entries
-from ray_jobs.cli import main
+from ray_jobs.cli.caching import clear, entries
+from ray_jobs.cli.main import main
 
 STORE = "features-" + "0123456789abcdef" * 2
 FOREIGN = ("notes.txt", "features-of-mine", "packed-0", "index-0.arrow", "linear/mine")

@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 
 from glsd.config import Config, load_config
-from ray_jobs.cli import VERBS, main
+from ray_jobs.cli.main import main
+from ray_jobs.cli.verbs import VERBS
 from tests.sweeps import ATrial, a_sweep
 
 
@@ -155,7 +156,7 @@ def test_the_version_is_that_of_the_package(capsys):
 def test_a_reader_may_leave_before_the_end(arguments):
     read_end, write_end = os.pipe()
     os.close(read_end)
-    command = [sys.executable, "-m", "ray_jobs.cli", *arguments]
+    command = [sys.executable, "-m", "ray_jobs.cli.main", *arguments]
     ended = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True)
     os.close(write_end)
     assert (ended.stderr, ended.returncode) == ("", 128 + signal.SIGPIPE)
@@ -163,7 +164,7 @@ def test_a_reader_may_leave_before_the_end(arguments):
 
 def shell(command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`glsd` with these arguments and the shell's redirections behind them."""
-    words = ["sh", "-c", f'"$@" {command}', "glsd", sys.executable, "-m", "ray_jobs.cli", *arguments]
+    words = ["sh", "-c", f'"$@" {command}', "glsd", sys.executable, "-m", "ray_jobs.cli.main", *arguments]
     return subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, encoding="utf-8")
 
 
@@ -180,7 +181,7 @@ def test_a_verb_goes_on_when_nobody_reads_its_progress(tmp_path):
     read_end, write_end = os.pipe()
     os.close(read_end)
     folder = a_sweep(tmp_path / "sweep", [ATrial({"seed": 0})])
-    command = [sys.executable, "-m", "ray_jobs.cli", "report", str(folder)]
+    command = [sys.executable, "-m", "ray_jobs.cli.main", "report", str(folder)]
     ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=write_end, text=True)
     os.close(write_end)
     assert (ended.returncode, ended.stdout) == (0, f"{folder / 'report.html'}\n")
@@ -211,9 +212,9 @@ def test_preview_draws_an_image(photograph, tmp_path):
 def test_tasks_that_decode_import_no_torch_and_ray_trains_controller_no_model():
     code = """
 import sys
-import ray_jobs.decoding, ray_jobs.stream
+import ray_jobs.evaluation.decoding, ray_jobs.workers.stream
 assert "torch" not in sys.modules
-import ray_jobs.trainer
+import ray_jobs.workers.fit
 assert not {"timm", "torchvision", "glsd.models"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -14,7 +14,8 @@ import grpc
 import psutil
 import pytest
 
-from ray_jobs.cluster import Resources, check_address, check_ranks, cluster
+from ray_jobs.cluster.resources import Resources, check_ranks
+from ray_jobs.cluster.start import check_address, cluster
 from ray_jobs.settings import JobSettings
 from tests.ray.images import labelled_folder
 
@@ -76,7 +77,7 @@ def test_a_server_that_is_not_ray_is_told_as_such() -> None:
 def a_job_at(server: socket.socket, folder: Path) -> subprocess.Popen[str]:
     """A command that needs Ray and little else, when it has looked for one at the server."""
     photos, address = labelled_folder(folder / "photos", num_images=4), f"127.0.0.1:{server.getsockname()[1]}"
-    command = [sys.executable, "-m", "ray_jobs.cli", "pack", str(photos), str(folder / "shards")]
+    command = [sys.executable, "-m", "ray_jobs.cli.main", "pack", str(photos), str(folder / "shards")]
     environment = os.environ | {"RAY_ADDRESS": address}
     started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     server.accept()[0].close()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glsd.config import Config, LinearConfig, documentation, load_config, presets
-from ray_jobs.cli import documented_yaml
+from ray_jobs.cli.verbs import documented_yaml
 
 SOURCE = r"(Sec\. [1-4A](\.\d)*|Table \d|Eq\. \d|Algorithm \d|authors' code|glsd)"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glsd.reporting.console import closing_words
-from ray_jobs.demonstration import photograph_lists
+from ray_jobs.demo import photograph_lists
 
 PROBABILITIES = {
     "functional": "0.0",

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_jobs.features import Features, Rows, Store
+from ray_jobs.evaluation.features import Features
+from ray_jobs.evaluation.store import Rows, Store
 
 SHAPE = (10, 3)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from glsd.config import Config
-from ray_jobs.grids import GRIDS, drawn_trial, load_space, named_sources, trial_name, trials
+from ray_jobs.sweeps.grids import GRIDS, drawn_trial, load_space, named_sources, trial_name, trials
 
 
 def names(grid: str, *changes: str, seeds: tuple[int, ...] = (0,), data: tuple[str, ...] = ("data",)) -> list[str]:

@@ -13,9 +13,9 @@ from glsd.data.samples import value_range_note
 from glsd.data.splits import LabelledImages, has_classes, labelled_split
 from glsd.encoder.encoder import untrained_encoder
 from glsd.weights.timm import export_backbone
-from ray_jobs.evaluating import evaluate
-from ray_jobs.monitor import ProgressLine
-from ray_jobs.pretraining import pretrain
+from ray_jobs.evaluation.job import evaluate
+from ray_jobs.pretraining.job import pretrain
+from ray_jobs.progress import ProgressLine
 from tests.data.encoding import jpeg, tiff, write_jpegs, write_tar
 from tests.training.small import small_config
 

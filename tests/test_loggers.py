@@ -11,7 +11,7 @@ from glsd.config import Config, load_config
 from glsd.runs.directory import RunDirectory
 from glsd.runs.log import RunLog, read_metrics
 from glsd.runs.trackers import check_loggers, external_loggers
-from ray_jobs.pretraining import pretrain
+from ray_jobs.pretraining.job import pretrain
 from tests.data.object_store import BucketHandler, serving
 
 CONFIG = load_config("demo")

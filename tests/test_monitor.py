@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_jobs.monitor import MAX_WIDTH, Monitor, ProgressLine, duration_text, progress_text
+from ray_jobs.cluster.monitor import Monitor
+from ray_jobs.progress import MAX_WIDTH, ProgressLine, duration_text, progress_text
 
 METRICS = {
     "step": 120.0,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from glsd.config import load_config
-from ray_jobs.cli import documented_yaml
+from ray_jobs.cli.verbs import documented_yaml
 
 ROOT = Path(__file__).parents[1]
 

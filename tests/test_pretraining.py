@@ -8,7 +8,8 @@ from glsd.config import Config
 from glsd.data.index import build_index
 from glsd.data.regimes import regime, write_subset
 from glsd.runs.directory import RunDirectory
-from ray_jobs.pretraining import SUBSET, batch_norm_note, pretrain
+from ray_jobs.pretraining.checks import batch_norm_note
+from ray_jobs.pretraining.job import SUBSET, pretrain
 from tests.data.encoding import write_jpegs
 from tests.ray.runs import small_run
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs.cli import VERBS, parse
+from ray_jobs.cli.main import parse
+from ray_jobs.cli.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "ray_jobs" / "README.md"]

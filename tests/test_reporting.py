@@ -19,7 +19,7 @@ from glsd.reporting.report import report
 from glsd.runs.directory import RunDirectory
 from glsd.runs.lease import LeaseTimes
 from glsd.runs.log import RunLog
-from ray_jobs.cli import parse
+from ray_jobs.cli.main import parse
 from tests.data.object_store import object_store
 
 QUICK = LeaseTimes(heartbeat_s=0.05, grace_s=0.2, lapse_s=0.3, settle_s=0.05)

@@ -7,7 +7,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from glsd.config import Config
-from ray_jobs.schedulers import check_scheduler, scheduler_of
+from ray_jobs.sweeps.schedulers import check_scheduler, scheduler_of
 
 NO_CONTROLLER: Any = None
 """The rules ask Tune's controller only whether they should pause a trial, which they never do."""

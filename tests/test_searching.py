@@ -2,8 +2,8 @@
 
 import pytest
 
-from ray_jobs.grids import load_space
-from ray_jobs.searching import suggest
+from ray_jobs.sweeps.grids import load_space
+from ray_jobs.sweeps.optuna_search import suggest
 
 pytest.importorskip("optuna")
 

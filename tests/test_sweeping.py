@@ -18,9 +18,13 @@ from glsd.data.index import build_index
 from glsd.reporting.console import states_table
 from glsd.reporting.report import report
 from glsd.runs.sweep import trial_states
-from ray_jobs.cli import Sweep, main, parse
+from ray_jobs.cli.main import main, parse
+from ray_jobs.cli.verbs import Sweep
 from ray_jobs.settings import JobSettings
-from ray_jobs.sweeping import beside, fitting_table, not_ended, reached, sweep
+from ray_jobs.sweeps.job import beside, sweep
+from ray_jobs.sweeps.live import fitting_table
+from ray_jobs.sweeps.planning import not_ended
+from ray_jobs.sweeps.rounds import reached
 from tests.ray.images import labelled_folder
 from tests.sweeps import BASE, ATrial, a_sweep, name_of
 
@@ -283,7 +287,9 @@ def test_a_trial_that_has_ended_is_not_read_again(tmp_path) -> None:
 def test_ctrl_c_ends_a_verb_with_a_sentence(interruptible: None, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "image")
     started = subprocess.Popen(
-        [sys.executable, "-m", "ray_jobs.cli", "preview", str(tmp_path / "image")], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "ray_jobs.cli.main", "preview", str(tmp_path / "image")],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     with (tmp_path / "image").open("wb"):  # which waits until the verb reads
         started.send_signal(signal.SIGINT)

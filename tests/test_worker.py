@@ -19,8 +19,10 @@ from glsd.runs.lease import NAME, LeaseTimes, read_holder
 from glsd.training.batch import to_device
 from glsd.training.loop import Metrics, steps
 from glsd.training.state import TrainState, initial_state
-from ray_jobs.initial_weights import read_initial_weights
-from ray_jobs.worker import Plan, _CollapseAlarm, _Recorder, train_worker
+from ray_jobs.pretraining.collapse import CollapseAlarm
+from ray_jobs.pretraining.initial_weights import read_initial_weights
+from ray_jobs.pretraining.recorder import Plan, Recorder
+from ray_jobs.pretraining.worker import train_worker
 from tests.ray.images import labelled_folder
 from tests.training.small import small_config
 
@@ -51,8 +53,8 @@ def train_in_this_process(plan: Plan, on_logged: Callable[[Metrics, TrainState],
     """A worker's training, with someone who is told of each step when it has been logged and saved."""
 
     def work() -> None:
-        with _Recorder(plan, 0) as recorder:
-            alarm = _CollapseAlarm(plan, recorder, 0)
+        with Recorder(plan, 0) as recorder:
+            alarm = CollapseAlarm(plan, recorder, 0)
             units = recorder.watched(map(plan.source.unit, range(plan.source.num_units)))
             state = initial_state(plan.config, CPU)
             for reading in steps(state, units, plan.config, plan.steps_per_epoch, CPU):

@@ -18,7 +18,7 @@ from glsd.models.backbone import build_backbone
 from glsd.weights.files import read_foreign
 from glsd.weights.foreign import ConversionReport, convert, foreign_encoder
 from glsd.weights.load import load_model
-from ray_jobs.cli import main
+from ray_jobs.cli.main import main
 
 State = dict[str, Tensor]
 

@@ -21,7 +21,7 @@ os.environ |= {
 import pytest
 import ray
 
-from ray_jobs.pretraining import Run, pretrain
+from ray_jobs.pretraining.job import Run, pretrain
 from tests.ray.images import labelled_folder
 from tests.ray.runs import small_run
 

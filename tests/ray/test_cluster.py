@@ -35,8 +35,9 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from glsd.config import load_config
-from ray_jobs.cluster import check_resources, cluster
-from ray_jobs.pretraining import pretrain
+from ray_jobs.cluster.resources import check_resources
+from ray_jobs.cluster.start import cluster
+from ray_jobs.pretraining.job import pretrain
 from ray_jobs.settings import JobSettings
 
 data, out, settings = sys.argv[1:]
@@ -88,7 +89,7 @@ import os, sys, threading, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
 from glsd.config import load_config
-from ray_jobs.pretraining import pretrain
+from ray_jobs.pretraining.job import pretrain
 
 data, out, settings = sys.argv[1:]
 memory = 200 * 2**20
@@ -135,7 +136,7 @@ def test_a_run_outlasts_more_starts_without_room_than_a_run_that_never_ran(forty
 def test_a_ray_of_its_own_asks_no_other_rays_dashboard() -> None:
     code = """
 import os
-from ray_jobs.cluster import cluster
+from ray_jobs.cluster.start import cluster
 from ray_jobs.settings import JobSettings
 print(os.environ["RAY_API_SERVER_ADDRESS"])
 for dashboard in (False, True):
@@ -158,7 +159,7 @@ def test_ray_starts_in_the_longest_folder_that_its_sockets_have_room_in() -> Non
 import os, re, sys, time
 from pathlib import Path
 import ray
-from ray_jobs.cluster import cluster
+from ray_jobs.cluster.start import cluster
 from ray_jobs.settings import JobSettings
 os.environ["RAY_TMPDIR"] = sys.argv[1] + "/" + 100 * "x"
 try:
@@ -187,7 +188,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused_with_what_would_do() -> None:
         INSIST
         + """
 import ray
-from ray_jobs.cluster import check_resources
+from ray_jobs.cluster.resources import check_resources
 from ray_jobs.settings import JobSettings
 options = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False, "log_to_driver": False}
 insist(lambda: ray.init(address="local", **options))

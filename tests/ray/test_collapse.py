@@ -7,7 +7,7 @@ import pytest
 
 from glsd.config import Config
 from glsd.evaluation.verdict import Collapsed
-from ray_jobs.pretraining import pretrain
+from ray_jobs.pretraining.job import pretrain
 from tests.evaluation.collapsing import CENTERING_OFF, textures_config
 from tests.ray.images import labelled_folder
 from tests.ray.runs import complete_checkpoints, json_lines

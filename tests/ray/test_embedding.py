@@ -16,7 +16,7 @@ from glsd.data.images import decode
 from glsd.data.index import build_index
 from glsd.encoder.encoder import load_encoder, untrained_encoder
 from glsd.weights.timm import export_backbone
-from ray_jobs.embedding import EmbedReport, embed
+from ray_jobs.evaluation.embedding import EmbedReport, embed
 from tests.ray.images import labelled_folder
 from tests.ray.test_kill import Start
 
@@ -54,7 +54,7 @@ def test_a_killed_embedding_goes_on_and_writes_the_same_file_which_is_never_over
         return [text for path in cache.glob("features-*/journal.jsonl") for text in path.read_text().splitlines()]
 
     log = tmp_path / "log"
-    call = f"from ray_jobs.embedding import embed; embed({backbone!r}, {str(photos)!r}, {str(out)!r}, dense=True)"
+    call = f"from ray_jobs import embed; embed({backbone!r}, {str(photos)!r}, {str(out)!r}, dense=True)"
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-c", call],

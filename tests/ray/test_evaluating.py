@@ -23,9 +23,9 @@ from glsd.evaluation.knn import knn_accuracy
 from glsd.reporting.console import score_table
 from glsd.runs.lease import TIMES, held_lease
 from glsd.storage.folder import Folder
-from ray_jobs.evaluating import evaluate
-from ray_jobs.monitor import ProgressLine
-from ray_jobs.pretraining import Run
+from ray_jobs.evaluation.job import evaluate
+from ray_jobs.pretraining.job import Run
+from ray_jobs.progress import ProgressLine
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

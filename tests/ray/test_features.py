@@ -14,8 +14,9 @@ from glsd.data.index import Index, build_index
 from glsd.data.splits import LabelledImages
 from glsd.encoder.blocks import block_representations
 from glsd.encoder.encoder import Encoder, untrained_encoder
-from ray_jobs.features import Features, Images, Rows, Selection, Store, extract, precompute
-from ray_jobs.monitor import ProgressLine
+from ray_jobs.evaluation.features import Features, Images, Selection, extract, precompute
+from ray_jobs.evaluation.store import Rows, Store
+from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
 from tests.ray.images import labelled_folder
 

@@ -12,7 +12,7 @@ from glsd.encoder.encoder import model_digest, untrained_encoder
 from glsd.models.student_teacher import build_student_teacher
 from glsd.runs.checkpoints import load_checkpoint
 from glsd.weights.timm import export_backbone
-from ray_jobs.pretraining import Run, pretrain
+from ray_jobs.pretraining.job import Run, pretrain
 from tests.ray.runs import small_run
 
 pytestmark = pytest.mark.ray

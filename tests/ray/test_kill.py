@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from glsd.runs.checkpoints import load_checkpoint
-from ray_jobs.pretraining import Run
+from ray_jobs.pretraining.job import Run
 from tests.ray.runs import STEPS_PER_EPOCH, TOTAL_STEPS, complete_checkpoints, json_lines, leaves, small_run
 
 TIMEOUT_S = 900
@@ -28,7 +28,7 @@ class Command:
         self.out, self.cache, self.starts = folder / "run", folder / "cache", list[Start]()
         self._folder = folder
         (folder / "run.yaml").write_text(small_run().to_yaml(), "utf-8")
-        self._arguments = [sys.executable, "-m", "ray_jobs.cli", "pretrain", str(folder / "run.yaml")]
+        self._arguments = [sys.executable, "-m", "ray_jobs.cli.main", "pretrain", str(folder / "run.yaml")]
         self._arguments += ["--data", str(data), "--out", str(self.out)]
 
     def start(self) -> "Start":

@@ -4,7 +4,8 @@ import time
 import pytest
 import ray
 
-from ray_jobs.monitor import Handle, Monitor, ProgressLine, Reporter, start_monitor, watch
+from ray_jobs.cluster.monitor import Handle, Monitor, Reporter, start_monitor, watch
+from ray_jobs.progress import ProgressLine
 
 
 def run(monitor: Handle) -> None:
@@ -41,7 +42,7 @@ class Busy(Monitor):
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_what_comes_late_from_a_busy_machine_is_shown_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_jobs.monitor.ARRIVAL_S", 0.1)
+    monkeypatch.setattr("ray_jobs.cluster.monitor.ARRIVAL_S", 0.1)
     stream, monitor = io.StringIO(), ray.remote(num_cpus=0)(Busy).remote()
     with watch(monitor, ProgressLine(stream)):
         for number in range(3):

@@ -20,7 +20,7 @@ from glsd.data.index import build_index
 from glsd.encoder.encoder import load_encoder
 from glsd.runs.checkpoints import load_checkpoint, manifest
 from glsd.training.loop import NonFiniteLoss
-from ray_jobs.pretraining import Run, pretrain
+from ray_jobs.pretraining.job import Run, pretrain
 from tests.ray.images import labelled_folder
 from tests.ray.runs import (
     EPOCHS,

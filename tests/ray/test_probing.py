@@ -24,9 +24,9 @@ from glsd.evaluation.online_knn import embedded, preprocessed
 from glsd.runs.checkpoints import checkpoints, load_checkpoint
 from glsd.runs.directory import RunDirectory
 from glsd.storage.folder import Folder
-from ray_jobs.cluster import cluster as connected
-from ray_jobs.monitor import ProgressLine
-from ray_jobs.probing import LinearPlan, linear_probe, linear_worker
+from ray_jobs.cluster.start import cluster as connected
+from ray_jobs.evaluation.linear import LinearPlan, linear_probe, linear_worker
+from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
 from tests.data.object_store import object_store
 from tests.ray.images import CLASSES, labelled_folder

@@ -15,7 +15,8 @@ from glsd.config import DataConfig
 from glsd.data.index import build_index
 from glsd.data.units import UnitSource
 from glsd.training.batch import Unit
-from ray_jobs.stream import place_files, received, share, share_files, stream, stream_options
+from ray_jobs.cluster.files import place_files, share_files
+from ray_jobs.workers.stream import received, share, stream, stream_options
 from tests.ray.images import labelled_folder
 from tests.ray.runs import small_run
 

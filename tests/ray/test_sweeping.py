@@ -14,9 +14,9 @@ from glsd.config import Config
 from glsd.encoder.encoder import model_digest, untrained_encoder
 from glsd.runs.checkpoints import load_checkpoint, newest_checkpoint
 from glsd.runs.sweep import trial_states
-from ray_jobs.caching import entries
-from ray_jobs.evaluating import evaluate
-from ray_jobs.sweeping import sweep
+from ray_jobs.cli.caching import entries
+from ray_jobs.evaluation.job import evaluate
+from ray_jobs.sweeps.job import sweep
 from tests.ray.images import labelled_folder
 from tests.ray.runs import complete_checkpoints, json_lines, leaves
 from tests.ray.test_kill import TIMEOUT_S, Start

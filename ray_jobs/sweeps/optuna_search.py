@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
-from ray_jobs.grids import Space
+from ray_jobs.sweeps.grids import Space
 
 
 def suggest(

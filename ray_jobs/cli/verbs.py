@@ -1,26 +1,15 @@
-"""`glsd VERB ...`: the command line.
+"""The verbs of the command line, one record each."""
 
-A verb with settings takes a preset's name (or a YAML file) first, which fills the settings in; each can then be given
-by its dotted key. Verbs that need no cluster import no Ray.
-"""
-
-import difflib
-import io
-import os
-import signal
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import MISSING, dataclass, fields, replace
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import ValidationError
 
-from glsd.config import Config, DataConfig, LinearConfig, documentation, explained, load_config, presets
+from glsd.config import Config, DataConfig, LinearConfig, documentation, load_config
 from ray_jobs.settings import JobSettings
 
 Flattened = tyro.conf.arg(name="")
@@ -48,7 +37,7 @@ class Pretrain:
         """Do it."""
         with _importing():
             from glsd.reporting.console import closing_words
-            from ray_jobs.pretraining import pretrain
+            from ray_jobs.pretraining.job import pretrain
 
         run = pretrain(
             self.config,
@@ -79,7 +68,7 @@ class Demo:
     def run(self) -> None:
         """Do it."""
         with _importing():
-            from ray_jobs.demonstration import demonstrate
+            from ray_jobs.demo import demonstrate
 
         demonstrate(self.config, self.out, self.job)
 
@@ -171,7 +160,7 @@ class Evaluate:
         """Do it."""
         with _importing():
             from glsd.reporting.console import score_table
-            from ray_jobs.evaluating import evaluate
+            from ray_jobs.evaluation.job import evaluate
 
         found = evaluate(
             self.model,
@@ -240,8 +229,9 @@ class Sweep:
             from glsd.reporting.console import states_table
             from glsd.reporting.report import report
             from glsd.runs.sweep import trial_states
-            from ray_jobs.grids import named_sources
-            from ray_jobs.sweeping import not_ended, plan_table, sweep
+            from ray_jobs.sweeps.grids import named_sources
+            from ray_jobs.sweeps.job import sweep
+            from ray_jobs.sweeps.planning import not_ended, plan_table
 
         planned = sweep(
             load_config(self.base),
@@ -327,7 +317,7 @@ class Embed:
     def run(self) -> None:
         """Do it."""
         with _importing():
-            from ray_jobs.embedding import embed
+            from ray_jobs.evaluation.embedding import embed
 
         print(embed(self.model, self.data, self.out, dense=self.dense, **dict(self.job)))
 
@@ -384,8 +374,8 @@ class Pack:
     def run(self) -> None:
         """Do it."""
         with _importing():
-            from ray_jobs.monitor import ProgressLine
             from ray_jobs.packing import pack
+            from ray_jobs.progress import ProgressLine
 
         data = DataConfig(image_column=self.image_column, label_column=self.label_column)
         with ProgressLine() as line:
@@ -430,7 +420,7 @@ class Cache:
 
     def run(self) -> None:
         """Do it."""
-        from ray_jobs.caching import cache_table, clear, cleared_table, entries
+        from ray_jobs.cli.caching import cache_table, clear, cleared_table, entries
 
         print(cache_table(entries()) if self.clear is None else cleared_table(*clear(self.clear)))
 
@@ -450,65 +440,6 @@ VERBS: dict[str, tuple[type[Any], str | None]] = {
     "cache": (Cache, None),
 }
 """Each verb's arguments, and the preset that fills its settings in: a fixed one, the one named next, or none."""
-
-
-def _check_no_credentials(arguments: Sequence[str]) -> None:
-    """Before anything of them is shown."""
-    if uris := [argument for argument in arguments if "://" in argument]:
-        from glsd.storage.uris import check_no_credentials  # imports pyarrow
-
-        for uri in uris:
-            check_no_credentials(uri)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb; what a user can mend is one line on stderr and exit status 2, and so is Ctrl-C with status 130."""
-    if arguments is None:
-        _prepare_streams()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the progress line may stand there
-    warnings.showwarning = lambda message, *_: print(f"{clear}glsd: warning: {message}", file=sys.stderr)
-    try:
-        try:
-            _check_no_credentials(given)
-            parse(given).run()
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-    except ValidationError as error:
-        sys.exit(_failed(explained(error)))
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(_failed(str(error)))
-    except KeyboardInterrupt:
-        _failed("interrupted; the same command goes on where it was")
-        sys.exit(128 + signal.SIGINT)
-
-
-class _StandardError(io.TextIOWrapper):
-    """Standard error that ends no job: what cannot be written, as its reader has left or a disk is full, is dropped."""
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            return super().write(text)
-        return len(text)
-
-
-def _prepare_streams() -> None:
-    """Streams that take every text: of those that were closed nothing is shown, and what an encoding lacks is escaped.
-
-    Files that are opened later would otherwise get the numbers of closed streams, and what libraries print.
-    """
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:
-            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is the stream's own
-            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    raw = io.FileIO(sys.stderr.fileno(), "w", closefd=False)
-    # Without a buffer, as with python -u, in which what cannot be written would stay.
-    sys.stderr = _StandardError(raw, sys.stderr.encoding, "backslashreplace", write_through=True)
 
 
 def documented_yaml(config: Config) -> str:
@@ -535,89 +466,6 @@ def documented_yaml(config: Config) -> str:
     return "\n".join(lines)
 
 
-def parse(given: list[str]) -> Any:
-    """The verb with its arguments, ready to `run`."""
-    if not given or given[0] in {"-h", "--help"}:
-        print(_overview())
-        sys.exit(0 if given else 2)
-    if given[0] == "--version":
-        print(version("glsd"))
-        sys.exit(0)
-    verb, *rest = given
-    if verb not in VERBS:
-        nearest = difflib.get_close_matches(verb, VERBS, n=1)
-        meant = f", did you mean {nearest[0]}?" if nearest else ";"
-        raise ValueError(f"there is no verb {verb!r}{meant} glsd has {', '.join(VERBS)}")
-    arguments, preset = VERBS[verb]
-    program = f"glsd {verb}"
-    if preset is None:
-        return tyro.cli(arguments, args=rest, prog=program, use_underscores=True)
-    if preset == "":
-        if not rest or rest[0].startswith("-"):
-            if set(rest) & {"-h", "--help"}:
-                print(f"usage: {program} PRESET [OPTIONS]; `{program} PRESET --help` lists them\n\n{arguments.__doc__}")
-                print(f"    Presets: {', '.join(presets())}, or a path to a YAML file")
-                sys.exit(0)
-            raise ValueError(f"{program} needs a preset first: {', '.join(presets())}, or a path to a YAML file")
-        preset, *rest = rest
-        program += f" {preset}"
-    return _with_settings(arguments, load_config(preset), rest, program)
-
-
-def _with_settings(arguments: type[Any], config: Config, rest: list[str], program: str) -> Any:
-    rest = _judged(config, rest)
-    required = {field.name: tyro.MISSING for field in fields(arguments) if field.default is MISSING}
-    default = arguments(**required, config=config)
-    parsed = tyro.cli(arguments, args=rest, prog=program, default=default, use_underscores=True)
-    flags = {argument.partition("=")[0] for argument in rest if argument.startswith("--")}
-    named = {flag.removeprefix("--").replace("-", "_") for flag in flags}
-    remaining = [key for key in parsed.config.auto if key not in named]  # what is given stays as it is given
-    return replace(parsed, config=parsed.config.with_overrides({"auto": remaining}))
-
-
-def _judged(config: Config, rest: list[str]) -> list[str]:
-    """The arguments as tyro takes them, once the settings among them were judged together, in our own words.
-
-    Of an impossible value tyro prints pydantic's whole report. No value is None to it, and null in YAML and in what is
-    said of the settings.
-
-    Raises:
-        ValueError: a value is impossible.
-    """
-    known, given = config.flat(), dict[str, list[str | None]]()
-    arguments, key = list[str](), ""
-    for argument in rest:
-        flag, mark, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-        if flag:
-            key = flag.removeprefix("--").replace("-", "_")
-        if flag and key in known:
-            given[key] = []  # a flag that is given again counts alone
-        if key in given and (mark or not flag):
-            nothing = value in {"null", "None"} and not isinstance(known[key], str)
-            value = "None" if nothing else value
-            given[key].append(None if nothing else value)
-        arguments.append(f"{flag}{mark}{value}")
-    overrides: dict[str, Any] = {}
-    for key, values in given.items():
-        if isinstance(known[key], list) or len(values) > 1:
-            overrides[key] = values
-        elif values:
-            overrides[key] = values[0]
-    config.with_overrides(overrides)
-    return arguments
-
-
-def _overview() -> str:
-    lines = [
-        "Pretrain vision backbones on your own images: Global-Local Self-Distillation on Ray.",
-        "",
-        "glsd VERB ...",
-    ]
-    for verb, (arguments, _) in VERBS.items():
-        lines.append(f"  {verb:<10}{(arguments.__doc__ or '').splitlines()[0]}")
-    return "\n".join([*lines, "", "`glsd VERB --help` says more."])
-
-
 @contextmanager
 def _importing() -> Iterator[None]:
     """Say so while a job's libraries are imported, which takes seconds; on a terminal the words are gone afterwards."""
@@ -632,7 +480,7 @@ def _importing() -> Iterator[None]:
 @contextmanager
 def _telling(phase: str) -> Iterator[None]:
     """The progress line of what has one phase alone."""
-    from ray_jobs.monitor import ProgressLine
+    from ray_jobs.progress import ProgressLine
 
     with ProgressLine() as line:
         line.phase(phase)
@@ -643,12 +491,3 @@ def _yaml(value: Any) -> str:
     import yaml
 
     return str(yaml.safe_dump(value, default_flow_style=True, width=1000)).removesuffix("\n").removesuffix("\n...")
-
-
-def _failed(message: str) -> int:
-    print(f"glsd: {message}", file=sys.stderr)
-    return 2
-
-
-if __name__ == "__main__":
-    main()

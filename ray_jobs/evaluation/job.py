@@ -1,11 +1,10 @@
 """`glsd evaluate`: is this backbone good, did it collapse, and what does it match?
 
-The probes are those of `ray_jobs.measuring`. What they find is `evaluation.json` in the folder of the evaluation, which
-later probes of the same model and data add to, and figures.
+What the probes (`ray_jobs.evaluation.probes`) find is `evaluation.json` in the folder of the evaluation, which later
+probes of the same model and data add to, and figures.
 """
 
 import json
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -29,11 +28,14 @@ from glsd.runs.lease import TIMES, held_lease
 from glsd.runs.log import FIGURES
 from glsd.storage.folder import Folder
 from glsd.weights.load import load_model
-from ray_jobs.cluster import check_ranks, check_resources, cluster
+from ray_jobs.cluster.resources import check_ranks, check_resources
+from ray_jobs.cluster.start import cluster
+from ray_jobs.evaluation.checks import check_map, check_options
+from ray_jobs.evaluation.images import probed_images
+from ray_jobs.evaluation.linear import LINEAR, check_batch
+from ray_jobs.evaluation.probes import NEEDING_LABELS, PROBES, Probe, Probing
 from ray_jobs.indexing import indexed
-from ray_jobs.measuring import NEEDING_LABELS, PROBES, Probe, Probing, probed_images
-from ray_jobs.monitor import ProgressLine
-from ray_jobs.probing import LINEAR, check_batch
+from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
 
 
@@ -87,7 +89,7 @@ def evaluate(
         ValueError: there is no such model, labels are missing, an option does not fit the probes or the images, or
             `out` holds another evaluation, or one that another process is at.
     """
-    _check_options(probes, ks, pairs, scenes, beside, draws=out is not None and figures)
+    check_options(probes, ks, pairs, scenes, beside, draws=out is not None and figures)
     photographed = None if scenes is None else (scenes, read_scenes(scenes))
     settings, linear = JobSettings(**job), linear or LinearConfig()
     folder = None if out is None else Folder(out)
@@ -150,45 +152,6 @@ def _checkpoint_state(model: str) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return load_checkpoint(checkpoint)
-
-
-def _check_options(
-    probes: Sequence[str],
-    ks: Sequence[int],
-    pairs: int,
-    scenes: str | None,
-    beside: Sequence[str],
-    draws: bool,
-) -> None:
-    """What can be told without model and images.
-
-    Raises:
-        ValueError: an option is out of range, or would have no effect.
-    """
-    if unknown := [probe for probe in probes if probe not in PROBES]:
-        raise ValueError(f"there is no probe {unknown[0]!r}; choose from {', '.join(PROBES)}")
-    if min(ks, default=0) < 1:
-        raise ValueError(f"--ks must be numbers of neighbours, 1 or more each, not {' '.join(map(str, ks)) or 'none'}")
-    if pairs < 1:
-        raise ValueError(f"--pairs must be 1 or more, not {pairs}; without correspondence in --probes none is matched")
-    if scenes is not None and "correspondence" not in probes:
-        raise ValueError("--scenes is for the probe correspondence; add it to --probes")
-    if beside and not ("correspondence" in probes and draws):
-        raise ValueError("--beside draws correspondences; it needs correspondence in --probes and a folder --out")
-
-
-def check_map(encoder: Encoder, name: str) -> None:
-    """Whether there is a location to mistake another for.
-
-    Raises:
-        ValueError: the dense representation of `name` has a single one, so that every correspondence is right.
-    """
-    crop = encoder.config.evaluation.crop
-    if math.prod(encoder.backbone.grid(crop)) == 1:
-        raise ValueError(
-            f"{name} has a single location in a crop of {crop} px, which can only match itself; for correspondence use "
-            "a larger --crop or a backbone of a smaller stride"
-        )
 
 
 def _resized(encoder: Encoder, resize: int | None, crop: int | None) -> Encoder:

@@ -13,7 +13,7 @@ from glsd.config import Config
 from glsd.data.images import UndecodableImage, decode
 from glsd.data.index import Index
 from glsd.encoder.preprocessing import evaluation_crop
-from ray_jobs.stream import Files, place_files
+from ray_jobs.cluster.files import Files, place_files
 
 
 def read_chunk(

@@ -11,7 +11,7 @@ from glsd.data.index import Index
 from glsd.runs.lease import TIMES, read_holder
 from glsd.storage.cache import ABOUT, cache_folder, remove
 from glsd.storage.folder import Folder
-from ray_jobs.monitor import duration_text
+from ray_jobs.progress import duration_text
 
 Kind = Literal["representations", "packed", "indexes", "layers"]
 _NAMES: dict[Kind, str] = {

@@ -24,9 +24,9 @@ from glsd.storage.folder import Folder
 from glsd.storage.replacing import replacing
 from glsd.storage.uris import absolute, is_remote
 from glsd.weights.load import load_model
-from ray_jobs.features import Features, Selection, extract
+from ray_jobs.evaluation.features import Features, Selection, extract
 from ray_jobs.indexing import indexed
-from ray_jobs.monitor import ProgressLine
+from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
 
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from glsd.config import Config
 from glsd.data.index import Index
@@ -25,22 +23,26 @@ from glsd.data.regimes import regime, write_subset
 from glsd.data.samples import value_range_note
 from glsd.data.sources import Sources
 from glsd.data.splits import LabelledSplit, has_classes, labelled_split
-from glsd.data.units import MAX_UNIT_BYTES, UnitSource, unit_bytes
-from glsd.models.backbone import Backbone, build_backbone
+from glsd.data.units import UnitSource
 from glsd.runs.checkpoints import checkpoints, newest_checkpoint
 from glsd.runs.directory import CONFIG, RunDirectory
 from glsd.runs.trackers import check_loggers
 from glsd.scaling import scaled
 from glsd.storage.uris import check_uri
-from ray_jobs.cluster import check_ranks, check_resources, check_shares, cluster
-from ray_jobs.finishing import finish
+from ray_jobs.cluster.files import share_files
+from ray_jobs.cluster.monitor import start_monitor
+from ray_jobs.cluster.resources import check_ranks, check_resources, check_shares
+from ray_jobs.cluster.start import cluster
 from ray_jobs.indexing import indexed
-from ray_jobs.initial_weights import INIT, InitialWeights, initial_weights
-from ray_jobs.monitor import ProgressLine, start_monitor
+from ray_jobs.pretraining.checks import batch_norm_note, check_sizes
+from ray_jobs.pretraining.finish import finish
+from ray_jobs.pretraining.initial_weights import INIT, InitialWeights, initial_weights
+from ray_jobs.pretraining.recorder import Plan
+from ray_jobs.pretraining.worker import train_worker
+from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
-from ray_jobs.stream import remaining, share, share_files
-from ray_jobs.trainer import fit
-from ray_jobs.worker import Plan, train_worker
+from ray_jobs.workers.fit import fit
+from ray_jobs.workers.stream import remaining, share
 
 SUBSET = "subset.csv"
 """The regime of a run, as a list that `--data` takes."""
@@ -163,40 +165,6 @@ def _places(subset: bytes) -> list[tuple[str, str]]:
     """Offset and length of each image of a subset, which stay when the data are moved."""
     rows = csv.DictReader(io.StringIO(subset.decode("utf-8"), newline=""))
     return [(row["offset"], row["length"]) for row in rows]
-
-
-def check_sizes(config: Config) -> None:
-    """Refuse what no run can do, before anything is started.
-
-    Raises:
-        ValueError: the backbone is unknown or cannot take the crops, or a unit is too large for the stream.
-    """
-    backbone = _without_weights(config)
-    backbone.check_crop_sizes([*(size for size, _ in config.augment.groups), config.evaluation.crop])
-    if unit_bytes(config) > MAX_UNIT_BYTES:
-        fitting = config.data.unit_size * MAX_UNIT_BYTES // unit_bytes(config)
-        fitting = max((size for size in range(1, fitting + 1) if config.optim.batch_size % size == 0), default=0)
-        if not fitting:
-            raise ValueError("the crops of one image do not fit into a unit; use a smaller augment.global_size")
-        raise ValueError(
-            f"data.unit_size {config.data.unit_size} makes units of {unit_bytes(config) / 2**20:.0f} MiB, and the "
-            f"stream takes {MAX_UNIT_BYTES / 2**20:.0f} MiB; use data.unit_size {fitting}"
-        )
-
-
-def batch_norm_note(config: Config, workers: int, gpu: bool) -> str | None:
-    """What a user should know of a backbone with batch norm that several workers train on CPUs."""
-    if workers == 1 or gpu or not any(isinstance(layer, _BatchNorm) for layer in _without_weights(config).modules()):
-        return None
-    return (
-        f"{config.model.backbone} has batch norm, which is not synchronised on CPUs: each of the {workers} workers "
-        f"normalises by its own units of {config.data.unit_size} images, so their number changes the result"
-    )
-
-
-def _without_weights(config: Config) -> Backbone:
-    with torch.device("meta"):
-        return build_backbone(config.model.backbone, config.model.drop_path)
 
 
 def _train_on_ray(

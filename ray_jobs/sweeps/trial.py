@@ -24,11 +24,11 @@ from glsd.runs.sweep import EVALUATED, OUTCOME, Status, evaluation
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
 from glsd.training.loop import NonFiniteLoss
-from ray_jobs.cluster import ProcessDied
-from ray_jobs.evaluating import evaluate
-from ray_jobs.measuring import Probe
-from ray_jobs.monitor import ProgressLine
-from ray_jobs.pretraining import pretrain
+from ray_jobs.cluster.deaths import ProcessDied
+from ray_jobs.evaluation.job import evaluate
+from ray_jobs.evaluation.probes import Probe
+from ray_jobs.pretraining.job import pretrain
+from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
 
 _ENDED = "ended.json"

@@ -17,8 +17,8 @@ from glsd.config import Config
 from glsd.reporting.console import closing_words
 from glsd.storage.cache import cache_folder
 from glsd.storage.replacing import replace_file
-from ray_jobs.monitor import duration_text
-from ray_jobs.pretraining import pretrain
+from ray_jobs.pretraining.job import pretrain
+from ray_jobs.progress import duration_text
 from ray_jobs.settings import JobSettings
 
 CLASSES = ("functional", "possibly defective", "likely defective", "defective")

@@ -35,11 +35,13 @@ from glsd.runs.checkpoints import checkpoints, load_checkpoint, prune_checkpoint
 from glsd.runs.directory import RunDirectory
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
-from ray_jobs.cluster import check_ranks, check_resources
-from ray_jobs.monitor import Handle, ProgressLine, Reporter, progress_text, start_monitor
+from ray_jobs.cluster.files import share_files
+from ray_jobs.cluster.monitor import Handle, Reporter, start_monitor
+from ray_jobs.cluster.resources import check_ranks, check_resources
+from ray_jobs.progress import ProgressLine, progress_text
 from ray_jobs.settings import JobSettings
-from ray_jobs.stream import received, remaining, share, share_files
-from ray_jobs.trainer import fit
+from ray_jobs.workers.fit import fit
+from ray_jobs.workers.stream import received, remaining, share
 
 LINEAR = "linear"
 """Folder of the checkpoints, in that of the evaluation."""

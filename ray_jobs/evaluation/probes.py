@@ -1,16 +1,14 @@
 """The probes of one model on one set of images.
 
-Every probe is measured on frozen representations. Those of a data set come from `ray_jobs.features`, once; what needs
-pairs of views or gradients is computed by tasks on the cluster, some images each, and the vote of k-NN by one task
-with what a training worker reserves. What the untrained backbone reaches is kept in the cache: trials that share a
-backbone, its seed and the images measure it once.
+Every probe is measured on frozen representations. Those of a data set come from `ray_jobs.evaluation.features`, once.
+What needs pairs of views or gradients is computed by tasks on the cluster, some images each, and the vote of k-NN by
+one task with what a training worker reserves. What the untrained backbone reaches is kept in the cache: trials that
+share a backbone, its seed and the images measure it once.
 """
 
 import hashlib
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,24 +19,17 @@ import torch
 from ray.exceptions import RayTaskError
 from torch import Tensor
 
-from glsd.config import DataConfig, LinearConfig
-from glsd.data.images import UndecodableImage, decode
+from glsd.config import LinearConfig
 from glsd.data.index import Index
-from glsd.data.regimes import regime
-from glsd.data.samples import alike, decodable, some_decodable
+from glsd.data.samples import alike, some_decodable
 from glsd.data.scenes import Scene
-from glsd.data.splits import LabelledImages, LabelledSplit, has_classes, labelled_split
+from glsd.data.splits import LabelledImages, LabelledSplit
 from glsd.encoder.encoder import Encoder, model_digest, untrained_encoder
-from glsd.evaluation.collapse import collapse_report, encoder_collapse
 from glsd.evaluation.correspondence import (
-    Correspondence,
-    correspondence,
-    flip_truth,
     image_pair_correspondence,
     mean_correspondence,
-    transformed_view,
 )
-from glsd.evaluation.knn import KnnResult, knn_accuracies, majority_share
+from glsd.evaluation.knn import KnnResult, majority_share
 from glsd.evaluation.logistic import logistic_regression
 from glsd.reporting.pictures import (
     NUM_PICTURED,
@@ -49,15 +40,17 @@ from glsd.reporting.pictures import (
     picture_nearest,
 )
 from glsd.storage.cache import cache_folder, is_kept, kept
-from glsd.storage.files import read
 from glsd.storage.folder import Folder
 from glsd.storage.uris import unquote_key
-from ray_jobs.cluster import check_resources
-from ray_jobs.features import Features, Images, Selection, discard, extract, precompute
-from ray_jobs.monitor import Handle, ProgressLine, Reporter, start_monitor, watch
-from ray_jobs.probing import linear_probe
+from ray_jobs.cluster.files import share_files
+from ray_jobs.cluster.monitor import start_monitor, watch
+from ray_jobs.cluster.resources import check_resources
+from ray_jobs.evaluation.features import Features, Images, Selection, discard, extract, precompute
+from ray_jobs.evaluation.images import ProbedImages
+from ray_jobs.evaluation.linear import linear_probe
+from ray_jobs.evaluation.tasks import collapse_of_part, matched_part, moved, photographs_part, placed, voted
+from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings, num_cores
-from ray_jobs.stream import Files, place_files, share_files
 
 Probe = Literal["knn", "linear", "linear_quick", "correspondence", "collapse"]
 PROBES: tuple[Probe, ...] = get_args(Probe)
@@ -70,48 +63,6 @@ Photographed = tuple[str, list[Scene]]
 _TASK_IMAGES, _GPU_TASK_BATCHES = 32, 8
 _COLLAPSE_IMAGES = 64
 _KNN, _CORRESPONDENCE = "k-NN at random initialisation", "correspondence at random initialisation"
-
-
-@dataclass(frozen=True)
-class ProbedImages:
-    """The images of an evaluation: a split of labelled ones, or others, for probes that need no labels."""
-
-    split: LabelledSplit | None
-    tested: Images
-    """Images whose views are matched."""
-    trained: Images
-
-
-def probed_images(
-    encoder: Encoder, index: Index, tested: Index | None, labelled: bool, anchors: Literal["full", "regime"]
-) -> ProbedImages:
-    """The images that train and vote, and those that are tested or matched.
-
-    Args:
-        encoder: whose `evaluation` and regime count.
-        index: of `--data`.
-        tested: of `--test`; None tests a share of `index`.
-        labelled: whether the probes need labels; without, images of one class or none will do.
-        anchors: all images of `index`, or those of the encoder's regime.
-
-    Raises:
-        ValueError: labels are missing, or there is no regime.
-    """
-    evaluation = encoder.config.evaluation
-    everything = evaluation.model_copy(update={"max_images": len(index) + (len(tested) if tested else 0)})
-    trained = np.arange(len(index))
-    if anchors == "regime":
-        if index.labels is None:
-            raise ValueError("--anchors regime needs labelled --data")
-        limits = encoder.config.data
-        if limits.images_per_class is None and limits.fraction is None:
-            raise ValueError("--anchors regime: the model was trained on all its images; there is no smaller regime")
-        trained = regime(index, limits)
-    if not labelled and (tested is not None or not has_classes(index)):
-        return ProbedImages(None, Selection.all(tested or index), Selection(index, trained))
-    split = labelled_split(index, tested, everything)
-    split = split._replace(anchors=split.anchors.rows(np.isin(split.anchors.image_ids, trained)))
-    return ProbedImages(split, split.queries, split.anchors)
 
 
 class Probing:
@@ -178,7 +129,7 @@ class Probing:
         (images, z_bar), (tested, test_z_bar) = (self._labelled(self._encoder, side) for side in _SIDES)
         labels, test_labels = (torch.from_numpy(side.labels) for side in (images, tested))
         found = logistic_regression(
-            _moved(z_bar, self._device),
+            moved(z_bar, self._device),
             labels,
             test_z_bar,
             test_labels,
@@ -211,7 +162,7 @@ class Probing:
         """
         images = self._images.trained
         ids = np.random.default_rng([1, len(images.image_ids)]).permutation(images.image_ids)[:_COLLAPSE_IMAGES]
-        probe = partial(_collapse, state=None if state is None else ray.put(state))
+        probe = partial(collapse_of_part, state=None if state is None else ray.put(state))
         ((metrics, verdict),) = self._on_cluster(probe, self._encoder, images.index, [ids], "probing")
         return {
             "verdict": verdict.label,
@@ -236,7 +187,7 @@ class Probing:
             if pairs := alike(tested.index, tested.image_ids, limits, NUM_PICTURED):
                 picture_image_pairs(models, [(*pair, None) for pair in pairs], folder / "different_images")
             if scenes:
-                pictured = [(*_photographs(scene, limits), scene.homography) for scene in scenes[1][:NUM_PICTURED]]
+                pictured = [(*photographs_part(scene, limits), scene.homography) for scene in scenes[1][:NUM_PICTURED]]
                 picture_image_pairs(models, pictured, folder / "scenes")
         if NEEDING_LABELS & set(probes):
             shown, z_bar = self._labelled(self._encoder, "queries")
@@ -256,7 +207,7 @@ class Probing:
         entries = []
         for number, scene in enumerate(scenes):
             self._line.phase(f"matching {number:,} of {len(scenes):,} scenes")
-            photographs = _photographs(scene, self._encoder.config.data)
+            photographs = photographs_part(scene, self._encoder.config.data)
             pairs = [
                 image_pair_correspondence(encoder.to(self._device), *photographs, scene.homography).correspondence
                 for encoder in (self._encoder, self._untrained)
@@ -297,7 +248,7 @@ class Probing:
             num_cpus=resources.per_worker["CPU"],
             num_gpus=resources.per_worker.get("GPU", 0),
             scheduling_strategy="DEFAULT",  # a Tune trial's tasks would have to fit into what the trial reserves
-        )(_voted)
+        )(voted)
         asked = task.remote(
             ray.put(anchor_z_bar.numpy()),
             anchors.labels,
@@ -317,7 +268,7 @@ class Probing:
         """The mean over images, each against its mirrored and recoloured view."""
         ids = images.image_ids
         batches = [ids[start : start + _TASK_IMAGES] for start in range(0, len(ids), _TASK_IMAGES)]
-        found = self._on_cluster(_matched, encoder, images.index, batches, "matching")
+        found = self._on_cluster(matched_part, encoder, images.index, batches, "matching")
         matched = [pairs for pairs in found if pairs is not None]
         if not matched:
             raise ValueError(f"none of {len(ids)} images could be decoded, such as {images.index.uri(int(ids[0]))}")
@@ -354,7 +305,7 @@ class Probing:
         resources = check_resources(self._settings, index.packed)
         # By default a task of a Tune trial would have to fit into what the trial reserves.
         gpus = resources.per_worker.get("GPU", 0)
-        task = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")(_placed)
+        task = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")(placed)
         shared, files = ray.put(encoder.cpu()), share_files([index])
         # A task with a GPU has a process of its own, which imports torch and starts CUDA.
         size = _GPU_TASK_BATCHES if gpus else 1
@@ -381,101 +332,6 @@ def _result(asked: Any) -> Any:
         return ray.get(asked)
     except RayTaskError as error:
         raise error.cause from None
-
-
-def _voted(
-    anchors: np.ndarray,
-    anchor_labels: np.ndarray,
-    queries: np.ndarray,
-    labels: np.ndarray,
-    ks: Sequence[int],
-    temperature: float,
-    num_classes: int,
-    torch_threads: int | None,
-    monitor: Handle,
-) -> list[KnnResult]:
-    """The task of k-NN: `knn_accuracies` on its GPU, or by its threads."""
-    if torch_threads is not None:
-        torch.set_num_threads(torch_threads)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Ray gives may not be written to, and is not
-        tensors = [torch.from_numpy(array) for array in (anchors, anchor_labels, queries, labels)]
-    anchor_z_bar, anchor_classes, z_bar, classes = tensors
-    reporter = Reporter(monitor, "knn")
-    results = knn_accuracies(
-        anchor_z_bar,
-        anchor_classes,
-        _moved(z_bar, "cuda" if ray.get_gpu_ids() else "cpu"),
-        classes,
-        ks,
-        temperature,
-        num_classes,
-        progress=lambda share: reporter.phase(f"k-NN: {100 * share:.0f} % of the images that vote are compared"),
-    )
-    reporter.close()
-    return results
-
-
-def _moved(z_bar: Tensor, device: str) -> Tensor:
-    """On the device, or still in host memory where that has not twice the room for them."""
-    if device == "cuda" and 2 * z_bar.nbytes > torch.cuda.mem_get_info()[0]:
-        return z_bar
-    return z_bar.to(device)
-
-
-def _placed(
-    encoder: Encoder, function: Callable[..., Any], index: Index, files: Files, batches: Sequence[np.ndarray]
-) -> list[Any]:
-    place_files(files)
-    torch.set_num_threads(1)
-    encoder = encoder.to("cuda" if ray.get_gpu_ids() else "cpu")  # a task sees all GPUs of its node, also without any
-    return [function(encoder, index, image_ids) for image_ids in batches]
-
-
-@torch.no_grad()
-def _matched(encoder: Encoder, index: Index, image_ids: np.ndarray) -> Correspondence | None:
-    """Each decodable image's central crop against its mirrored and recoloured view (Sec. 4.7)."""
-    size = encoder.config.evaluation.crop
-    views = []
-    for image_id, image in decodable(index, image_ids, encoder.config.data):
-        crop = encoder.preprocess(image)
-        views.append((crop, transformed_view(crop, 0, image_id)))
-    if not views:
-        return None
-    device = next(encoder.parameters()).device
-    sides = [torch.from_numpy(np.stack(side)).to(device) for side in zip(*views, strict=True)]
-    z_a, z_b = (encoder(encoder.normalize(side))[1] for side in sides)
-    found = correspondence(z_a, z_b, flip_truth(encoder.backbone.grid(size), size), size)
-    return Correspondence(*(value.cpu() for value in found))
-
-
-def _photographs(scene: Scene, limits: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Both images of a scene."""
-    images = []
-    for uri in (scene.image_a, scene.image_b):
-        try:
-            content, _ = read(uri)
-            images.append(decode(content, limits.max_pixels, limits.value_range))
-        except UndecodableImage as error:
-            raise ValueError(f"{uri}: {error}") from error
-    return images[0], images[1]
-
-
-def _collapse(
-    encoder: Encoder, index: Index, image_ids: np.ndarray, state: "ray.ObjectRef[dict[str, Any]] | None"
-) -> Any:
-    limits = encoder.config.data
-    crops = {image_id: encoder.preprocess(image) for image_id, image in decodable(index, image_ids, limits)}
-    if not crops:
-        raise ValueError(f"none of {len(image_ids)} images could be decoded, such as {index.uri(int(image_ids[0]))}")
-    # Decoded again: a crop is small, and all of these images at once may not be.
-    images = (decode(index.read(image_id), limits.max_pixels, limits.value_range) for image_id in crops)
-    device = next(encoder.parameters()).device
-    if state is not None:
-        return collapse_report(encoder.config, ray.get(state), images, list(crops), str(device))
-    with torch.no_grad():
-        z_bar = encoder(encoder.normalize(torch.from_numpy(np.stack(list(crops.values()))).to(device)))[0]
-    return encoder_collapse(encoder, z_bar, images)
 
 
 def _knn_entry(result: KnnResult) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from glsd.runs.checkpoints import manifest, newest_checkpoint
 from glsd.runs.directory import BACKBONE, DATA, RunDirectory
 from glsd.runs.log import FIGURES, read_metrics
 from glsd.weights.timm import export_backbone
-from ray_jobs.monitor import ProgressLine
+from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import num_cores
 
 

@@ -23,10 +23,12 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from glsd.runs.directory import RunDirectory
-from ray_jobs.cluster import ProcessDied, Resources, death
-from ray_jobs.monitor import Handle, ProgressLine, watch
+from ray_jobs.cluster.deaths import ProcessDied, death
+from ray_jobs.cluster.monitor import Handle, watch
+from ray_jobs.cluster.resources import Resources
+from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
-from ray_jobs.stream import stream_options
+from ray_jobs.workers.stream import stream_options
 
 RAY_TRAIN = "ray_train"
 """Folder of Ray Train's own notes in a run directory."""

@@ -1,0 +1,30 @@
+"""Contents of files for all nodes of a cluster."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+import ray.data
+
+from glsd.data.index import Index
+from glsd.storage.replacing import alone, replace_file
+
+Files = dict[str, "ray.ObjectRef[bytes]"]
+"""Contents of files by their path: one object a node, however many tasks need them."""
+
+
+def share_files(indexes: Sequence[Index]) -> Files:
+    """The indexes' files in the object store."""
+    return {str(index.path): ray.put(index.path.read_bytes()) for index in indexes}
+
+
+def place_files(files: Files) -> None:
+    """Write those that this node lacks, one process for all; an index's path names its content, so one that is there is
+    the same.
+    """
+    for path, content in ((Path(name), content) for name, content in files.items()):
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with alone(path.with_suffix(".lock")):
+                if not path.exists():  # it was not, before others held the lock
+                    replace_file(path, ray.get(content))

@@ -1,0 +1,1 @@
+"""The evaluate and embed jobs: representations, probes, figures."""

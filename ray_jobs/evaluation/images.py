@@ -1,0 +1,54 @@
+"""Which images an evaluation looks at."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from glsd.data.index import Index
+from glsd.data.regimes import regime
+from glsd.data.splits import LabelledSplit, has_classes, labelled_split
+from glsd.encoder.encoder import Encoder
+from ray_jobs.evaluation.features import Images, Selection
+
+
+@dataclass(frozen=True)
+class ProbedImages:
+    """The images of an evaluation: a split of labelled ones, or others, for probes that need no labels."""
+
+    split: LabelledSplit | None
+    tested: Images
+    """Images whose views are matched."""
+    trained: Images
+
+
+def probed_images(
+    encoder: Encoder, index: Index, tested: Index | None, labelled: bool, anchors: Literal["full", "regime"]
+) -> ProbedImages:
+    """The images that train and vote, and those that are tested or matched.
+
+    Args:
+        encoder: whose `evaluation` and regime count.
+        index: of `--data`.
+        tested: of `--test`; None tests a share of `index`.
+        labelled: whether the probes need labels; without, images of one class or none will do.
+        anchors: all images of `index`, or those of the encoder's regime.
+
+    Raises:
+        ValueError: labels are missing, or there is no regime.
+    """
+    evaluation = encoder.config.evaluation
+    everything = evaluation.model_copy(update={"max_images": len(index) + (len(tested) if tested else 0)})
+    trained = np.arange(len(index))
+    if anchors == "regime":
+        if index.labels is None:
+            raise ValueError("--anchors regime needs labelled --data")
+        limits = encoder.config.data
+        if limits.images_per_class is None and limits.fraction is None:
+            raise ValueError("--anchors regime: the model was trained on all its images; there is no smaller regime")
+        trained = regime(index, limits)
+    if not labelled and (tested is not None or not has_classes(index)):
+        return ProbedImages(None, Selection.all(tested or index), Selection(index, trained))
+    split = labelled_split(index, tested, everything)
+    split = split._replace(anchors=split.anchors.rows(np.isin(split.anchors.image_ids, trained)))
+    return ProbedImages(split, split.queries, split.anchors)

@@ -1,0 +1,109 @@
+"""A store of representations on disk, written row by row and gone on with after a kill."""
+
+import json
+import math
+import os
+import time
+from itertools import compress
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glsd.storage.replacing import replacing
+
+_SAVE_INTERVAL_S = 2.0
+
+
+_VALUES, _JOURNAL = "values.npy", "journal.jsonl"
+
+
+PENDING, DONE, SKIPPED = range(3)
+
+
+class Rows(NamedTuple):
+    """What an encoder made of a chunk of m images."""
+
+    image_ids: NDArray[np.int64]
+    values: NDArray[np.float32]
+    reasons: list[str]
+    """Why an image could not be decoded; its values mean nothing then. Empty where it could."""
+
+    def some(self, chosen: NDArray[np.bool_]) -> "Rows":
+        """Those of the chosen images."""
+        return Rows(self.image_ids[chosen], self.values[chosen], list(compress(self.reasons, chosen)))
+
+
+class Store:
+    """Rows on disk: `values.npy`, a sparse file with a row for each image, and `journal.jsonl`, which rows are there.
+
+    A line of the journal is written when the rows that it names are durable, so a kill loses only the rows since the
+    last line. Rows are written by `write` and not through a mapping, for which a full disk would be a fatal signal and
+    whose pages would count as this process's memory.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
+        if not (folder / _VALUES).exists():
+            (folder / _JOURNAL).unlink(missing_ok=True)  # of values that someone has deleted
+            with replacing(folder / _VALUES) as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                file.truncate(file.tell() + 4 * math.prod(shape))
+        self.path = folder / _VALUES
+        self.state = np.full(shape[0], PENDING, np.uint8)
+        self.reasons: dict[int, str] = {}
+        self._row_bytes = 4 * math.prod(shape[1:])
+        self._unsaved: list[tuple[int, str]] = []
+        self._saved_at = time.monotonic()
+        self._values, self._journal = (folder / _VALUES).open("r+b"), (folder / _JOURNAL).open("a+b")
+        self._first = (folder / _VALUES).stat().st_size - shape[0] * self._row_bytes
+        self._read_journal()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._values, self._journal:
+            self._save()
+
+    def lacks(self, image_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """For each image whether it has no row yet."""
+        return np.asarray(self.state[image_ids] == PENDING)
+
+    def add(self, rows: Rows) -> None:
+        """Write rows that are not there."""
+        assert self.lacks(rows.image_ids).all(), "an image was embedded twice"
+        for image_id, row, reason in zip(rows.image_ids.tolist(), rows.values, rows.reasons, strict=True):
+            if not reason:
+                self._values.seek(self._first + image_id * self._row_bytes)
+                self._values.write(row.data)
+            self._mark(image_id, reason)
+            self._unsaved.append((image_id, reason))
+        if time.monotonic() - self._saved_at > _SAVE_INTERVAL_S:
+            self._save()
+
+    def _mark(self, image_id: int, reason: str) -> None:
+        self.state[image_id] = SKIPPED if reason else DONE
+        if reason:
+            self.reasons[image_id] = reason
+
+    def _save(self) -> None:
+        if not self._unsaved:
+            return
+        self._values.flush()
+        os.fsync(self._values.fileno())
+        self._journal.write(json.dumps(self._unsaved).encode() + b"\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+        self._unsaved, self._saved_at = [], time.monotonic()
+
+    def _read_journal(self) -> None:
+        self._journal.seek(0)
+        whole = 0
+        for line in self._journal:
+            if line.endswith(b"\n"):
+                whole += len(line)
+                for image_id, reason in json.loads(line):
+                    self._mark(image_id, reason)
+        self._journal.truncate(whole)  # a kill within a write leaves a part of a line

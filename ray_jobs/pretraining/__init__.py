@@ -1,0 +1,1 @@
+"""The pretrain job: checks, workers, the end of a run."""

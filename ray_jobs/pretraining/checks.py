@@ -1,0 +1,42 @@
+"""What no run can do, refused before anything is started."""
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from glsd.config import Config
+from glsd.data.units import MAX_UNIT_BYTES, unit_bytes
+from glsd.models.backbone import Backbone, build_backbone
+
+
+def check_sizes(config: Config) -> None:
+    """Refuse what no run can do, before anything is started.
+
+    Raises:
+        ValueError: the backbone is unknown or cannot take the crops, or a unit is too large for the stream.
+    """
+    backbone = _without_weights(config)
+    backbone.check_crop_sizes([*(size for size, _ in config.augment.groups), config.evaluation.crop])
+    if unit_bytes(config) > MAX_UNIT_BYTES:
+        fitting = config.data.unit_size * MAX_UNIT_BYTES // unit_bytes(config)
+        fitting = max((size for size in range(1, fitting + 1) if config.optim.batch_size % size == 0), default=0)
+        if not fitting:
+            raise ValueError("the crops of one image do not fit into a unit; use a smaller augment.global_size")
+        raise ValueError(
+            f"data.unit_size {config.data.unit_size} makes units of {unit_bytes(config) / 2**20:.0f} MiB, and the "
+            f"stream takes {MAX_UNIT_BYTES / 2**20:.0f} MiB; use data.unit_size {fitting}"
+        )
+
+
+def batch_norm_note(config: Config, workers: int, gpu: bool) -> str | None:
+    """What a user should know of a backbone with batch norm that several workers train on CPUs."""
+    if workers == 1 or gpu or not any(isinstance(layer, _BatchNorm) for layer in _without_weights(config).modules()):
+        return None
+    return (
+        f"{config.model.backbone} has batch norm, which is not synchronised on CPUs: each of the {workers} workers "
+        f"normalises by its own units of {config.data.unit_size} images, so their number changes the result"
+    )
+
+
+def _without_weights(config: Config) -> Backbone:
+    with torch.device("meta"):
+        return build_backbone(config.model.backbone, config.model.drop_path)

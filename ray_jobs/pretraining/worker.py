@@ -1,0 +1,112 @@
+"""The training worker: Ray Data's units in, glsd's loop, and the run directory out."""
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from glsd.config import Config
+from glsd.evaluation.online_knn import OnlineKnn
+from glsd.evaluation.verdict import Collapsed
+from glsd.runs.checkpoints import checkpoints, load_checkpoint
+from glsd.training.loop import Metrics, NonFiniteLoss, steps
+from glsd.training.state import TrainState, initial_state
+from ray_jobs.cluster.files import place_files
+from ray_jobs.pretraining.collapse import CollapseAlarm
+from ray_jobs.pretraining.initial_weights import read_initial_weights
+from ray_jobs.pretraining.recorder import Plan, Recorder
+from ray_jobs.settings import num_cores
+from ray_jobs.workers.stream import received
+
+if TYPE_CHECKING:
+    pass
+
+
+FAILURE = "failure.json"
+"""Why the workers of a start failed: the token of its lease, the kind of the error and its message."""
+_FAILURES = {kind.__name__: kind for kind in (ValueError, NonFiniteLoss, Collapsed, torch.OutOfMemoryError)}
+
+
+def train_worker(plan: Plan) -> None:
+    """One worker of a run, from the newest checkpoint to the end.
+
+    Raises:
+        ValueError: it does not reach the driver's run directory, or images or settings cannot be used.
+    """
+    plan.run.check_reached(plan.token)
+    failure = json.loads(plan.run.read(FAILURE) or b"{}")
+    if failure.get("token") == plan.token:
+        # A worker that is started again would only meet the same data or the same loss once more.
+        raise _FAILURES[failure["kind"]](failure["message"])
+    place_files(plan.files)
+    if plan.torch_threads is not None:
+        torch.set_num_threads(plan.torch_threads)
+    try:
+        _train(plan, ray.train.torch.get_device())
+    except tuple(_FAILURES.values()) as error:
+        kind = next(name for name, kind in _FAILURES.items() if isinstance(error, kind))
+        plan.run.write(FAILURE, json.dumps({"token": plan.token, "kind": kind, "message": str(error)}).encode())
+        raise
+
+
+def _train(plan: Plan, device: torch.device) -> None:
+    config = plan.config
+    shard = ray.train.get_dataset_shard("train")
+    units = shard.iter_batches(batch_size=config.data.unit_size, batch_format="numpy", prefetch_batches=2)
+    arriving = received(units)
+    first = next(arriving, None)
+    if first is None:
+        return  # the last checkpoint is that of the last step
+    # The stream decides where this start continues, so data and weights are of one checkpoint.
+    start_step = int(first["unit"][0]) // config.units_per_step
+    state = initial_state(config, device, None if start_step else read_initial_weights(plan.run))
+    state.step = start_step
+    if state.step:
+        checkpoint = checkpoints(plan.run.location)[state.step]
+        content = load_checkpoint(checkpoint)
+        if other := Config.model_validate(content["config"]).differences(config):
+            raise ValueError(
+                f"{checkpoint} is of other settings ({', '.join(other)}); delete it, it is not of this run"
+            )
+        state.load_state_dict(content)
+
+    with Recorder(plan, state.step) as recorder:
+        if state.step:
+            recorder.announce(f"resuming at step {state.step:,} of {plan.total_steps:,}")
+        knn = _knn(plan, recorder, device)
+        if state.step == 0:
+            # The teacher before training is the backbone as it was initialised: what all later figures stand beside.
+            recorder.log({"step": 0} | knn(state), None)
+        alarm = None if config.collapse == "ignore" else CollapseAlarm(plan, recorder, start_step)
+        watched = recorder.watched(itertools.chain([first], arriving))
+        for reading in steps(state, watched, config, plan.steps_per_epoch, device):
+            metrics = reading.metrics
+            if alarm is not None:
+                metrics |= alarm.measures(state, reading)
+            if reading.probe_is_due:
+                metrics |= knn(state)
+            if alarm is not None:
+                metrics |= alarm.verdict(metrics)
+            recorder.log(metrics, state if reading.checkpoint_is_due else None)
+            if alarm is not None:
+                alarm.sound(metrics)
+
+
+def _knn(plan: Plan, recorder: "Recorder", device: torch.device) -> Callable[[TrainState], Metrics]:
+    """The k-NN of the teacher, announced to the driver; nothing where there are no labelled images."""
+    if plan.knn is None:
+        return lambda _: {}
+    # A worker that was given no number of threads shares its node's cores with the others there.
+    num_threads = plan.torch_threads or num_cores() // ray.train.get_context().get_local_world_size() or 1
+    probe = OnlineKnn(plan.knn, plan.config, device, num_threads)
+
+    def measure(state: TrainState) -> Metrics:
+        recorder.announce("k-NN")
+        return probe(state.teacher)
+
+    return measure

@@ -1,0 +1,1 @@
+"""The sweep job: grids of settings on Ray Tune."""

@@ -1,0 +1,196 @@
+"""`glsd sweep`: a grid of settings as trials of Ray Tune, each a pretrain run and its evaluation, in one folder.
+
+`SWEEP/trials/NAME` is the run directory of a trial, and all that is known of a sweep is in these folders: the same
+command goes on with what is not finished, on any machine that reaches the folder, and a larger grid adds to it. Tune
+decides what runs when; it keeps nothing that is needed again.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache
+from itertools import islice
+from typing import Any, Literal
+
+import ray
+
+from glsd.config import Config
+from glsd.runs.directory import RunDirectory
+from glsd.runs.lease import NAME as LEASE
+from glsd.runs.sweep import SWEEP
+from glsd.runs.trackers import check_loggers
+from glsd.storage.folder import Folder
+from ray_jobs.cluster.resources import check_ranks, check_resources, gpu_room
+from ray_jobs.cluster.start import cluster
+from ray_jobs.progress import ProgressLine
+from ray_jobs.settings import JobSettings
+from ray_jobs.sweeps.grids import load_space
+from ray_jobs.sweeps.live import shown
+from ray_jobs.sweeps.planning import Data, Planned, Shared, absolute_data, plan
+from ray_jobs.sweeps.rounds import rounds
+from ray_jobs.sweeps.schedulers import Scheduler
+from ray_jobs.sweeps.trial import outcome, trial_gpus
+from ray_jobs.sweeps.tuning import tune_trials
+
+_CORES_A_TRIAL = 4
+"""On CPUs; a trial's processes would get in each other's way with fewer."""
+
+
+def sweep(
+    base: Config,
+    grid: str,
+    data: Data,
+    out: str,
+    *,
+    test: Data | None = None,
+    changes: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    samples: int = 1,
+    scheduler: Scheduler = "fifo",
+    search: Literal["random", "optuna"] = "random",
+    stop_collapsed: bool = False,
+    retries: int = 1,
+    concurrent: int | None = None,
+    pairs: int = 1000,
+    dry_run: bool = False,
+    command: Sequence[str] = (),
+    **job: Any,
+) -> list[Planned]:
+    """Run every trial that has not ended yet; start the same call again after a kill and it goes on.
+
+    Args:
+        base: what all trials share.
+        grid: a name of `ray_jobs.sweeps.grids.GRIDS`, or a YAML file.
+        data: sources by the name of the data set.
+        out: folder or URI of the sweep.
+        test: labelled images that are tested, by the name of the data set; without them a share of `data` is.
+        changes: axes in place of the grid's, such as `optim.base_lr=1e-4,5e-4`.
+        seeds: values of `seed`.
+        samples: draws where the grid has distributions (random search); what is drawn twice is one trial.
+        scheduler: `asha` and `median` stop trials that do badly by their online k-NN.
+        search: draw at random, or as Optuna suggests; then `samples` is the number of trials, and lists are choices.
+        stop_collapsed: end a trial whose teacher has collapsed; it is marked so and evaluated as it is.
+        retries: how often a trial that fails is started again.
+        concurrent: trials at a time; by default, and at most, what the cluster has room for.
+        pairs: images of each trial's correspondence.
+        dry_run: only check and plan; of Optuna's trials those that are known, and the next.
+        command: the command line of this call, for the report.
+        job: fields of `JobSettings`, for every trial.
+
+    Returns:
+        All trials, for `plan_table`; what came of them is in `out`, for `trial_states` and `report`.
+
+    Raises:
+        ValueError: an axis, a value or the data do not fit, before any trial starts, or `out` holds other trials.
+    """
+    for name, value, least in (
+        ("samples", samples, 1),
+        ("retries", retries, 0),
+        ("concurrent", concurrent, 1),
+        ("pairs", pairs, 1),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be {least} or more, not {value}")
+    settings = JobSettings(**job)
+    check_loggers(settings.loggers)
+    folder = RunDirectory(out)
+    folder.check_own("sweep", SWEEP, (LEASE,))
+    space = load_space(grid, changes, seeds, base.seed)
+    if unknown := sorted(set(test or {}) - set(data)):
+        raise ValueError(f"--test names the data set {unknown[0]!r}, which is not in --data ({', '.join(data)})")
+    if scheduler != "fifo" and len(data) > 1:
+        raise ValueError(f"--scheduler {scheduler} compares the k-NN of all trials; name one data set")
+    if search == "optuna" and (len(data) > 1 or len(space.axes.get("seed", [])) > 1):
+        raise ValueError("--search optuna looks for the best settings on one data set with one seed; name one of each")
+    if stop_collapsed:
+        base = base.with_overrides({"collapse": "stop"})
+    shared = Shared(base, absolute_data(data), absolute_data(test or {}), folder.location, scheduler, pairs, job)
+    for sources in (*shared.data.values(), *shared.test.values()):
+        folder.check_apart(sources)
+    if dry_run:
+        with ProgressLine() as line:
+            *_, cells = islice(rounds(space, shared, samples, search, lambda: 1), 2)
+            return plan(cells, shared, line)
+    with ProgressLine() as line, folder.lease(on_wait=line.phase), ExitStack() as resources:
+
+        @cache
+        def at_once() -> int:
+            """Trials that run beside each other, which a started Ray tells."""
+            line.phase("connecting to Ray")
+            # The dashboard is needed to free what a stopped or killed trial leaves reserved.
+            resources.enter_context(cluster(settings.model_copy(update={"dashboard": True})))
+            given = check_resources(settings)
+            check_ranks(settings, given)
+            reserved = given.per_worker
+            num_beside = beside(ray.cluster_resources(), reserved, settings.workers, concurrent)
+            if concurrent is not None and num_beside < concurrent:
+                line.note(f"{num_beside} trials run at a time: there is no room for --concurrent {concurrent}")
+            return num_beside
+
+        planned, tried = list[Planned](), set[str]()
+        for cells in rounds(space, shared, samples, search, at_once):
+            planned = plan(cells, shared, line)
+            unfinished = [p for p in planned if p.trial.name not in tried and outcome(Folder(p.plan.out)) is None]
+            tried |= {p.trial.name for p in unfinished}
+            line.phase(f"{len(planned)} trials, {len(planned) - len(unfinished)} of them ended")
+            num_beside = at_once() if unfinished else 0
+            gpus = trial_gpus(planned[0].plan) if unfinished else 0.0
+            _record(folder, grid, command, planned, space.together, gpus)
+            if unfinished:
+                line.close()
+                with shown(shared.out):
+                    # Trials that have ended tell a scheduler what it would have known.
+                    tune_trials(unfinished if scheduler == "fifo" else planned, folder, scheduler, retries, num_beside)
+    return planned
+
+
+def beside(total: Mapping[str, float], reserved: Mapping[str, float], workers: int, concurrent: int | None) -> int:
+    """How many trials run beside each other.
+
+    Args:
+        total: the cluster's resources.
+        reserved: those of a training worker.
+        workers: training workers of a trial.
+        concurrent: how many may; None is as many as have room, on CPUs one for every four cores.
+    """
+    room = math.floor(total["CPU"] / (1 + workers * reserved["CPU"]))  # the stream of a trial needs one
+    if "GPU" in reserved:
+        room = min(room, gpu_room(total["GPU"], reserved["GPU"]) // workers)
+    elif concurrent is None:
+        room = min(room, max(1, int(total["CPU"]) // _CORES_A_TRIAL))
+    return room if concurrent is None else min(room, concurrent)
+
+
+def _record(
+    folder: Folder,
+    grid: str,
+    command: Sequence[str],
+    planned: Sequence[Planned],
+    together: Sequence[Sequence[str]],
+    gpus: float,
+) -> None:
+    """`sweep.json`: the newest call, every trial that was ever asked for here, and the keys that were set together.
+
+    A trial's `gpus` are those of its workers, until its outcome has them.
+    """
+    there = json.loads(folder.read(SWEEP) or b'{"trials": {}}')
+    before = there.get("together", [])
+    added = {
+        p.trial.name: {
+            "data": p.trial.data,
+            "overrides": p.trial.overrides,
+            "images": p.images,
+            "num_images": p.num_images,
+            "steps": p.steps,
+            "gpus": gpus,
+        }
+        for p in planned
+    }
+    content = {
+        "grid": grid,
+        "command": list(command),
+        "together": before + [list(keys) for keys in together if list(keys) not in before],
+        "trials": there["trials"] | added,
+    }
+    folder.write(SWEEP, (json.dumps(content, indent=2) + "\n").encode())

@@ -1,0 +1,1 @@
+"""Ray Train workers that consume one ordered stream of Ray Data."""
