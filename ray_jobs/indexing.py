@@ -10,7 +10,7 @@ from ray_jobs.progress import ProgressLine
 
 
 def indexed(sources: Sources, config: Config, line: ProgressLine) -> Index:
-    """The index of the sources, with its progress shown; the cache keeps it while this process lives."""
+    """The index of the sources, with its progress shown."""
     line.phase("indexing images")
     index = build_index(
         sources, config.data, progress=lambda count: line.phase(f"indexing images: {count:,} so far") if count else None

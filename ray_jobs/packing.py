@@ -79,8 +79,7 @@ def pack(
     folder.check_apart(source)
     on_progress("indexing images")
     index = build_index(source, config, cache_dir, lambda count: on_progress(f"indexing images: {count:,} so far"))
-    for path in (index.path, *map(Path, index.packed)):
-        use(path)
+    use(index.path)
     shards = index_shards(index, shard_bytes)
     claim_pack(folder, index, shards)
     missing = missing_shards(shards, folder)

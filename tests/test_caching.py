@@ -98,6 +98,13 @@ def test_one_kind_is_cleared_or_all_and_nothing_that_is_not_ours(
     assert all((cache / name).is_dir() for name in FOREIGN)
 
 
+def test_what_a_clearing_that_was_killed_left_is_cleared(cache: Path) -> None:
+    for name in (STORE, "linear/0123456789abcdef0123"):
+        (cache / f"{name}.unfinished").mkdir(parents=True)
+    clear("all")
+    assert not list(cache.rglob("*.unfinished"))
+
+
 def test_what_was_cleared_is_made_again(cache: Path, tmp_path: Path) -> None:
     clear("packed")
     index = build_index(tmp_path / "images.parquet", DataConfig())

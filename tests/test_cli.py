@@ -223,7 +223,7 @@ assert not {"timm", "torchvision", "glsd.models"} & set(sys.modules)
 def test_help_and_config_import_no_torch_and_preview_no_ray(photograph, tmp_path):
     code = """
 import sys
-from ray_jobs.cli import main
+from ray_jobs.cli.main import main
 verbs = ((["--help"], {"ray", "torch"}), (["config", "demo"], {"ray", "torch"}), (["preview", *sys.argv[1:]], {"ray"}))
 for arguments, left_alone in verbs:
     try: main(arguments)

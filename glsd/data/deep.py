@@ -71,10 +71,13 @@ class DeepImage(NamedTuple):
         pixels = np.empty((self.height, self.width, 3), np.uint8)
         with libraries_quiet:
             values = self.stored()
+        opaque = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
+        if self.meaning.opacity is not None and 0 < values[..., self.meaning.opacity].max() <= value_range[1]:
+            opaque = min(opaque, value_range[1])  # 12 bits in 16, for example, are so in all samples
         rows = max(1, _BLOCK // self.width)
         for top, left in product(range(0, self.height, rows), range(0, self.width, _BLOCK)):
             block = slice(top, top + rows), slice(left, left + _BLOCK)
-            pixels[block] = _scaled(values[block], self.meaning, value_range)
+            pixels[block] = _scaled(values[block], self.meaning, value_range, opaque)
         return pixels
 
     def extremes(self) -> tuple[int, int]:
@@ -183,7 +186,10 @@ def deep_tiff(data: bytes, max_pixels: int) -> DeepImage | None:
 
 def _tiff_meaning(tags: _TiffTags) -> _Meaning:
     bits, samples = tags.bits[0], tags.samples
-    if len(set(tags.bits)) > 1 or bits not in (8, 16, 32, 64) or tags.number not in _NUMBERS:
+    number = _NUMBERS.get(tags.number)
+    if number is None or (number == "f" and bits == 8):
+        raise UndecodableImage(f"samples of TIFF format {tags.number} and {bits} bits are not supported")
+    if len(set(tags.bits)) > 1 or bits not in (8, 16, 32, 64):
         raise UndecodableImage(f"{bits} bits a sample are not supported; up to 8, 16, 32 and 64 are")
     if tags.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
         raise UndecodableImage(f"colours of TIFF kind {tags.photometric} with {bits} bits are not supported")
@@ -200,7 +206,7 @@ def _tiff_meaning(tags: _TiffTags) -> _Meaning:
     if opacity is not None and opacity < num_colors:
         raise UndecodableImage(f"{len(tags.extra_samples)} of {samples} samples a pixel are said to be no colours")
     is_premultiplied = opacity is not None and tags.extra_samples[opacity - first_extra] == _PREMULTIPLIED
-    dtype = np.dtype(f"{_NUMBERS[tags.number]}{bits // 8}")
+    dtype = np.dtype(f"{number}{bits // 8}")
     return _Meaning(dtype, num_colors, opacity, is_premultiplied, tags.photometric == _WHITE_IS_ZERO)
 
 
@@ -214,17 +220,16 @@ def _exif_orientation(exif: bytes) -> object:
         return None
 
 
-def _scaled(values: NDArray[Any], meaning: _Meaning, value_range: Range) -> NDArray[np.floating[Any]]:
-    """(..., samples) as grey or RGB on white from 0 to 255, (..., 1 or 3)."""
+def _scaled(values: NDArray[Any], meaning: _Meaning, value_range: Range, opaque: float) -> NDArray[np.floating[Any]]:
+    """(..., samples) as grey or RGB on white from 0 to 255, (..., 1 or 3); `opaque` is the opacity that hides white."""
     precision: type[np.floating[Any]] = np.float32 if values.dtype.itemsize <= 2 else np.float64
     low, high = value_range
-    with np.errstate(invalid="ignore", over="ignore"):  # floats may be infinite, or no numbers: these are black
+    with np.errstate(invalid="ignore", over="ignore"):  # floats may be infinite, or no numbers, which count as 0
         colors: NDArray[Any] = values[..., : meaning.num_colors].astype(precision)
         if meaning.opacity is None:
             opacity: Any = precision(1)
         else:
-            full = 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
-            opacity = values[..., meaning.opacity : meaning.opacity + 1].astype(precision) / precision(full)
+            opacity = values[..., meaning.opacity : meaning.opacity + 1].astype(precision) / precision(opaque)
             opacity = np.clip(np.nan_to_num(opacity), 0, 1)
         if meaning.is_premultiplied:
             colors = colors / np.where(opacity > 0, opacity, 1)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from glsd.config import DataConfig
 from glsd.data.images import IMAGE_EXTENSIONS, UndecodableImage, extension
 from glsd.data.sources import Labels, Source, as_labels, counted, kind_not_read
+from glsd.storage.cache import use
 from glsd.storage.files import open_file, open_stream
 from glsd.storage.listing import Files
 from glsd.storage.replacing import alone
@@ -140,6 +141,7 @@ def pack(source: Source, config: DataConfig, cache: Path, tick: Callable[[int], 
     key.update(source.files.sizes.tobytes() + source.files.mtimes.tobytes())
     folder = cache / f"packed-{key.hexdigest()[:32]}"
     with alone(folder.with_suffix(".lock")):
+        use(folder)
         if not folder.is_dir():
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)

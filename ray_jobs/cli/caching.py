@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -15,10 +16,10 @@ from ray_jobs.progress import duration_text
 
 Kind = Literal["representations", "packed", "indexes", "layers"]
 _NAMES: dict[Kind, str] = {
-    "representations": r"features-[0-9a-f]{32}|untrained-[0-9a-f]{32}\.json",
+    "representations": r"features-[0-9a-f]{32}(\.unfinished)?|untrained-[0-9a-f]{32}\.json",
     "packed": r"packed-[0-9a-f]{32}(\.unfinished)?",
     "indexes": r"index-(\d+-)?[0-9a-f]{32}\.(arrow|unfinished)",
-    "layers": r"linear/[0-9a-f]{20}",
+    "layers": r"linear/[0-9a-f]{20}(\.unfinished)?",
 }
 """Names of entries below the cache folder; anything else there is not ours."""
 
@@ -48,10 +49,11 @@ def entries() -> list[Entry]:
     purposes = _of_indexes([path for path in ours if path.suffix == ".arrow"])
     found = []
     for path, kind in ours.items():
-        stats = [file.lstat() for file in _files(path)]
-        changed_at = max((stat.st_mtime for stat in stats), default=path.lstat().st_mtime)
-        num_bytes = sum(512 * stat.st_blocks for stat in stats)
-        found.append(Entry(kind, path, num_bytes, changed_at, _purpose(path, purposes)))
+        with suppress(FileNotFoundError):  # its job has deleted it, or is about to rename it
+            stats = [file.lstat() for file in _files(path)]
+            changed_at = max((stat.st_mtime for stat in stats), default=path.lstat().st_mtime)
+            num_bytes = sum(512 * stat.st_blocks for stat in stats)
+            found.append(Entry(kind, path, num_bytes, changed_at, _purpose(path, purposes)))
     kinds = get_args(Kind)
     return sorted(found, key=lambda entry: (kinds.index(entry.kind), -entry.num_bytes))
 
@@ -120,7 +122,7 @@ def _purpose(path: Path, indexed: dict[Path, str]) -> str:
     about = path / ABOUT if path.is_dir() else path
     if about.suffix == ".json" and about.exists():
         return str(json.loads(about.read_bytes())["about"])
-    return "a linear layer" if path.parent.name == "linear" else "of data that no index here names"
+    return "a linear layer" if path.parent.name == "linear" else "for data without an index here"
 
 
 def _is_leased(entry: Entry) -> bool:

@@ -68,6 +68,8 @@ def cluster(settings: JobSettings) -> Iterator[None]:
 
 _PORT_S: Final = 10
 _ANSWER_S: Final = 10
+_CHECK_S = 50
+"""For the whole check: Ray bounds only the connection."""
 _OTHERWISE = "start a cluster with `ray start --head`, or unset RAY_ADDRESS and glsd starts a Ray of its own"
 
 
@@ -104,7 +106,12 @@ def check_address(address: str) -> None:
             raise ConnectionError(f"nothing answers at RAY_ADDRESS {address} ({error}); {_OTHERWISE}") from None
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "status", "--address", address]
     bounded = os.environ | {"RAY_py_gcs_connect_timeout_s": str(_ANSWER_S)}
-    asked = subprocess.run(command, env=bounded, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    try:
+        asked = subprocess.run(
+            command, env=bounded, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=_CHECK_S
+        )
+    except subprocess.TimeoutExpired:
+        raise ConnectionError(f"what is at RAY_ADDRESS {address} gives no answer; {_OTHERWISE}") from None
     if asked.returncode:
         said = (asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"])[-1]
         raise ConnectionError(f"no Ray answers at RAY_ADDRESS {address}; {_OTHERWISE}. Ray says: {said}")

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import cv2
 import numpy as np
 import ray
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from glsd.data.images import UndecodableImage, decode
 from glsd.data.index import Index
 from glsd.encoder.preprocessing import evaluation_crop
 from ray_jobs.cluster.files import Files, place_files
+from ray_jobs.workers.stream import use_one_core
 
 
 def read_chunk(
@@ -28,7 +28,7 @@ def read_chunk(
 
     Of an exception Ray Data brings home a traceback and no message, so what a user can mend travels as a row.
     """
-    cv2.setNumThreads(1)
+    use_one_core()
     first = int(row["id"][0]) * size
     ids: NDArray[np.int64] = ray.get(image_ids)[first : first + size]
     limits, side = config.data, config.evaluation.crop

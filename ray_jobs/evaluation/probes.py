@@ -237,13 +237,14 @@ class Probing:
         facts = [*settings, model_digest(self._untrained), limits.max_pixels, limits.value_range]
         for side in images:
             labels = side.labels.tobytes() if isinstance(side, LabelledImages) else b""
-            facts += [side.index.digest, hashlib.sha256(side.image_ids.tobytes() + labels).hexdigest()]
+            facts += [side.index.key, hashlib.sha256(side.image_ids.tobytes() + labels).hexdigest()]
         return facts
 
     def _knn_of(self, encoder: Encoder, ks: Sequence[int]) -> list[KnnResult]:
         """The vote by an encoder, of a task with what a training worker reserves."""
         (anchors, anchor_z_bar), (queries, z_bar) = (self._labelled(encoder, side) for side in _SIDES)
         resources, monitor = check_resources(self._settings), start_monitor()
+        self._line.phase("k-NN, waiting for room")
         task = ray.remote(
             num_cpus=resources.per_worker["CPU"],
             num_gpus=resources.per_worker.get("GPU", 0),

@@ -1,7 +1,6 @@
 """The alarm for a teacher that collapses while it trains (Sec. 4.6)."""
 
 import math
-from typing import TYPE_CHECKING
 
 from glsd.evaluation.collapse import collapse_metrics
 from glsd.evaluation.verdict import Collapsed, CollapseWatch
@@ -10,11 +9,7 @@ from glsd.runs.log import read_metrics
 from glsd.training.loop import Metrics, Reading
 from glsd.training.state import TrainState
 from glsd.training.step import mean_metrics
-
-if TYPE_CHECKING:
-    pass
-
-from ray_jobs.pretraining.recorder import Plan
+from ray_jobs.pretraining.recorder import Plan, Recorder
 
 
 class CollapseAlarm:
@@ -24,7 +19,7 @@ class CollapseAlarm:
     are judged again, so a run that resumes finds a collapse where it would have found it.
     """
 
-    def __init__(self, plan: Plan, recorder: "Recorder", start_step: int) -> None:
+    def __init__(self, plan: Plan, recorder: Recorder, start_step: int) -> None:
         self._plan, self._recorder = plan, recorder
         self._watch = CollapseWatch(plan.config)
         for line in read_metrics(plan.run):

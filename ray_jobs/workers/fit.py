@@ -148,18 +148,17 @@ class _Trainer(TorchTrainer):
 
 
 def _has_no_room(error: TrainingFailedError) -> bool:
-    """Whether the cluster gave no room for the workers in time, or the node that gave it was lost again."""
+    """Whether the cluster gave no room for the workers in time."""
     failure = error.controller_failure if isinstance(error, ControllerError) else None
-    # By name: Ray has these classes in a private module.
-    return type(failure).__name__ in ("WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError")
+    return type(failure).__name__ == "WorkerGroupStartupTimeoutError"  # by name, since Ray has it in a private module
 
 
 def _cause(error: TrainingFailedError) -> BaseException:
     """What went wrong in a worker, without Ray's wrapping."""
     if _has_no_room(error):
         return ProcessDied(
-            "the cluster has given no room for the workers in several minutes, as other jobs or a lost node hold it "
-            "(see `ray status`). Wait for it or use fewer --workers, then rerun the command to resume"
+            "the cluster gives no room for the workers: other jobs use it, or a lost node has not been replaced (see "
+            "`ray status`). Wait for it or use fewer --workers, then rerun the command to resume"
         )
     if isinstance(error, WorkerGroupError):
         failures = [death(failure) for failure in error.worker_failures.values()]

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import ray
 import ray.data
+from PIL import AvifImagePlugin
 from ray.data import Dataset, ExecutionOptions
 
 from glsd.data.units import UnitMaker
@@ -74,14 +75,19 @@ def received(units: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str,
         yield unit
 
 
+def use_one_core() -> None:
+    """Have image libraries start no threads of their own in a task, which has one core."""
+    cv2.setNumThreads(1)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+
 def _make_unit(
     row: dict[str, np.ndarray], maker: "ray.ObjectRef[UnitMaker]", files: Files, first: int
 ) -> dict[str, Any]:
     import torch
 
-    # A task has one core; libraries that start threads of their own would only fight for it.
+    use_one_core()
     torch.set_num_threads(1)
-    cv2.setNumThreads(1)
     k, failure = first + int(row["id"][0]), ""
     units = ray.get(maker)
     try:

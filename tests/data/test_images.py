@@ -271,6 +271,20 @@ def test_a_fourth_sample_is_opacity_only_where_the_file_says_so(
     np.testing.assert_array_equal(decode(data, LIMIT), np.rint(255 * expected).astype(np.uint8))
 
 
+def test_opacity_of_fewer_bits_than_its_type_is_opaque_at_the_top_of_the_value_range() -> None:
+    values = np.array([[[4095, 0, 2048, 4095], [4095, 0, 0, 0]]], np.uint16)
+    data = written_tiff(values, planarconfig="contig", extrasamples=["unassalpha"])
+    assert decode(data, LIMIT, (0.0, 4095.0))[0].tolist() == [[255, 0, 128], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("number", [4, 6])  # undefined, and complex numbers
+def test_samples_that_are_no_plain_numbers_are_refused_by_their_format(number: int) -> None:
+    plain = struct.pack("<HHIHH", 339, 3, 1, 1, 0)
+    data = tiff(np.array([[0, 65535]], np.uint16)).replace(plain, struct.pack("<HHIHH", 339, 3, 1, number, 0))
+    with pytest.raises(UndecodableImage, match=f"^samples of TIFF format {number} and 16 bits are not supported"):
+        decode(data, LIMIT)
+
+
 @pytest.mark.parametrize("planarconfig", ["contig", "separate"])
 def test_of_two_samples_the_first_is_grey(planarconfig: str) -> None:
     values = np.array([[[0, 65535], [65535, 0], [13107, 65535]]], np.uint16)

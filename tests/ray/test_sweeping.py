@@ -84,7 +84,7 @@ COMMAND = """
 import json, sys, time
 from pathlib import Path
 import ray
-from ray_jobs.cli import main
+from ray_jobs.cli.main import main
 end = ray.shutdown
 def look_and_end():
     total, until = ray.cluster_resources()["CPU"], time.monotonic() + 120
