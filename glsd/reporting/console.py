@@ -120,5 +120,5 @@ def states_table(states: Sequence[TrialState]) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float | None, form: str) -> str:
+def _number(value: int | float | None, form: str) -> str:
     return "" if value is None else format(value, form)

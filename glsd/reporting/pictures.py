@@ -149,7 +149,7 @@ def picture_features(features: np.ndarray, labels: np.ndarray | None, classes: l
         save_png_and_svg(draw_feature_map(features, labels, classes, "umap"), folder / "feature_map_umap")
 
 
-def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float | None]]:
+def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int | float], list[int | float | None]]:
     """(steps, values) of a metric."""
     lines = [line for line in metrics if key in line]
     return [line["step"] for line in lines], [line[key] for line in lines]
