@@ -33,11 +33,11 @@ check: $(VENV)/.installed-dev
 	$(PARALLEL) -m "not ray and not slow" --doctest-modules --doctest-glob='*.md' tests glsd ray_jobs
 
 test: check
-	$(BIN)/python -m pytest -m "ray and not slow" tests/ray
+	$(BIN)/python -m pytest -m "ray and not slow" tests
 
 slow: $(VENV)/.installed-dev
 	$(PARALLEL) -m "slow and not ray" tests
-	$(BIN)/python -m pytest -m "ray and slow" tests/ray
+	$(BIN)/python -m pytest -m "ray and slow" tests
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

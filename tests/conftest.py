@@ -1,4 +1,4 @@
-"""What tests of several folders share."""
+"""What tests of several rooms share."""
 
 import gc
 import importlib
@@ -8,7 +8,20 @@ from collections.abc import Iterator
 
 import pytest
 
-os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"  # read when Ray Data is imported
+os.environ |= {  # read when Ray is imported and started
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # what has imported models serves the next test too
+    "RAY_enable_worker_prestart": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+}
 LIBRARIES = ("cv2", "matplotlib.figure", "pandas", "ray.data", "ray.train.torch", "ray.tune", "timm", "tensorboardX")
 
 

@@ -13,7 +13,7 @@ from glsd.training.schedules import schedule
 from glsd.training.state import TrainState, initial_state
 from glsd.training.step import train_step
 from ray_jobs.settings import JobSettings
-from tests.training.small import small_config, train, units
+from tests.glsd.training.small import small_config, train, units
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

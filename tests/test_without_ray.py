@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.ray.images import labelled_folder
-from tests.training.small import small_config
+from tests.glsd.training.small import small_config
+from tests.images import labelled_folder
 
 ROOT = Path(__file__).parents[1]
 TRAINING = """

@@ -1,0 +1,209 @@
+"""What a cluster has: nodes, of which several are on one machine here, and GPUs, which there are none of."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ray_jobs.runs import TOTAL_STEPS, json_lines, small_run
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+# Ray waits 30 s for a node of its own, which a busy machine may exceed.
+INSIST = """
+def insist(start):
+    for is_last in (False, False, True):
+        try:
+            return start()
+        except Exception as error:  # Ray raises the bare class for its time-out, so the text decides; all else goes on
+            if is_last or "timed out" not in str(error).lower():
+                raise
+"""
+
+TWO_NODES = (
+    INSIST
+    + """
+import json, os, sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from glsd.config import load_config
+from ray_jobs.cluster.resources import check_resources
+from ray_jobs.cluster.start import cluster
+from ray_jobs.pretraining.job import pretrain
+from ray_jobs.settings import JobSettings
+
+data, out, settings = sys.argv[1:]
+memory = 200 * 2**20
+head = {"num_cpus": 2, "object_store_memory": memory}
+nodes = insist(lambda: Cluster(initialize_head=True, head_node_args=head))
+insist(lambda: nodes.add_node(num_cpus=2, object_store_memory=memory))
+os.environ["RAY_ADDRESS"] = nodes.address
+said = []
+with cluster(JobSettings()):
+    said.append(ray.get_runtime_context().gcs_address == nodes.address)
+    for job, packed in ({"cpus_per_worker": 3}, []), ({"workers": 3, "cpus_per_worker": 1}, ["packed-1"]):
+        try:
+            check_resources(JobSettings(**job), packed)
+        except ValueError as error:
+            said.append(str(error))
+pretrain(load_config(settings), data, out, workers=2, figures=False)
+said.append(len(nodes.list_all_nodes()))
+print(json.dumps(said))
+nodes.shutdown()
+"""
+)
+
+
+def test_a_run_on_two_nodes_and_what_they_have_no_room_for(forty: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(small_run().to_yaml())
+    command = [sys.executable, "-c", TWO_NODES, str(forty), str(tmp_path / "run"), str(tmp_path / "run.yaml")]
+    environment = {name: value for name, value in os.environ.items() if name != "GLSD_CACHE"}
+    ended = subprocess.run(
+        command, env=environment | {"XDG_CACHE_HOME": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    is_named, no_room, packed, num_nodes = json.loads(ended.stdout.splitlines()[-1])
+    assert is_named
+    assert no_room == (
+        "1 workers of 3 CPUs each do not fit on the 2 nodes of this cluster, as each needs one node; "
+        "use --workers 1 --cpus_per_worker 2 or less"
+    )
+    assert "packed-1, which other nodes cannot read; `glsd pack` them" in packed
+    assert num_nodes == 2
+    steps = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == list(range(TOTAL_STEPS + 1))
+
+
+A_NODE_IS_LOST = (
+    INSIST
+    + """
+import os, sys, threading, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from glsd.config import load_config
+from ray_jobs.pretraining.job import pretrain
+
+data, out, settings = sys.argv[1:]
+memory = 200 * 2**20
+head = {"num_cpus": 1, "object_store_memory": memory}
+nodes = insist(lambda: Cluster(initialize_head=True, head_node_args=head))
+first = insist(lambda: nodes.add_node(num_cpus=2, object_store_memory=memory))
+os.environ["RAY_ADDRESS"] = nodes.address
+
+config = load_config(settings)
+job = threading.Thread(target=pretrain, args=(config, data, out), kwargs={"cpus_per_worker": 2, "figures": False})
+job.start()
+metrics = Path(out, "metrics.jsonl")
+while job.is_alive() and not (metrics.exists() and metrics.read_bytes().count(b"\\n") > 2):
+    time.sleep(0.05)
+nodes.remove_node(first, allow_graceful=False)
+print("steps at the loss:", metrics.read_bytes().count(b"\\n") - 1, flush=True)
+time.sleep(25)
+insist(lambda: nodes.add_node(num_cpus=2, object_store_memory=memory))
+job.join()
+nodes.shutdown()
+"""
+)
+
+
+def test_a_run_outlasts_more_starts_without_room_than_a_run_that_never_ran(forty: Path, tmp_path: Path) -> None:
+    """The only node with room for the worker is gone for eight time-outs; three end a job of which no worker ran."""
+    (tmp_path / "run.yaml").write_text(small_run().to_yaml())
+    command = [sys.executable, "-c", A_NODE_IS_LOST, str(forty), str(tmp_path / "run"), str(tmp_path / "run.yaml")]
+    quick = {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "3",
+    }
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ended = subprocess.run(command, env=environment | quick, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "waiting for nodes with room for the workers" in ended.stderr
+    lost_at = int(re.search(r"steps at the loss: (\d+)", ended.stdout)[1])  # type: ignore[index]
+    assert lost_at < TOTAL_STEPS
+    steps = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == list(range(TOTAL_STEPS + 1))
+
+
+def test_a_ray_of_its_own_asks_no_other_rays_dashboard() -> None:
+    code = """
+import os
+from ray_jobs.cluster.start import cluster
+from ray_jobs.settings import JobSettings
+print(os.environ["RAY_API_SERVER_ADDRESS"])
+for dashboard in (False, True):
+    with cluster(JobSettings(dashboard=dashboard)):
+        print(os.environ.get("RAY_API_SERVER_ADDRESS"))
+    print(os.environ["RAY_API_SERVER_ADDRESS"])
+"""
+    other = "http://127.0.0.1:9"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    said = subprocess.check_output(
+        [sys.executable, "-c", code], env=environment | {"RAY_API_SERVER_ADDRESS": other}, text=True
+    )
+    before, none, between, its_own, afterwards = said.splitlines()
+    assert (before, none, between, afterwards) == (other, "None", other, other)
+    assert re.fullmatch(r"http://127\.0\.0\.1:8[23]\d\d", its_own)
+
+
+def test_ray_starts_in_the_longest_folder_that_its_sockets_have_room_in() -> None:
+    code = """
+import os, re, sys, time
+from pathlib import Path
+import ray
+from ray_jobs.cluster.start import cluster
+from ray_jobs.settings import JobSettings
+os.environ["RAY_TMPDIR"] = sys.argv[1] + "/" + 100 * "x"
+try:
+    with cluster(JobSettings(dashboard=True)):
+        raise SystemExit("it was not refused")
+except ValueError as error:
+    room = int(re.search("room for (.*) in it", str(error))[1])
+os.environ["RAY_TMPDIR"] = os.environ["RAY_TMPDIR"][:room]
+with cluster(JobSettings(dashboard=True)):
+    (sockets,) = Path(os.environ["RAY_TMPDIR"]).glob("ray/session_2*/sockets")
+    for _ in range(600):  # the dashboard's come one by one
+        if len(list(sockets.glob("dash_*"))) < 8:
+            time.sleep(0.1)
+    print(max(len(os.fsencode(path)) for path in sockets.iterdir()))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    short = Path(tempfile.mkdtemp(dir="/tmp"))
+    said = subprocess.check_output([sys.executable, "-c", code, str(short)], env=environment, text=True)
+    shutil.rmtree(short)
+    assert said.split() == ["103" if sys.platform == "darwin" else "107"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its GPU is one that torch can use")
+def test_a_gpu_that_torch_cannot_use_is_refused_with_what_would_do() -> None:
+    code = (
+        INSIST
+        + """
+import ray
+from ray_jobs.cluster.resources import check_resources
+from ray_jobs.settings import JobSettings
+options = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False, "log_to_driver": False}
+insist(lambda: ray.init(address="local", **options))
+for gpu in (None, True, False):
+    try:
+        print(check_resources(JobSettings(gpu=gpu)).gpu)
+    except ValueError as error:
+        print(error)
+"""
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    said = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).splitlines()
+    refusal = (
+        f"there is a GPU, but torch {torch.__version__} cannot use it: it was built without CUDA, or the driver is"
+    )
+    assert said[0].startswith(refusal)
+    assert said[0].endswith("install a torch that fits it, or use --gpu False")
+    assert said[1:] == [said[0], "False"]
