@@ -29,6 +29,7 @@ from torch.nn import functional
 from glsd.losses.global_loss import global_representation_loss
 from glsd.losses.local_loss import local_representation_loss
 from glsd.losses.objective import geometric_matches
+from glsd.losses.outputs import HeadPair
 from glsd.matching import Matches
 from glsd.models.head import Head
 
@@ -97,10 +98,10 @@ def last_layers(heads: list[Head]) -> list[Tensor]:
 def ours(given: Problem) -> Tensor:
     (bar_s, dense_s), (bar_t, dense_t) = last_layers(given.heads_s), last_layers(given.heads_t)
     u_bar_s = torch.cat(given.u_bar_s, 1)
-    l_g = global_representation_loss(u_bar_s, given.u_bar_t, bar_s, bar_t, given.centers[0], *TEMPERATURES)
-    l_l = local_representation_loss(
-        given.u_s, given.u_t, given.matches, dense_s, dense_t, given.centers[1], *TEMPERATURES
-    )
+    global_heads = HeadPair(bar_s, bar_t, given.centers[0], *TEMPERATURES)
+    l_g = global_representation_loss(u_bar_s, given.u_bar_t, global_heads)
+    dense_heads = HeadPair(dense_s, dense_t, given.centers[1], *TEMPERATURES)
+    l_l = local_representation_loss(given.u_s, given.u_t, given.matches, dense_heads)
     return WEIGHTS[0] * l_g + WEIGHTS[1] * l_l
 
 

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from glsd.losses.outputs import HeadPair
+
 CHUNK_BYTES_CPU = 8 * 2**20  # small enough for caches, and for the allocator to reuse
 CHUNK_BYTES_ACCELERATOR = 2**30  # large enough for efficient products: 2048 rows of 65536 prototypes
 
@@ -40,43 +42,28 @@ def student_log_distribution(
 
 def distillation_cross_entropy(
     x_s: Float[Tensor, "rows dim"],
-    weight_s: Float[Tensor, "prototypes dim"],
     x_t: Float[Tensor, "teacher_rows dim"],
-    weight_t: Float[Tensor, "prototypes dim"],
-    center: Float[Tensor, " prototypes"],
+    heads: HeadPair,
     teacher_rows: Int[Tensor, "rows terms"],
     row_weights: Float[Tensor, "rows terms"],
-    student_temperature: float,
-    teacher_temperature: float,
     chunk_rows: int | None = None,
 ) -> Float[Tensor, ""]:
     """Sum over r, j of row_weights[r, j] * H(p of teacher row teacher_rows[r, j], q of student row r), Eq. 3.
 
-    p and q are `teacher_distribution` of x_t weight_t^T and the softmax of x_s weight_s^T / student_temperature.
-    Gradients reach x_s and weight_s only, in one backward, without a graph of their own. Where autocast is active, the
-    scaled x_s and x_t and the weights are rounded to its dtype, and so are p and q in the gradients' products; logits
-    and all that the loss is made of are in float32. At most `chunk_rows` rows of logits exist at a
-    time; by default as many as fit into a fixed number of bytes, but no fewer than D / 2, below which traffic of the
-    last layer dominates.
+    p and q are the outputs of `heads` for the bottlenecks x_t and x_s. Gradients reach x_s and `heads.weight_s` only,
+    and are computed in the same pass as the loss. Under autocast, the scaled x_s and x_t and the weights are rounded to
+    its dtype, and so are p and q in the gradients' products; logits and the terms of the loss are in float32. At most
+    `chunk_rows` rows of logits exist at a time. By default these are as many as fit into a fixed number of bytes, but
+    at least D / 2: with fewer, reading the last layer takes most of the time.
     """
     device = x_s.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_s.dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else heads.weight_s.dtype
     if chunk_rows is None:
         budget = CHUNK_BYTES_CPU if device == "cpu" else CHUNK_BYTES_ACCELERATOR
-        num_prototypes, dim = weight_s.shape
+        num_prototypes, dim = heads.weight_s.shape
         chunk_rows = max(1, dim // 2, budget // (8 * num_prototypes))  # logits and probabilities, in float32
     loss: Tensor = _DistillationCrossEntropy.apply(
-        x_s,
-        weight_s,
-        x_t.detach(),
-        weight_t.detach(),
-        center.detach(),
-        teacher_rows,
-        row_weights.detach(),
-        student_temperature,
-        teacher_temperature,
-        chunk_rows,
-        dtype,
+        x_s, heads.weight_s, x_t.detach(), heads, teacher_rows, row_weights.detach(), chunk_rows, dtype
     )
     return loss
 
@@ -90,19 +77,16 @@ class _DistillationCrossEntropy(torch.autograd.Function):
         x_s: Tensor,
         weight_s: Tensor,
         x_t: Tensor,
-        weight_t: Tensor,
-        center: Tensor,
+        heads: HeadPair,
         teacher_rows: Tensor,
         row_weights: Tensor,
-        student_temperature: float,
-        teacher_temperature: float,
         chunk_rows: int,
         dtype: torch.dtype,
     ) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         with torch.autocast(x_s.device.type, enabled=False):
-            w_s, w_t, shift = weight_s.to(dtype), weight_t.to(dtype), center / teacher_temperature
-            x = (x_s.to(weight_s.dtype) / student_temperature).to(dtype)  # (R, D)
+            w_s = weight_s.to(dtype)
+            x = (x_s.to(weight_s.dtype) / heads.tau_s).to(dtype)  # (R, D)
             grad_x = torch.empty_like(x, dtype=weight_s.dtype) if needs_x else None
             grad_weight = torch.zeros_like(weight_s) if needs_weight else None
 
@@ -111,19 +95,7 @@ class _DistillationCrossEntropy(torch.autograd.Function):
             for rows in _chunks(len(x), chunk_rows):
                 taught = row_weights[rows, :, None] * x[rows, None, :]  # (chunk, J, D)
                 y.index_add_(0, teacher_rows[rows].flatten(), taught.flatten(0, 1))
-
-            expected = torch.empty_like(y)  # c, (T, D)
-            for rows in _chunks(len(x_t), chunk_rows):
-                scaled = (x_t[rows].to(weight_t.dtype) / teacher_temperature).to(dtype)
-                p = torch.softmax(_product(scaled, w_t.T).sub_(shift), dim=1)  # (chunk, I)
-                high = p.to(dtype)
-                expected[rows] = _product(high, w_s)
-                if high.dtype != p.dtype:
-                    # The loss is linear in c: what p lost by the rounding is made good in a second product.
-                    expected[rows] += _product(p.sub_(high).to(dtype), w_s)
-                if grad_weight is not None:
-                    _add_product(grad_weight, high.T, -y[rows].to(dtype))
-                del p, high
+            expected = _expected_prototypes(x_t, y, heads, w_s, grad_weight, chunk_rows)  # c, (T, D)
 
             loss = weight_s.new_zeros(())
             for rows in _chunks(len(x), chunk_rows):
@@ -139,7 +111,7 @@ class _DistillationCrossEntropy(torch.autograd.Function):
                 pull = (weights[..., None] * expected[teacher_rows[rows]]).sum(1)  # (chunk, D)
                 loss += (total * logsumexp).sum() - (pull * x[rows]).sum()
                 if grad_x is not None:
-                    grad_x[rows] = (total[:, None] * _product(q, w_s) - pull) / student_temperature
+                    grad_x[rows] = (total[:, None] * _product(q, w_s) - pull) / heads.tau_s
                 if grad_weight is not None:
                     _add_product(grad_weight, q.T, (total[:, None] * x[rows]).to(dtype))
                 del q
@@ -158,8 +130,29 @@ class _DistillationCrossEntropy(torch.autograd.Function):
         return (
             None if grad_x is None else grad_x.mul_(grad_loss).to(ctx.x_dtype),
             None if grad_weight is None else grad_weight.mul_(grad_loss),
-            *(None,) * 9,
+            *(None,) * 6,
         )
+
+
+def _expected_prototypes(
+    x_t: Tensor, y: Tensor, heads: HeadPair, w_s: Tensor, grad_weight: Tensor | None, chunk_rows: int
+) -> Tensor:
+    """C = p W_s of each teacher row; what p adds to the gradient of W_s is added to `grad_weight`."""
+    dtype = w_s.dtype
+    w_t, shift = heads.weight_t.to(dtype), heads.center / heads.tau_t
+    expected = torch.empty_like(y)
+    for rows in _chunks(len(x_t), chunk_rows):
+        scaled = (x_t[rows].to(heads.weight_t.dtype) / heads.tau_t).to(dtype)
+        p = torch.softmax(_product(scaled, w_t.T).sub_(shift), dim=1)  # (chunk, I)
+        high = p.to(dtype)
+        expected[rows] = _product(high, w_s)
+        if high.dtype != p.dtype:
+            # The loss is linear in c: a second product adds what p lost by the rounding.
+            expected[rows] += _product(p.sub_(high).to(dtype), w_s)
+        if grad_weight is not None:
+            _add_product(grad_weight, high.T, -y[rows].to(dtype))
+        del p, high
+    return expected
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ Matches by similarity make it L_L^sim (Eq. 4, 5, 9), matches by geometry L_L^geo
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from glsd.losses.cross_entropy import distillation_cross_entropy
 from glsd.losses.global_loss import pair_weights
+from glsd.losses.outputs import HeadPair
 from glsd.matching import Matches
 
 
@@ -18,11 +20,7 @@ def local_representation_loss(
     u_s: Sequence[Float[Tensor, "batch _ _ _ dim"]],
     u_t: Float[Tensor, "batch teacher_views height width dim"],
     matches: Sequence[Matches],
-    weight_s: Float[Tensor, "prototypes dim"],
-    weight_t: Float[Tensor, "prototypes dim"],
-    center: Float[Tensor, " prototypes"],
-    student_temperature: float,
-    teacher_temperature: float,
+    heads: HeadPair,
 ) -> Float[Tensor, ""]:
     """Eq. 9 and 10, mean over the images: the mean of L_L over all pairs of a teacher view t and a student view v != t.
 
@@ -33,28 +31,23 @@ def local_representation_loss(
 
     `u_s` holds the dense bottlenecks (batch, views, height, width, dim) of each group of equal crops, in the order of
     the views, `matches` their matches with leading axes (batch, views, teacher_views). The teacher's views are the
-    student's first ones. `weight_s` and `weight_t` are the last layers of head h.
+    student's first ones. `heads` complete the head h.
     """
-    batch, num_teacher_views = u_t.shape[:2]
-    teacher_locations = u_t.shape[2] * u_t.shape[3]
-    weights = pair_weights(sum(u.shape[1] for u in u_s), num_teacher_views, weight_s) / batch
-    first_rows = torch.arange(batch * num_teacher_views, device=u_t.device) * teacher_locations
-    first_rows = first_rows.view(batch, 1, num_teacher_views, 1)
+    batch, num_teacher_views, height, width, _ = u_t.shape
+    weights = pair_weights(sum(u.shape[1] for u in u_s), num_teacher_views, heads.weight_s) / batch
+    first_rows = torch.arange(batch * num_teacher_views, device=u_t.device) * (height * width)
+    first_rows = rearrange(first_rows, "(b t) -> b 1 t 1", b=batch)
     rows, row_weights = [], []
     for match, weight in zip(matches, torch.split(weights, [u.shape[1] for u in u_s]), strict=True):
         kept = match.keep * (weight / match.keep.shape[-1])[..., None]  # (B, V, T, K)
-        rows.append((first_rows + match.k_star).movedim(2, 3).flatten(0, 2))  # (B V K, T)
-        row_weights.append(kept.movedim(2, 3).flatten(0, 2))
+        rows.append(rearrange(first_rows + match.k_star, "b v t k -> (b v k) t"))
+        row_weights.append(rearrange(kept, "b v t k -> (b v k) t"))
     return distillation_cross_entropy(
-        torch.cat([u.flatten(0, 3) for u in u_s]),
-        weight_s,
-        u_t.flatten(0, 3),
-        weight_t,
-        center,
+        torch.cat([rearrange(u, "b v h w d -> (b v h w) d") for u in u_s]),
+        rearrange(u_t, "b t h w d -> (b t h w) d"),
+        heads,
         torch.cat(rows),
         torch.cat(row_weights),
-        student_temperature,
-        teacher_temperature,
     )
 
 

@@ -15,6 +15,7 @@ from glsd.config import ObjectiveConfig
 from glsd.geometry import matching_threshold, positions
 from glsd.losses.global_loss import global_representation_loss
 from glsd.losses.local_loss import local_representation_loss, matched_share
+from glsd.losses.outputs import HeadPair
 from glsd.matching import Matches, match_by_geometry, match_by_similarity
 
 
@@ -100,11 +101,9 @@ def objective(
     global_loss = global_representation_loss(
         torch.cat([group.u_bar for group in student], dim=1),
         teacher.u_bar,
-        last_layers.student,
-        last_layers.teacher,
-        centers.global_,
-        config.student_temperature,
-        teacher_temperature,
+        HeadPair(
+            last_layers.student, last_layers.teacher, centers.global_, config.student_temperature, teacher_temperature
+        ),
     )
     if config.setting == "vanilla":
         zero = torch.zeros_like(global_loss)
@@ -126,16 +125,14 @@ def objective(
     assert last_layers.student_dense is not None
     assert last_layers.teacher_dense is not None
     assert centers.dense is not None
-    local_loss = local_representation_loss(
-        u_s,
-        teacher.u,
-        matches,
+    heads = HeadPair(
         last_layers.student_dense,
         last_layers.teacher_dense,
         centers.dense,
         config.student_temperature,
         teacher_temperature,
     )
+    local_loss = local_representation_loss(u_s, teacher.u, matches, heads)
     total = global_weight * global_loss + local_weight * local_loss
     return Losses(total, global_loss, local_loss, matched_share(matches))
 

@@ -12,6 +12,7 @@ from glsd.losses.cross_entropy import (
     student_log_distribution,
     teacher_distribution,
 )
+from glsd.losses.outputs import HeadPair
 from tests import oracles
 
 TAU_S, TAU_T = 0.1, 0.04
@@ -45,8 +46,13 @@ def plain(given: Case) -> Tensor:
 
 
 def fused(given: Case, chunk_rows: int | None = None) -> Tensor:
+    return loss_of(given, TAU_S, TAU_T, chunk_rows)
+
+
+def loss_of(given: Case, tau_s: float, tau_t: float, chunk_rows: int | None = None) -> Tensor:
+    heads = HeadPair(given["weight_s"], given["weight_t"], given["center"], tau_s, tau_t)
     return distillation_cross_entropy(
-        **given, student_temperature=TAU_S, teacher_temperature=TAU_T, chunk_rows=chunk_rows
+        given["x_s"], given["x_t"], heads, given["teacher_rows"], given["row_weights"], chunk_rows
     )
 
 
@@ -144,15 +150,15 @@ def test_under_autocast_fused_is_no_further_from_the_truth_than_plain() -> None:
 
 @pytest.mark.parametrize(("rows", "prototypes"), [(60, 1024), (7, 3)])
 def test_under_autocast_only_inputs_are_rounded_in_the_loss(rows: int, prototypes: int) -> None:
-    taus = {"student_temperature": 2**-3, "teacher_temperature": 2**-5}  # dividing by them rounds nothing
+    taus = 2**-3, 2**-5  # dividing by them rounds nothing
     given = {
         name: value.bfloat16().double() if name.startswith(("x_", "weight_")) else value
         for name, value in case(16, rows, 30, 2, dim=64, prototypes=prototypes).items()
     }
-    truth = distillation_cross_entropy(**given, **taus)
+    truth = loss_of(given, *taus)
     with torch.autocast("cpu", torch.bfloat16):
         single = {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
-        loss = distillation_cross_entropy(**single, **taus)
+        loss = loss_of(single, *taus)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(truth.item(), rel=2e-6)
 

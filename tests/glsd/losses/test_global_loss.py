@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glsd.losses.global_loss import global_representation_loss
+from glsd.losses.outputs import HeadPair
 from tests import oracles
 
 TAU_S, TAU_T = 0.1, 0.05
@@ -16,7 +17,7 @@ def unit(seed: int, *shape: int) -> Tensor:
 
 
 def loss(u_bar_s: Tensor, u_bar_t: Tensor, weight_s: Tensor, weight_t: Tensor, center: Tensor) -> Tensor:
-    return global_representation_loss(u_bar_s, u_bar_t, weight_s, weight_t, center, TAU_S, TAU_T)
+    return global_representation_loss(u_bar_s, u_bar_t, HeadPair(weight_s, weight_t, center, TAU_S, TAU_T))
 
 
 def inputs(seed: int, batch: int, views: int, teacher_views: int = 2) -> list[Tensor]:
@@ -96,8 +97,7 @@ def test_no_gradient_reaches_the_teacher() -> None:
 def test_a_student_equal_to_its_teacher_at_one_temperature_pays_the_teachers_entropy() -> None:
     u_bar, weight = unit(6, 3, 1, 5), unit(7, 9, 5)
     views = u_bar.expand(-1, 4, -1)
-    found = global_representation_loss(
-        views, views[:, :2], weight, weight, torch.zeros(9, dtype=torch.float64), TAU_S, TAU_S
-    )
+    heads = HeadPair(weight, weight, torch.zeros(9, dtype=torch.float64), TAU_S, TAU_S)
+    found = global_representation_loss(views, views[:, :2], heads)
     p = torch.softmax(u_bar[:, 0] @ weight.T / TAU_S, -1)
     torch.testing.assert_close(found, -(p * p.log()).sum(-1).mean(), rtol=1e-13, atol=0)

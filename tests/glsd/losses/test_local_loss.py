@@ -8,6 +8,7 @@ from torch import Tensor
 
 from glsd.losses.local_loss import local_representation_loss, matched_share
 from glsd.losses.objective import geometric_matches, similarity_matches
+from glsd.losses.outputs import HeadPair
 from glsd.matching import Matches
 from tests import oracles
 from tests.glsd.losses.test_global_loss import TAU_S, TAU_T, unit
@@ -58,9 +59,8 @@ class Case:
         ]
 
     def loss(self, matches: Sequence[Matches]) -> Tensor:
-        return local_representation_loss(
-            self.u_s, self.u_t, matches, self.weight_s, self.weight_t, self.center, TAU_S, TAU_T
-        )
+        heads = HeadPair(self.weight_s, self.weight_t, self.center, TAU_S, TAU_T)
+        return local_representation_loss(self.u_s, self.u_t, matches, heads)
 
     def by_loops(self, setting: str) -> tuple[float, float]:
         """(Eq. 5, 7, 9 or 10 from Eq. 4 or 6 in the code's direction, share of kept matches)."""

@@ -8,6 +8,7 @@ from glsd.config import ObjectiveConfig
 from glsd.losses.global_loss import global_representation_loss
 from glsd.losses.local_loss import local_representation_loss, matched_share
 from glsd.losses.objective import Losses, geometric_matches, objective, similarity_matches
+from glsd.losses.outputs import HeadPair
 from tests.glsd.losses.test_local_loss import GROUPS, Case, Groups
 
 TAU_T = 0.06
@@ -66,7 +67,7 @@ def parts(given: Batch, config: ObjectiveConfig) -> tuple[Tensor, Tensor, Tensor
     u_bar_s = torch.cat([group.u_bar for group in given.student], 1)
     layers, centers = given.last_layers, given.centers
     l_g = global_representation_loss(
-        u_bar_s, given.teacher.u_bar, layers.student, layers.teacher, centers.global_, *temperatures
+        u_bar_s, given.teacher.u_bar, HeadPair(layers.student, layers.teacher, centers.global_, *temperatures)
     )
     matches, view = [], 0
     for group in given.student:
@@ -84,7 +85,10 @@ def parts(given: Batch, config: ObjectiveConfig) -> tuple[Tensor, Tensor, Tensor
     assert centers.dense is not None
     u_s = [group.u for group in given.student if group.u is not None]
     l_l = local_representation_loss(
-        u_s, given.teacher.u, matches, layers.student_dense, layers.teacher_dense, centers.dense, *temperatures
+        u_s,
+        given.teacher.u,
+        matches,
+        HeadPair(layers.student_dense, layers.teacher_dense, centers.dense, *temperatures),
     )
     return l_g, l_l, matched_share(matches)
 
