@@ -26,7 +26,7 @@ from glsd.data.tars import pack, scan_tars
 from glsd.storage.cache import cache_folder
 from glsd.storage.files import read
 from glsd.storage.listing import unreadable, walk
-from glsd.storage.replacing import alone, synced
+from glsd.storage.replacing import alone, replacing
 from glsd.storage.uris import inner_names
 
 _FORMAT: Final = "3"
@@ -195,7 +195,12 @@ def build_index(
     path = cache / f"index-{_FORMAT}-{key}.arrow"
     with alone(path.with_suffix(".lock")):
         if not _usable(path):
-            _write(path, _table(found, config, cache, key, tick))
+            table = _table(found, config, cache, key, tick)
+            with (
+                replacing(path, path.with_suffix(".unfinished")) as file,
+                pa.ipc.new_file(file, table.schema) as writer,
+            ):
+                writer.write_table(table)
     return Index.open(path)
 
 
@@ -359,11 +364,3 @@ def _check_distinct(table: pa.Table) -> None:
     if pc.any(same).as_py():
         twice = table["uri"][pc.index(same, True).as_py()].as_py()
         raise ValueError(f"{twice} is named twice; name every image once, and no folder within another")
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    """The file, whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    with synced(unfinished) as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-    unfinished.replace(path)

@@ -3,18 +3,18 @@
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from glsd.data.images import IMAGE_EXTENSIONS, UndecodableImage, extension
 from glsd.data.index import Index
 from glsd.data.sources import CLASS_NAMES, PACK_PLAN
+from glsd.data.tars import image_suffix, write_tar
 from glsd.storage.folder import Folder
 
 SHARD_BYTES = 256 * 2**20
@@ -133,34 +133,20 @@ def write_shard(shard: Shard, index: Index, folder: Folder) -> None:
 
 def _tar(index: Index, image_ids: range) -> memoryview:
     content = io.BytesIO()
+    write_tar(content, _members(index, image_ids))
+    return content.getbuffer()
+
+
+def _members(index: Index, image_ids: range) -> Iterator[tuple[str, bytes]]:
     class_ids = _class_ids(index)
-    with (
-        tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-        ThreadPoolExecutor(8) as readers,
-    ):
+    with ThreadPoolExecutor(8) as readers:
         for start in range(0, len(image_ids), _READ_AT_ONCE):
             ids = image_ids[start : start + _READ_AT_ONCE]
             for image_id, data in zip(ids, readers.map(index.read, ids), strict=True):
                 if class_ids is not None:
-                    _add(tar, f"{image_id:09d}.cls", str(class_ids[image_id]).encode())
-                _add(tar, f"{image_id:09d}{_suffix(index, image_id, data)}", data)
-    return content.getbuffer()
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # of time, user and group 0: the same bytes on every machine
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
-
-
-def _suffix(index: Index, image_id: int, data: bytes) -> str:
-    """What the content is; where that cannot be told, what the file's name says, so that it stays an image."""
-    try:
-        return extension(data)
-    except UndecodableImage:
-        place = index.place(image_id)
-        named = PurePosixPath(place.member or place.uri).suffix.lower()
-        return named if named in IMAGE_EXTENSIONS else ".jpg"
+                    yield f"{image_id:09d}.cls", str(class_ids[image_id]).encode()
+                place = index.place(image_id)
+                yield f"{image_id:09d}{image_suffix(data, place.member or place.uri)}", data
 
 
 def _json(content: Any) -> bytes:

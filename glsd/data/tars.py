@@ -5,20 +5,19 @@ packed once into plain tars of the cache folder and read from there.
 """
 
 import bz2
-import contextlib
 import gzip
 import hashlib
 import io
+import itertools
 import lzma
-import shutil
 import tarfile
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +30,7 @@ from glsd.data.sources import Labels, Source, as_labels, counted, kind_not_read
 from glsd.storage.cache import use
 from glsd.storage.files import open_file, open_stream
 from glsd.storage.listing import Files
-from glsd.storage.replacing import alone
+from glsd.storage.replacing import alone, whole_folder
 from glsd.storage.uris import inner_names
 
 _SHARD_BYTES: Final = 1 << 30
@@ -143,14 +142,8 @@ def pack(source: Source, config: DataConfig, cache: Path, tick: Callable[[int], 
     with alone(folder.with_suffix(".lock")):
         use(folder)
         if not folder.is_dir():
-            unfinished = folder.with_suffix(".unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            try:
+            with whole_folder(folder, folder.with_suffix(".unfinished")) as unfinished:
                 _write_tars(unfinished, _parquet_images(source, config) if parquet else _tar_images(source), tick)
-                unfinished.rename(folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
@@ -212,19 +205,43 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-def _write_tars(folder: Path, members: Iterator[tuple[str, bytes]], tick: Callable[[int], None]) -> None:
-    with contextlib.ExitStack() as stack:
-        tar, written, num_tars, key = None, 0, 0, ""
+def write_tar(stream: BinaryIO, members: Iterable[tuple[str, bytes]]) -> None:
+    """Write a plain tar of (name, content), the same bytes on every machine."""
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in members:
-            if tar is None or (written > _SHARD_BYTES and _key(name) != key):
-                stack.close()
-                tar = stack.enter_context(tarfile.open(folder / f"{num_tars:06d}.tar", "w", format=tarfile.PAX_FORMAT))
-                written, num_tars = 0, num_tars + 1
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-            written, key = written + len(data), _key(name)
-            tick(not name.endswith(".cls"))
+            member = tarfile.TarInfo(name)  # its time, user and group are 0
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def image_suffix(data: bytes, name: str = "") -> str:
+    """The suffix of an image by its content; by its name or `.jpg` where the content is not known.
+
+    An image that cannot be decoded stays an image, and is counted as one that was skipped.
+    """
+    try:
+        return extension(data)
+    except UndecodableImage:
+        named = PurePosixPath(name).suffix.lower()
+        return named if named in IMAGE_EXTENSIONS else ".jpg"
+
+
+def _write_tars(folder: Path, members: Iterator[tuple[str, bytes]], tick: Callable[[int], None]) -> None:
+    """Tars of about `_SHARD_BYTES`; members of one key stay together."""
+    number, written, last_key = 0, 0, ""
+
+    def tar_number(member: tuple[str, bytes]) -> int:
+        nonlocal number, written, last_key
+        key = _key(member[0])
+        if written > _SHARD_BYTES and key != last_key:
+            number, written = number + 1, 0
+        written, last_key = written + len(member[1]), key
+        tick(not member[0].endswith(".cls"))
+        return number
+
+    for _, part in itertools.groupby(members, tar_number):
+        with (folder / f"{number:06d}.tar").open("wb") as stream:
+            write_tar(stream, part)
 
 
 def _tar_images(source: Source) -> Iterator[tuple[str, bytes]]:
@@ -273,7 +290,7 @@ def _parquet_images(source: Source, config: DataConfig) -> Iterator[tuple[str, b
                     where = f"{uri}, row {row}"
                     data = _encoded(images[place].as_py(), where, config.image_column)
                     key = f"{file_name}/{row:09d}"
-                    yield key + _extension(data), data
+                    yield key + image_suffix(data), data
                     if labels is not None:
                         yield f"{key}.cls", _label(labels[place].as_py(), where, config.label_column)
                     row += 1
@@ -305,10 +322,3 @@ def _label(value: Any, where: str, column: str) -> bytes:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"{where}: {value!r} in column {column!r} is no label; labels are whole numbers or names")
     return str(value).encode()
-
-
-def _extension(data: bytes) -> str:
-    try:
-        return extension(data)
-    except UndecodableImage:
-        return ".jpg"  # it stays an image, one that cannot be decoded, and is counted as such

@@ -10,7 +10,6 @@ import io
 import json
 import re
 import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from glsd.storage.files import read
-from glsd.storage.replacing import sync_folder, synced
+from glsd.storage.replacing import whole_folder
 from glsd.storage.uris import absolute, is_remote, joined, resolved
 
 _NAME = re.compile(r"step_(\d{8}|[1-9]\d{8,})")
-_PARTIAL = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]+\.partial")
+_PARTIAL = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]+\.partial(\.replaced)?")
 _STATE, _MANIFEST = "state.pt", "manifest.json"
 
 
@@ -156,19 +155,10 @@ def _upload(filesystem: pafs.FileSystem, path: str, content: bytes | memoryview)
 
 
 def _save_locally(folder: Path, name: str, files: dict[str, bytes | memoryview], check: Callable[[], None]) -> None:
-    partial = folder / f".{name}.{secrets.token_hex(8)}.partial"  # another start, that is lost, may write its own
-    partial.mkdir(parents=True)
-    try:
+    partial = folder / f".{name}.{secrets.token_hex(8)}.partial"  # a start that has lost the run may write its own
+    with whole_folder(folder / name, partial, check):
         for file, content in files.items():
-            with synced(partial / file) as stream:
-                stream.write(content)
-        sync_folder(partial)
-        check()
-        shutil.rmtree(folder / name, ignore_errors=True)
-        partial.rename(folder / name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_folder(folder)
+            (partial / file).write_bytes(content)
 
 
 def _digest(content: Any) -> str:

@@ -10,7 +10,6 @@ How an export is written and compared is the same for other libraries, which `gl
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
 from pathlib import Path
@@ -22,7 +21,7 @@ from timm.models.swin_transformer import SwinTransformer
 
 from glsd.encoder.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, check_finite, with_downsampling_moved
 from glsd.models.backbone import timm_architecture
-from glsd.storage.replacing import sync_folder, synced
+from glsd.storage.replacing import whole_folder
 from glsd.storage.uris import is_remote
 
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # what lets a timm model take other sizes
@@ -123,25 +122,11 @@ def write_export(
     not_taken = {size: reason for size, reason in reasons.items() if reason}
     if not sizes - not_taken.keys():
         raise ValueError("; ".join(f"{size} px: {reason}" for size, reason in not_taken.items()))
-    partial, replaced = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in (partial, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with whole_folder(out, out.with_name(f".{out.name}.partial")) as partial:
         for name, content in files.items():
-            with synced(partial / name) as stream:
-                stream.write(content)
-        sync_folder(partial)
+            (partial / name).write_bytes(content)
         # Before it is in place: what a library cannot load is not an export.
         differences = _compared(encoder, lines(partial), sizes - not_taken.keys())
-        if out.exists():
-            out.rename(replaced)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_folder(out.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
     return ExportReport(out, lines(out), differences, not_taken, note)
 
 
