@@ -18,6 +18,7 @@ from glsd.reporting.console import closing_words
 from glsd.storage.cache import cache_folder
 from glsd.storage.replacing import replace_file
 from ray_jobs.pretraining.job import pretrain
+from ray_jobs.pretraining.options import PretrainOptions
 from ray_jobs.progress import duration_text
 from ray_jobs.settings import JobSettings
 
@@ -35,7 +36,7 @@ def demonstrate(config: Config, out: str, job: JobSettings) -> None:
     print("elpv-dataset: photographs of solar cells, CC BY-NC-SA 4.0, not for commercial use.")
     train, test = photograph_lists()
     start = time.monotonic()
-    run = pretrain(config, str(train), out, knn_data=str(test), **dict(job))
+    run = pretrain(config, str(train), out, PretrainOptions(knn_data=(str(test),)), job)
     print(f"\ntraining and evaluation: {duration_text(time.monotonic() - start)}\n")
     print(closing_words(run.out, run.summary))
 

@@ -50,7 +50,7 @@ class Packed(NamedTuple):
 def pack(
     source: str | Path | Sequence[str | Path],
     out: str | Folder,
-    config: DataConfig = DataConfig(),  # noqa: B008 (frozen)
+    config: DataConfig = DataConfig(),
     shard_bytes: int = SHARD_BYTES,
     on_progress: Callable[[str], None] = lambda _: None,
     cache_dir: str | Path | None = None,

@@ -3,14 +3,17 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from glsd.config import Config, DataConfig, LinearConfig, documentation, load_config
+from glsd.config import Config, DataConfig, documentation, load_config
+from ray_jobs.evaluation.options import EvaluateOptions
+from ray_jobs.pretraining.options import PretrainOptions
 from ray_jobs.settings import JobSettings
+from ray_jobs.sweeps.options import SweepOptions
 
 Flattened = tyro.conf.arg(name="")
 
@@ -26,10 +29,7 @@ class Pretrain:
     """Folders of images, lists (.txt, .csv), WebDataset tars or Parquet files; local, s3:// or gs://."""
     out: str
     """Run directory: a folder, or a URI that all workers reach."""
-    knn_data: tuple[str, ...] = ()
-    """Labelled images to test by k-NN during the run; without them a share of labelled `data` is tested."""
-    init_from: str | None = None
-    """Start from these weights: a run, a checkpoint, an exported backbone, timm:NAME, or timm:NAME=FILE of weights."""
+    options: Annotated[PretrainOptions, Flattened] = PretrainOptions()
     job: Annotated[JobSettings, Flattened] = JobSettings()
     config: Annotated[Config, Flattened] = Config()
 
@@ -39,14 +39,7 @@ class Pretrain:
             from glsd.reporting.console import closing_words
             from ray_jobs.pretraining.job import pretrain
 
-        run = pretrain(
-            self.config,
-            self.data,
-            self.out,
-            knn_data=self.knn_data or None,
-            init_from=self.init_from,
-            **dict(self.job),
-        )
+        run = pretrain(self.config, self.data, self.out, self.options, self.job)
         print(closing_words(run.out, run.summary))
 
 
@@ -132,28 +125,8 @@ class Evaluate:
     """A run directory, a checkpoint, an exported backbone, timm:NAME, or timm:NAME=FILE of weights; a file's images are
     normalised as ImageNet's, or with timm:NAME.TAG=FILE as timm has it for that tag."""
     data: tuple[str, ...]
-    """Images that train and vote, labelled for k-NN and linear; without --test a share of them is tested instead."""
-    test: tuple[str, ...] = ()
-    """Images that are tested."""
-    probes: tuple[Literal["knn", "linear", "linear_quick", "correspondence", "collapse"], ...] = ("knn",)
-    """What to measure; linear_quick is a logistic regression on the representations, linear trains on crops."""
-    out: str | None = None
-    """Folder for evaluation.json and figures; further probes of the same model and images are added to it."""
-    beside: tuple[str, ...] = ()
-    """Further models, whose correspondences are drawn beside (Fig. 5), for the probe correspondence with --out."""
-    anchors: Literal["full", "regime"] = "full"
-    """Train and vote with all images (Sec. 4.5.1), or with the regime that the run was trained on."""
-    ks: tuple[int, ...] = (10, 20, 100, 200)
-    """Numbers of neighbours that vote."""
-    resize: int | None = None
-    """Shorter side after the resize in pixels; by default the model's."""
-    crop: int | None = None
-    """Side of the centre crop in pixels, for small images; by default the model's."""
-    pairs: int = 1000
-    """Most images whose two views are matched for the correspondence."""
-    scenes: str | None = None
-    """CSV file of photographs of a flat scene, matched as well: image_a, image_b, homography (nine numbers)."""
-    linear: LinearConfig = LinearConfig()
+    """Images that train and vote, labelled for k-NN and linear."""
+    options: Annotated[EvaluateOptions, Flattened] = EvaluateOptions()
     job: Annotated[JobSettings, Flattened] = JobSettings()
 
     def run(self) -> None:
@@ -162,22 +135,7 @@ class Evaluate:
             from glsd.reporting.console import score_table
             from ray_jobs.evaluation.job import evaluate
 
-        found = evaluate(
-            self.model,
-            self.data,
-            test=self.test or None,
-            probes=self.probes,
-            out=self.out,
-            beside=self.beside,
-            ks=self.ks,
-            linear=self.linear,
-            anchors=self.anchors,
-            resize=self.resize,
-            crop=self.crop,
-            pairs=self.pairs,
-            scenes=self.scenes,
-            **dict(self.job),
-        )
+        found = evaluate(self.model, self.data, self.options, self.job)
         print(score_table(found))
 
 
@@ -200,27 +158,7 @@ class Sweep:
     """Preset or YAML file with what all trials share."""
     test: tuple[str, ...] = ()
     """Labelled images that are tested; without them a share of the labelled data is."""
-    grid: tuple[str, ...] = ()
-    """Axes in place of the grid's or beside them, such as optim.base_lr=1e-4,5e-4; a single value is for all trials;
-    with together=[KEY,KEY] the values of two axes go together."""
-    seeds: tuple[int, ...] = ()
-    """Values of seed; by default that of the base alone."""
-    samples: int = 1
-    """Draws where the grid has distributions; the number of trials with --search optuna."""
-    scheduler: Literal["fifo", "asha", "median"] = "fifo"
-    """asha and median stop trials that do badly by their online k-NN."""
-    search: Literal["random", "optuna"] = "random"
-    """How distributions are drawn from; optuna (an extra) learns from the trials before."""
-    stop_collapsed: bool = False
-    """End a trial whose teacher has collapsed; it is marked so, and evaluated as it is."""
-    retries: int = 1
-    """How often a trial that fails is started again."""
-    concurrent: int | None = None
-    """Trials at a time; by default, and at most, what the cluster has room for."""
-    pairs: int = 1000
-    """Images of each trial's correspondence."""
-    dry_run: bool = False
-    """Only print the trials and the images they will process."""
+    options: Annotated[SweepOptions, Flattened] = SweepOptions()
     job: Annotated[JobSettings, Flattened] = JobSettings()
 
     def run(self) -> None:
@@ -233,28 +171,12 @@ class Sweep:
             from ray_jobs.sweeps.job import sweep
             from ray_jobs.sweeps.planning import not_ended, plan_table
 
-        planned = sweep(
-            load_config(self.base),
-            self.study,
-            named_sources(self.data),
-            self.out,
-            test=named_sources(self.test),
-            changes=self.grid,
-            seeds=self.seeds,
-            samples=self.samples,
-            scheduler=self.scheduler,
-            search=self.search,
-            stop_collapsed=self.stop_collapsed,
-            retries=self.retries,
-            concurrent=self.concurrent,
-            pairs=self.pairs,
-            dry_run=self.dry_run,
-            command=self.command(),
-            **dict(self.job),
-        )
-        if self.dry_run:
+        options = replace(self.options, command=tuple(self.command()))
+        data, test = named_sources(self.data), named_sources(self.test)
+        planned = sweep(load_config(self.base), self.study, data, self.out, test, options, self.job)
+        if options.dry_run:
             print(plan_table(planned))
-            if self.search == "optuna" and (num_left := self.samples - len(planned)) > 0:
+            if options.search == "optuna" and (num_left := options.samples - len(planned)) > 0:
                 print(f"Optuna draws {num_left} more, each when it knows what became of those before")
             return
         states = trial_states(self.out)
@@ -267,10 +189,12 @@ class Sweep:
     def command(self) -> list[str]:
         """The command line of this call, without what is at its default."""
         given = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        del given["study"], given["options"], given["job"]
+        given |= {field.name: (getattr(self.options, field.name), field.default) for field in fields(self.options)}
         given |= {name: (getattr(self.job, name), field.default) for name, field in JobSettings.model_fields.items()}
         words = ["glsd", "sweep", self.study]
         for name, (value, default) in given.items():
-            if name not in ("study", "job") and value != default:
+            if value != default:
                 values = [] if default is False else value if isinstance(value, tuple) else [value]
                 words += [f"--{name}", *map(str, values)]
         return words
@@ -319,7 +243,7 @@ class Embed:
         with _importing():
             from ray_jobs.evaluation.embedding import embed
 
-        print(embed(self.model, self.data, self.out, dense=self.dense, **dict(self.job)))
+        print(embed(self.model, self.data, self.out, dense=self.dense, job=self.job))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ray_jobs.settings import JobSettings, num_cores
 class Resources(NamedTuple):
     """What a job's workers get."""
 
+    workers: int
     gpu: bool
     per_worker: dict[str, float]
     torch_threads: int | None
@@ -152,4 +153,4 @@ def check_resources(settings: JobSettings, packed: Sequence[str] = ()) -> Resour
         threads = max(1, num_cores() // workers if num_nodes == 1 else int(per_worker))
     failures = settings.max_failures if settings.max_failures is not None else 0 if num_nodes == 1 else 3
     photometrics = settings.photometrics if settings.photometrics != "auto" else "device" if gpu else "worker"
-    return Resources(gpu, reserved, threads, failures, photometrics)
+    return Resources(workers, gpu, reserved, threads, failures, photometrics)

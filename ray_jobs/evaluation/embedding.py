@@ -46,7 +46,9 @@ class EmbedReport(NamedTuple):
         return f"{self.num_images:,} images of {self.dim} numbers{skipped}: {self.path}"
 
 
-def embed(model: str, data: Sources, out: str | Path, *, dense: bool = False, **job: Any) -> EmbedReport:
+def embed(
+    model: str, data: Sources, out: str | Path, *, dense: bool = False, job: JobSettings = JobSettings()
+) -> EmbedReport:
     """Write the representations of all images; the same call goes on after a kill, and does nothing when it is done.
 
     Args:
@@ -54,13 +56,13 @@ def embed(model: str, data: Sources, out: str | Path, *, dense: bool = False, **
         data: folders, lists, tars or Parquet files, local or `s3://`, `gs://`.
         out: a new local file. It appears whole, when all is computed.
         dense: z besides z̄.
-        job: fields of `JobSettings`.
+        job: workers and devices.
 
     Raises:
         ValueError: there is no such model, the data do not fit, or `out` lies within them or is something else, which
             is left as it is.
     """
-    settings, path = JobSettings(**job), Path(absolute(out))
+    path = Path(absolute(out))
     if is_remote(str(out)):
         raise ValueError(f"--out {out} must be a local file; copy it to where you need it afterwards")
     if path.parent != Path("/"):  # where no source is, and which has no `Folder`
@@ -77,7 +79,7 @@ def embed(model: str, data: Sources, out: str | Path, *, dense: bool = False, **
             return report
         if note := value_range_note((index,), encoder.config.data):
             line.note(note)
-        features = extract(encoder, Selection.all(index), settings=settings, line=line, name="embedding", dense=dense)
+        features = extract(encoder, Selection.all(index), settings=job, line=line, name="embedding", dense=dense)
         _write(path, features, index, facts, line)
     return _report(path, facts, index)
 

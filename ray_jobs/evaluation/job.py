@@ -6,15 +6,14 @@ probes of the same model and data add to, and figures.
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from glsd.config import LinearConfig
 from glsd.data.index import Index
 from glsd.data.samples import value_range_note
 from glsd.data.scenes import read_scenes
@@ -33,7 +32,8 @@ from ray_jobs.cluster.start import cluster
 from ray_jobs.evaluation.checks import check_map, check_options
 from ray_jobs.evaluation.images import probed_images
 from ray_jobs.evaluation.linear import LINEAR, check_batch
-from ray_jobs.evaluation.probes import NEEDING_LABELS, PROBES, Probe, Probing
+from ray_jobs.evaluation.options import EvaluateOptions, Probe
+from ray_jobs.evaluation.probes import NEEDING_LABELS, PROBES, Photographed, Probing
 from ray_jobs.indexing import indexed
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
@@ -42,104 +42,88 @@ from ray_jobs.settings import JobSettings
 def evaluate(
     model: str,
     data: Sources,
-    *,
-    test: Sources | None = None,
-    probes: Sequence[Probe] = ("knn",),
-    out: str | None = None,
-    ks: Sequence[int] = (10, 20, 100, 200),
-    linear: LinearConfig | None = None,
-    anchors: Literal["full", "regime"] = "full",
-    resize: int | None = None,
-    crop: int | None = None,
-    pairs: int = 1000,
-    scenes: str | None = None,
-    beside: Sequence[str] = (),
-    figures: bool = True,
-    keep: bool = True,
+    options: EvaluateOptions = EvaluateOptions(),
+    job: JobSettings = JobSettings(),
     line: ProgressLine | None = None,
-    **job: Any,
 ) -> dict[str, Any]:
     """Probe a frozen backbone (Sec. 4.3, 4.6, 4.7).
 
     Args:
         model: a run, a checkpoint, an exported backbone, `timm:NAME` or `timm:NAME=FILE`.
-        data: the training images of the probes, labelled for k-NN and linear; without `test`, a share
-            `evaluation.holdout` of them is tested instead.
-        test: images that are tested.
-        probes: what to measure.
-        out: folder for `evaluation.json`; an evaluation of the same model and images there is added to.
-        ks: numbers of neighbours that vote.
-        linear: settings of the linear probe.
-        anchors: train and vote with all images (Sec. 4.5.1), or with the regime that the run was trained on.
-        resize: in place of the model's `evaluation.resize`.
-        crop: in place of the model's `evaluation.crop`.
-        pairs: most images whose two views are matched for the correspondence.
-        scenes: a CSV file of pairs of photographs and the homography between them, whose correspondence is measured as
-            well; `glsd.data.read_scenes` has its columns.
-        beside: further models, whose correspondences are drawn beside; for the probe correspondence with `out`.
-        figures: draw into `out`.
-        keep: leave the model's representations of the images in the cache, for later probes.
-        line: shows what goes on; by default a line of the terminal.
-        job: fields of `JobSettings`.
+        data: the training images of the probes, labelled for k-NN and linear.
+        options: what is measured.
+        job: workers and devices.
+        line: shows the progress; by default a line of the terminal.
 
     Returns:
         What `evaluation.json` holds; accuracies are shares.
 
     Raises:
         ValueError: there is no such model, labels are missing, an option does not fit the probes or the images, or
-            `out` holds another evaluation, or one that another process is at.
+            `options.out` holds another evaluation, or one that another process is at.
     """
-    check_options(probes, ks, pairs, scenes, beside, draws=out is not None and figures)
-    photographed = None if scenes is None else (scenes, read_scenes(scenes))
-    settings, linear = JobSettings(**job), linear or LinearConfig()
-    folder = None if out is None else Folder(out)
+    check_options(options)
+    photographed = None if options.scenes is None else (options.scenes, read_scenes(options.scenes))
+    folder = None if options.out is None else Folder(options.out)
     if folder is not None:
-        for sources in (data, test or ()):
+        for sources in (data, options.test):
             folder.check_apart(sources)
         folder.check_own("evaluation", EVALUATION, (LINEAR, LEASE))
     line = line or ProgressLine()
     with line, nullcontext() if folder is None else held_lease(folder, line.phase, TIMES):
         state = _checkpoint_state(model)
-        encoder = _resized(load_model(model) if state is None else teacher_encoder(state, model), resize, crop)
-        if "collapse" not in probes:
+        encoder = _resized(load_model(model) if state is None else teacher_encoder(state, model), options)
+        if "collapse" not in options.probes:
             state = None  # which is several times as large as the encoder
-        others = {name: _resized(load_model(name), resize, crop) for name in beside}
-        if "correspondence" in probes:
+        others = {name: _resized(load_model(name), options) for name in options.beside}
+        if "correspondence" in options.probes:
             for name, probed in {**others, model: encoder}.items():
                 check_map(probed, name)
         index = indexed(data, encoder.config, line)
-        tested = None if test is None else indexed(test, encoder.config, line)
+        tested = indexed(options.test, encoder.config, line) if options.test else None
         if note := value_range_note((index, tested), encoder.config.data):
             line.note(note)
-        images = probed_images(encoder, index, tested, bool(NEEDING_LABELS & set(probes)), anchors)
-        if "linear" in probes:
-            check_batch(linear, len(images.trained.image_ids), settings.workers)
-        found = _begun(folder, model, encoder, index, tested, anchors)
-        with cluster(settings):
-            if "linear" in probes:
-                check_ranks(settings, check_resources(settings))
-            probing = Probing(model, encoder, images, settings, line, found["skipped"])
-            measures: dict[Probe, Callable[[], dict[str, Any]]] = {
-                "knn": partial(probing.knn, ks),
-                "linear": partial(probing.linear, linear, folder),
-                "linear_quick": probing.linear_quick,
-                "correspondence": partial(probing.correspondence, pairs, photographed),
-                "collapse": partial(probing.collapse, state),
-            }
-            for probe in dict.fromkeys(probes):
-                found[probe] = measures[probe]()
-                torch.cuda.empty_cache()  # the tasks of the next one may be on the same GPU
-                found["skipped"] = probing.skipped()
-                if folder is not None:
-                    folder.write(EVALUATION, (json.dumps(found, indent=2) + "\n").encode())
-        if folder is not None and figures:
+        images = probed_images(encoder, index, tested, bool(NEEDING_LABELS & set(options.probes)), options.anchors)
+        if "linear" in options.probes:
+            check_batch(options.linear, len(images.trained.image_ids), job.workers)
+        found = _begun(folder, model, encoder, index, tested, options.anchors)
+        with cluster(job):
+            if "linear" in options.probes:
+                check_ranks(job, check_resources(job))
+            probing = Probing(model, encoder, images, job, line, found["skipped"])
+            _measure(probing, options, folder, photographed, state, found)
+        if folder is not None and options.figures:
             with tempfile.TemporaryDirectory(prefix="glsd-") as drawn:
-                probing.picture(probes, others, photographed, Path(drawn))
+                probing.picture(options.probes, others, photographed, Path(drawn))
                 for path in sorted(Path(drawn).iterdir()):
                     folder.write(f"{FIGURES}/{path.name}", path.read_bytes())
-        if not keep:
+        if not options.keep:
             probing.discard()
     return found
+
+
+def _measure(
+    probing: Probing,
+    options: EvaluateOptions,
+    folder: Folder | None,
+    photographed: Photographed | None,
+    state: dict[str, Any] | None,
+    found: dict[str, Any],
+) -> None:
+    """Add what each probe measures to what was found, and write it as soon as it is known."""
+    measures: dict[Probe, Callable[[], dict[str, Any]]] = {
+        "knn": partial(probing.knn, options.ks),
+        "linear": partial(probing.linear, options.linear, folder),
+        "linear_quick": probing.linear_quick,
+        "correspondence": partial(probing.correspondence, options.pairs, photographed),
+        "collapse": partial(probing.collapse, state),
+    }
+    for probe in dict.fromkeys(options.probes):
+        found[probe] = measures[probe]()
+        torch.cuda.empty_cache()  # the tasks of the next one may be on the same GPU
+        found["skipped"] = probing.skipped()
+        if folder is not None:
+            folder.write(EVALUATION, (json.dumps(found, indent=2) + "\n").encode())
 
 
 def _checkpoint_state(model: str) -> dict[str, Any] | None:
@@ -154,9 +138,9 @@ def _checkpoint_state(model: str) -> dict[str, Any] | None:
     return load_checkpoint(checkpoint)
 
 
-def _resized(encoder: Encoder, resize: int | None, crop: int | None) -> Encoder:
+def _resized(encoder: Encoder, options: EvaluateOptions) -> Encoder:
     """The encoder with another preprocessing; a crop alone is resized to in the proportion that the model has."""
-    evaluation = encoder.config.evaluation
+    evaluation, resize, crop = encoder.config.evaluation, options.resize, options.crop
     if crop is not None and resize is None:
         resize = round(crop * evaluation.resize / evaluation.crop)
     overrides = {"evaluation.resize": resize, "evaluation.crop": crop}

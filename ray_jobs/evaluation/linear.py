@@ -121,7 +121,7 @@ def linear_probe(
         units = partial(remaining, share(source, share_files([anchors.index])), run.location)
         with run.lease(on_wait=line.phase) as token:
             plan = LinearPlan(config, frozen, dim, num_classes, source, run, token, monitor, resources.torch_threads)
-            fit(linear_worker, plan, units, run, settings, resources, monitor, line)
+            fit(linear_worker, plan, units, run, resources, monitor, line)
     layer = load_checkpoint(checkpoints(run.location)[num_steps])["layer"]
     logits = functional.linear(test_features.cpu(), layer["weight"], layer["bias"])
     accuracy = linear_accuracy(logits, test_labels.cpu(), num_classes)

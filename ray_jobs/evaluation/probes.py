@@ -48,11 +48,11 @@ from ray_jobs.cluster.resources import check_resources
 from ray_jobs.evaluation.features import Features, Images, Selection, discard, extract, precompute
 from ray_jobs.evaluation.images import ProbedImages
 from ray_jobs.evaluation.linear import linear_probe
+from ray_jobs.evaluation.options import Probe
 from ray_jobs.evaluation.tasks import collapse_of_part, matched_part, moved, photographs_part, placed, voted
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings, num_cores
 
-Probe = Literal["knn", "linear", "linear_quick", "correspondence", "collapse"]
 PROBES: tuple[Probe, ...] = get_args(Probe)
 NEEDING_LABELS = {"knn", "linear", "linear_quick"}
 

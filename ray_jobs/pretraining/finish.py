@@ -5,6 +5,7 @@ All of it is made from the newest checkpoint, so a run that is killed here does 
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,22 @@ from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import num_cores
 
 
-def finish(
-    run: RunDirectory,
-    config: Config,
-    index: Index,
-    image_ids: np.ndarray,
-    split: LabelledSplit | None,
-    figures: bool,
-    device: str,
-    line: ProgressLine,
-) -> None:
+@dataclass(frozen=True)
+class Prepared:
+    """A run and the images that it sees."""
+
+    run: RunDirectory
+    config: Config
+    index: Index
+    image_ids: np.ndarray
+    """Images of its regime."""
+    split: LabelledSplit | None
+    """Images of the k-NN; None where there are no labels."""
+
+
+def finish(prepared: Prepared, figures: bool, device: str, line: ProgressLine) -> None:
     """Export the teacher's backbone, draw the figures where asked to, and write the summary, last."""
+    run, config, split = prepared.run, prepared.config, prepared.split
     checkpoint = newest_checkpoint(run.location)
     assert checkpoint is not None
     encoder = load_encoder(checkpoint).to(device)
@@ -45,7 +51,8 @@ def finish(
         if figures:
             line.phase("drawing the figures")
             drawn = Path(folder) / FIGURES
-            picture_method(encoder, some_decodable(index, image_ids, config.data, config.seed, NUM_PICTURED), drawn)
+            images = some_decodable(prepared.index, prepared.image_ids, config.data, config.seed, NUM_PICTURED)
+            picture_method(encoder, images, drawn)
             picture_learning(read_metrics(run), drawn)
             if split is not None:
                 picture_neighbours(encoder, split, drawn, num_cores())

@@ -22,7 +22,7 @@ from glsd.data.order import Order
 from glsd.data.regimes import regime, write_subset
 from glsd.data.samples import value_range_note
 from glsd.data.sources import Sources
-from glsd.data.splits import LabelledSplit, has_classes, labelled_split
+from glsd.data.splits import has_classes, labelled_split
 from glsd.data.units import UnitSource
 from glsd.runs.checkpoints import checkpoints, newest_checkpoint
 from glsd.runs.directory import CONFIG, RunDirectory
@@ -35,8 +35,9 @@ from ray_jobs.cluster.resources import check_ranks, check_resources, check_share
 from ray_jobs.cluster.start import cluster
 from ray_jobs.indexing import indexed
 from ray_jobs.pretraining.checks import batch_norm_note, check_sizes
-from ray_jobs.pretraining.finish import finish
+from ray_jobs.pretraining.finish import Prepared, finish
 from ray_jobs.pretraining.initial_weights import INIT, InitialWeights, initial_weights
+from ray_jobs.pretraining.options import PretrainOptions
 from ray_jobs.pretraining.recorder import Plan
 from ray_jobs.pretraining.worker import train_worker
 from ray_jobs.progress import ProgressLine
@@ -64,48 +65,40 @@ def pretrain(
     config: Config,
     data: Sources,
     out: str,
-    *,
-    knn_data: Sources | None = None,
-    init_from: str | None = None,
-    figures: bool = True,
+    options: PretrainOptions = PretrainOptions(),
+    job: JobSettings = JobSettings(),
     line: ProgressLine | None = None,
-    **job: Any,
 ) -> Run:
-    """Pretrain on unlabelled images; start the same call again after a kill and it goes on.
+    """Pretrain on unlabelled images; make the same call again after a kill to resume.
 
     Args:
         config: the experiment.
         data: folders, lists, tars or Parquet files, local or `s3://`, `gs://`.
         out: run directory, a folder or a URI that all workers reach.
-        knn_data: labelled images for the k-NN of the teacher, on which the labelled images of `data` vote; without them
-            a share of `data` is tested. Labels are never trained on.
-        init_from: a model that `glsd.evaluation.load_model` knows, with whose backbone student and teacher start; the
-            heads and the schedules are new. The run keeps a copy, so the model is not needed to resume.
-        figures: draw into `out` at the end.
-        line: shows what goes on; by default a line of the terminal.
-        job: fields of `JobSettings`.
+        options: images that are tested, weights to start from.
+        job: workers and devices.
+        line: shows the progress; by default a line of the terminal.
 
     Raises:
         ValueError: a setting, the data or the run directory do not fit; the message says what would.
         NonFiniteLoss: the loss was infinite or not a number; the last good checkpoint is there.
         Collapsed: the teacher has collapsed, and `collapse` is "stop".
     """
-    settings = JobSettings(**job)
-    check_loggers(settings.loggers)
+    check_loggers(job.loggers)
     run = RunDirectory(out)
     if not config.auto:
         run.check_config(config)  # the cheapest check comes first
-    for sources in (data, knn_data or ()):
+    for sources in (data, options.knn_data):
         run.check_apart(sources)
-    if init_from is not None:
-        check_uri(init_from)
+    if options.init_from is not None:
+        check_uri(options.init_from)
     check_sizes(config)
     with line or ProgressLine() as line, run.lease(on_wait=line.phase):
-        if init_from is not None:
-            line.phase(f"reading {init_from}")
-        init = None if init_from is None else initial_weights(run, config, init_from)
+        if options.init_from is not None:
+            line.phase(f"reading {options.init_from}")
+        init = None if options.init_from is None else initial_weights(run, config, options.init_from)
         index = indexed(data, config, line)
-        tested = None if knn_data is None else indexed(knn_data, config, line)
+        tested = indexed(options.knn_data, config, line) if options.knn_data else None
         identity = run.identity(index, tested) | (init.identity if init is not None else {})
         image_ids = regime(index, config.data)
         if config.auto:
@@ -114,20 +107,17 @@ def pretrain(
             config = scaled(config, len(image_ids))
             line.note(f"for {len(image_ids):,} images: " + ", ".join(f"{key} {config.flat()[key]}" for key in derived))
             run.check_config(config)
-        order = Order(config.seed, len(image_ids), config.optim.batch_size, config.data.unit_size)
-        if run.finished is None and (warning := order.left_out_warning()):
-            warnings.warn(warning, stacklevel=2)
-        if run.finished is None and (note := value_range_note((index, tested), config.data)):
-            line.note(note)
         # A new directory becomes this run's when it is sure that the run can start, so that a remedy may change it.
         claim = partial(_claim, run, config, identity, index, image_ids, init)
         if run.read(CONFIG) is not None:
             claim()
         if run.finished is None:
             split = labelled_split(index, tested, config.evaluation) if tested or has_classes(index) else None
-            if max(checkpoints(run.location), default=0) < config.optim.epochs * order.steps_per_epoch:
-                _train_on_ray(config, settings, run, index, image_ids, split, claim, line)
-            finish(run, config, index, image_ids, split, figures, settings.device, line)
+            prepared = Prepared(run, config, index, image_ids, split)
+            if note := value_range_note((index, tested), config.data):
+                line.note(note)
+            _train(prepared, job, claim, line)
+            finish(prepared, options.figures, job.device, line)
         else:
             line.phase(f"{out} is finished: nothing is left to do")
     checkpoint, summary = newest_checkpoint(run.location), run.finished
@@ -167,32 +157,32 @@ def _places(subset: bytes) -> list[tuple[str, str]]:
     return [(row["offset"], row["length"]) for row in rows]
 
 
-def _train_on_ray(
-    config: Config,
-    settings: JobSettings,
-    run: RunDirectory,
-    index: Index,
-    image_ids: np.ndarray,
-    split: LabelledSplit | None,
-    claim: Callable[[], None],
-    line: ProgressLine,
-) -> None:
+def _train(prepared: Prepared, job: JobSettings, claim: Callable[[], None], line: ProgressLine) -> None:
+    """Train up to the last step, unless its checkpoint is there already."""
+    config = prepared.config
+    order = Order(config.seed, len(prepared.image_ids), config.optim.batch_size, config.data.unit_size)
+    if warning := order.left_out_warning():
+        warnings.warn(warning, stacklevel=3)
+    if max(checkpoints(prepared.run.location), default=0) < config.optim.epochs * order.steps_per_epoch:
+        _train_on_ray(prepared, job, claim, line)
+
+
+def _train_on_ray(prepared: Prepared, job: JobSettings, claim: Callable[[], None], line: ProgressLine) -> None:
+    run, config, index, split = prepared.run, prepared.config, prepared.index, prepared.split
     line.phase("connecting to Ray")
-    with cluster(settings):
-        check_shares(config, settings.workers)
+    with cluster(job):
+        check_shares(config, job.workers)
         indexes = [index] if split is None else [index, split.queries.index]
-        resources = check_resources(settings, [folder for side in indexes for folder in side.packed])
-        check_ranks(settings, resources)
+        resources = check_resources(job, [folder for side in indexes for folder in side.packed])
+        check_ranks(job, resources)
         claim()
-        if note := batch_norm_note(config, settings.workers, resources.gpu):
+        if note := batch_norm_note(config, job.workers, resources.gpu):
             line.note(note)
-        chosen = None if len(image_ids) == len(index) else image_ids
+        chosen = None if len(prepared.image_ids) == len(index) else prepared.image_ids
         source = UnitSource(config, index, chosen, resources.photometrics)
         shared = share(source, share_files(indexes))
         monitor = start_monitor()
         assert run.token is not None
-        plan = Plan(
-            config, run, run.token, source, shared.files, split, monitor, resources.torch_threads, settings.loggers
-        )
+        plan = Plan(config, run, run.token, source, shared.files, split, monitor, resources.torch_threads, job.loggers)
         units = partial(remaining, shared, run.location)
-        fit(train_worker, plan, units, run, settings, resources, monitor, line)
+        fit(train_worker, plan, units, run, resources, monitor, line)

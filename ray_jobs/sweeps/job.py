@@ -9,9 +9,8 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from itertools import islice
-from typing import Any, Literal
 
 import ray
 
@@ -25,11 +24,11 @@ from ray_jobs.cluster.resources import check_ranks, check_resources, gpu_room
 from ray_jobs.cluster.start import cluster
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
-from ray_jobs.sweeps.grids import load_space
+from ray_jobs.sweeps.grids import Space, load_space
 from ray_jobs.sweeps.live import shown
+from ray_jobs.sweeps.options import SweepOptions
 from ray_jobs.sweeps.planning import Data, Planned, Shared, absolute_data, plan
 from ray_jobs.sweeps.rounds import rounds
-from ray_jobs.sweeps.schedulers import Scheduler
 from ray_jobs.sweeps.trial import outcome, trial_gpus
 from ray_jobs.sweeps.tuning import tune_trials
 
@@ -39,44 +38,23 @@ _CORES_A_TRIAL = 4
 
 def sweep(
     base: Config,
-    grid: str,
+    study: str,
     data: Data,
     out: str,
-    *,
     test: Data | None = None,
-    changes: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-    samples: int = 1,
-    scheduler: Scheduler = "fifo",
-    search: Literal["random", "optuna"] = "random",
-    stop_collapsed: bool = False,
-    retries: int = 1,
-    concurrent: int | None = None,
-    pairs: int = 1000,
-    dry_run: bool = False,
-    command: Sequence[str] = (),
-    **job: Any,
+    options: SweepOptions = SweepOptions(),
+    job: JobSettings = JobSettings(),
 ) -> list[Planned]:
-    """Run every trial that has not ended yet; start the same call again after a kill and it goes on.
+    """Run every trial that has not ended yet; make the same call again after a kill to resume.
 
     Args:
         base: what all trials share.
-        grid: a name of `ray_jobs.sweeps.grids.GRIDS`, or a YAML file.
+        study: a name of `ray_jobs.sweeps.grids.GRIDS`, or a YAML file.
         data: sources by the name of the data set.
         out: folder or URI of the sweep.
         test: labelled images that are tested, by the name of the data set; without them a share of `data` is.
-        changes: axes in place of the grid's, such as `optim.base_lr=1e-4,5e-4`.
-        seeds: values of `seed`.
-        samples: draws where the grid has distributions (random search); what is drawn twice is one trial.
-        scheduler: `asha` and `median` stop trials that do badly by their online k-NN.
-        search: draw at random, or as Optuna suggests; then `samples` is the number of trials, and lists are choices.
-        stop_collapsed: end a trial whose teacher has collapsed; it is marked so and evaluated as it is.
-        retries: how often a trial that fails is started again.
-        concurrent: trials at a time; by default, and at most, what the cluster has room for.
-        pairs: images of each trial's correspondence.
-        dry_run: only check and plan; of Optuna's trials those that are known, and the next.
-        command: the command line of this call, for the report.
-        job: fields of `JobSettings`, for every trial.
+        options: which trials there are, and which of them run when.
+        job: workers and devices of every trial.
 
     Returns:
         All trials, for `plan_table`; what came of them is in `out`, for `trial_states` and `report`.
@@ -84,65 +62,75 @@ def sweep(
     Raises:
         ValueError: an axis, a value or the data do not fit, before any trial starts, or `out` holds other trials.
     """
-    for name, value, least in (
-        ("samples", samples, 1),
-        ("retries", retries, 0),
-        ("concurrent", concurrent, 1),
-        ("pairs", pairs, 1),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"--{name} must be {least} or more, not {value}")
-    settings = JobSettings(**job)
-    check_loggers(settings.loggers)
+    check_loggers(job.loggers)
     folder = RunDirectory(out)
     folder.check_own("sweep", SWEEP, (LEASE,))
-    space = load_space(grid, changes, seeds, base.seed)
-    if unknown := sorted(set(test or {}) - set(data)):
-        raise ValueError(f"--test names the data set {unknown[0]!r}, which is not in --data ({', '.join(data)})")
-    if scheduler != "fifo" and len(data) > 1:
-        raise ValueError(f"--scheduler {scheduler} compares the k-NN of all trials; name one data set")
-    if search == "optuna" and (len(data) > 1 or len(space.axes.get("seed", [])) > 1):
-        raise ValueError("--search optuna looks for the best settings on one data set with one seed; name one of each")
-    if stop_collapsed:
+    space = load_space(study, options.grid, options.seeds, base.seed)
+    _check_options(options, space, data, test or {})
+    if options.stop_collapsed:
         base = base.with_overrides({"collapse": "stop"})
-    shared = Shared(base, absolute_data(data), absolute_data(test or {}), folder.location, scheduler, pairs, job)
+    shared = Shared(
+        base, absolute_data(data), absolute_data(test or {}), folder.location, options.scheduler, options.pairs, job
+    )
     for sources in (*shared.data.values(), *shared.test.values()):
         folder.check_apart(sources)
-    if dry_run:
+    if options.dry_run:
         with ProgressLine() as line:
-            *_, cells = islice(rounds(space, shared, samples, search, lambda: 1), 2)
+            *_, cells = islice(rounds(space, shared, options.samples, options.search, lambda: 1), 2)
             return plan(cells, shared, line)
     with ProgressLine() as line, folder.lease(on_wait=line.phase), ExitStack() as resources:
-
-        @cache
-        def at_once() -> int:
-            """Trials that run beside each other, which a started Ray tells."""
-            line.phase("connecting to Ray")
-            # The dashboard is needed to free what a stopped or killed trial leaves reserved.
-            resources.enter_context(cluster(settings.model_copy(update={"dashboard": True})))
-            given = check_resources(settings)
-            check_ranks(settings, given)
-            reserved = given.per_worker
-            num_beside = beside(ray.cluster_resources(), reserved, settings.workers, concurrent)
-            if concurrent is not None and num_beside < concurrent:
-                line.note(f"{num_beside} trials run at a time: there is no room for --concurrent {concurrent}")
-            return num_beside
-
+        at_once = cache(partial(_room, job, options.concurrent, resources, line))  # asking starts Ray
         planned, tried = list[Planned](), set[str]()
-        for cells in rounds(space, shared, samples, search, at_once):
+        for cells in rounds(space, shared, options.samples, options.search, at_once):
             planned = plan(cells, shared, line)
             unfinished = [p for p in planned if p.trial.name not in tried and outcome(Folder(p.plan.out)) is None]
             tried |= {p.trial.name for p in unfinished}
             line.phase(f"{len(planned)} trials, {len(planned) - len(unfinished)} of them ended")
             num_beside = at_once() if unfinished else 0
             gpus = trial_gpus(planned[0].plan) if unfinished else 0.0
-            _record(folder, grid, command, planned, space.together, gpus)
+            _record(folder, study, options.command, planned, space.together, gpus)
             if unfinished:
                 line.close()
                 with shown(shared.out):
                     # Trials that have ended tell a scheduler what it would have known.
-                    tune_trials(unfinished if scheduler == "fifo" else planned, folder, scheduler, retries, num_beside)
+                    told = unfinished if options.scheduler == "fifo" else planned
+                    tune_trials(told, folder, options.scheduler, options.retries, num_beside)
     return planned
+
+
+def _check_options(options: SweepOptions, space: Space, data: Data, test: Data) -> None:
+    """Refuse what can be told without the images.
+
+    Raises:
+        ValueError: an option is out of range or does not fit the data sets.
+    """
+    for name, value, least in (
+        ("samples", options.samples, 1),
+        ("retries", options.retries, 0),
+        ("concurrent", options.concurrent, 1),
+        ("pairs", options.pairs, 1),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be {least} or more, not {value}")
+    if unknown := sorted(set(test) - set(data)):
+        raise ValueError(f"--test names the data set {unknown[0]!r}, which is not in --data ({', '.join(data)})")
+    if options.scheduler != "fifo" and len(data) > 1:
+        raise ValueError(f"--scheduler {options.scheduler} compares the k-NN of all trials; name one data set")
+    if options.search == "optuna" and (len(data) > 1 or len(space.axes.get("seed", [])) > 1):
+        raise ValueError("--search optuna looks for the best settings on one data set with one seed; name one of each")
+
+
+def _room(job: JobSettings, concurrent: int | None, resources: ExitStack, line: ProgressLine) -> int:
+    """Trials that run beside each other, which a started Ray tells."""
+    line.phase("connecting to Ray")
+    # The dashboard is needed to free what a stopped or killed trial leaves reserved.
+    resources.enter_context(cluster(job.model_copy(update={"dashboard": True})))
+    given = check_resources(job)
+    check_ranks(job, given)
+    num_beside = beside(ray.cluster_resources(), given.per_worker, job.workers, concurrent)
+    if concurrent is not None and num_beside < concurrent:
+        line.note(f"{num_beside} trials run at a time: there is no room for --concurrent {concurrent}")
+    return num_beside
 
 
 def beside(total: Mapping[str, float], reserved: Mapping[str, float], workers: int, concurrent: int | None) -> int:

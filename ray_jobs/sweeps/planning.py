@@ -25,7 +25,8 @@ from ray_jobs.pretraining.checks import check_sizes
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
 from ray_jobs.sweeps.grids import Trial
-from ray_jobs.sweeps.schedulers import Scheduler, check_scheduler
+from ray_jobs.sweeps.options import Scheduler
+from ray_jobs.sweeps.schedulers import check_scheduler
 from ray_jobs.sweeps.trial import TrialPlan
 
 _MOST_LISTED = 5
@@ -62,7 +63,7 @@ class Shared:
     out: str
     scheduler: Scheduler
     pairs: int
-    job: dict[str, Any]
+    job: JobSettings
 
 
 _SIZES: Any = {"model": True, "augment": True, "data": {"unit_size"}, "evaluation": {"crop"}}
@@ -95,7 +96,7 @@ def plan(cells: Sequence[Trial], shared: Shared, line: ProgressLine) -> list[Pla
             check_sizes(config)
             check_map(untrained_encoder(config), config.model.backbone)
             checked.add(sizes)
-        check_shares(config, JobSettings(**job).workers)
+        check_shares(config, job.workers)
         check_scheduler(shared.scheduler, [config])
         order = Order(config.seed, num_images, config.optim.batch_size, config.data.unit_size)
         place = joined(out, f"{TRIALS}/{cell.name}")

@@ -5,13 +5,12 @@ Trials of different lengths are compared at the same share of their epochs: `pro
 
 import math
 from collections.abc import Iterable
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from glsd.config import Config
-
-Scheduler = Literal["fifo", "asha", "median"]
+from ray_jobs.sweeps.options import Scheduler
 
 _TIME, _METRIC = "progress", "knn"
 _GRACE: Final = 25

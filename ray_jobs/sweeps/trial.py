@@ -26,8 +26,9 @@ from glsd.storage.uris import joined
 from glsd.training.loop import NonFiniteLoss
 from ray_jobs.cluster.deaths import ProcessDied
 from ray_jobs.evaluation.job import evaluate
-from ray_jobs.evaluation.probes import Probe
+from ray_jobs.evaluation.options import EvaluateOptions, Probe
 from ray_jobs.pretraining.job import pretrain
+from ray_jobs.pretraining.options import PretrainOptions
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
 
@@ -45,8 +46,7 @@ class TrialPlan:
     test: tuple[str, ...]
     out: str
     """Run directory."""
-    job: dict[str, Any]
-    """Fields of `JobSettings`."""
+    job: JobSettings
     pairs: int
     """Images of the correspondence."""
 
@@ -87,8 +87,8 @@ def _trained(plan: TrialPlan, folder: Folder) -> tuple[Status, str]:
         status, message = json.loads(noted)
         return status, message
     try:
-        test, line = plan.test or None, _TuneLine(plan)
-        pretrain(plan.config, plan.data, plan.out, knn_data=test, figures=False, line=line, **plan.job)
+        options = PretrainOptions(knn_data=plan.test, figures=False)
+        pretrain(plan.config, plan.data, plan.out, options, plan.job, _TuneLine(plan))
     except Collapsed as error:
         status, message = "collapsed", str(error)
     except NonFiniteLoss as error:
@@ -101,19 +101,16 @@ def _trained(plan: TrialPlan, folder: Folder) -> tuple[Status, str]:
 
 def _evaluate(plan: TrialPlan, folder: Folder) -> None:
     if newest_checkpoint(folder.location) is not None:
-        evaluate(
-            plan.out,
-            plan.data,
-            test=plan.test or None,
+        options = EvaluateOptions(
+            test=plan.test,
             probes=_MEASURED,
             out=joined(plan.out, EVALUATED),
             ks=(plan.config.evaluation.k,),
             pairs=plan.pairs,
             figures=False,
             keep=False,
-            line=ProgressLine(),
-            **plan.job,
         )
+        evaluate(plan.out, plan.data, options, plan.job)
 
 
 def outcome(folder: Folder) -> dict[str, Any] | None:
@@ -158,7 +155,7 @@ def _write_hyperparameters(plan: TrialPlan, folder: Folder) -> None:
 
 def trial_gpus(plan: TrialPlan) -> float:
     """GPUs of the trial's workers; 0 where it trains on CPUs."""
-    settings = JobSettings(**plan.job)
+    settings = plan.job
     has_any = ray.cluster_resources().get("GPU", 0) >= 1 if settings.gpu is None else settings.gpu
     return settings.workers * settings.gpus_per_worker if has_any else 0.0
 

@@ -9,8 +9,9 @@ from ray import tune
 from glsd.runs.directory import RunDirectory
 from glsd.runs.sweep import OUTCOME
 from glsd.storage.folder import Folder
+from ray_jobs.sweeps.options import Scheduler
 from ray_jobs.sweeps.planning import Planned
-from ray_jobs.sweeps.schedulers import Scheduler, scheduler_of
+from ray_jobs.sweeps.schedulers import scheduler_of
 from ray_jobs.sweeps.trial import TrialPlan, outcome, run_trial, trial_gpus, write_outcome
 
 

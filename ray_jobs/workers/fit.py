@@ -27,7 +27,6 @@ from ray_jobs.cluster.deaths import ProcessDied, death
 from ray_jobs.cluster.monitor import Handle, watch
 from ray_jobs.cluster.resources import Resources
 from ray_jobs.progress import ProgressLine
-from ray_jobs.settings import JobSettings
 from ray_jobs.workers.stream import stream_options
 
 RAY_TRAIN = "ray_train"
@@ -39,7 +38,6 @@ def fit(
     plan: Any,
     units: Callable[[], Dataset],
     run: RunDirectory,
-    settings: JobSettings,
     resources: Resources,
     monitor: Handle,
     line: ProgressLine,
@@ -51,8 +49,7 @@ def fit(
         plan: what a worker needs.
         units: the stream from where the workers are to start; asked anew whenever they are started.
         run: the folder in which Ray Train keeps its own notes.
-        settings: how many workers.
-        resources: what `check_resources` gave for them.
+        resources: what `check_resources` gave.
         monitor: where the workers report.
         line: shows what they report.
 
@@ -63,7 +60,7 @@ def fit(
     line.phase("starting workers")
     with watch(monitor, line):
         while True:
-            trainer = _trainer(worker, plan, units, run, settings, resources, monitor, num_starts)
+            trainer = _trainer(worker, plan, units, run, resources, monitor, num_starts)
             try:
                 trainer.fit()
                 return
@@ -91,7 +88,6 @@ def _trainer(
     plan: Any,
     units: Callable[[], Dataset],
     run: RunDirectory,
-    settings: JobSettings,
     resources: Resources,
     monitor: Handle,
     num_starts: int,
@@ -104,7 +100,7 @@ def _trainer(
             "monitor": monitor,
         },
         scaling_config=ScalingConfig(
-            num_workers=settings.workers, use_gpu=resources.gpu, resources_per_worker=resources.per_worker
+            num_workers=resources.workers, use_gpu=resources.gpu, resources_per_worker=resources.per_worker
         ),
         run_config=RunConfig(
             name=run.ascii_name,

@@ -14,7 +14,9 @@ from glsd.data.splits import LabelledImages, has_classes, labelled_split
 from glsd.encoder.encoder import untrained_encoder
 from glsd.weights.timm import export_backbone
 from ray_jobs.evaluation.job import evaluate
+from ray_jobs.evaluation.options import EvaluateOptions
 from ray_jobs.pretraining.job import pretrain
+from ray_jobs.pretraining.options import PretrainOptions
 from ray_jobs.progress import ProgressLine
 from tests.glsd.data.encoding import jpeg, tiff, write_jpegs, write_tar
 from tests.glsd.training.small import small_config
@@ -122,10 +124,16 @@ def test_pretraining_and_evaluation_say_once_that_a_value_range_is_missing(tmp_p
     dim, other = of_highest(tmp_path / "dim", *range(4000, 4008)), of_highest(tmp_path / "other", 4000)
     said = io.StringIO()
     with pytest.raises(ValueError, match="have no labels"):
-        pretrain(small_config(), str(dim), str(tmp_path / "run"), knn_data=str(other), line=ProgressLine(said))
+        pretrain(
+            small_config(),
+            str(dim),
+            str(tmp_path / "run"),
+            PretrainOptions(knn_data=(str(other),)),
+            line=ProgressLine(said),
+        )
     assert said.getvalue().count("Pretrain with data.value_range [0, 4095]") == 1
     model, told = tmp_path / "model", io.StringIO()
     export_backbone(untrained_encoder(small_config()), model)
     with pytest.raises(ValueError, match="have no labels"):
-        evaluate(str(model), str(dim), test=str(other), line=ProgressLine(told))
+        evaluate(str(model), str(dim), EvaluateOptions(test=(str(other),)), line=ProgressLine(told))
     assert told.getvalue().count("Pretrain with data.value_range [0, 4095]") == 1

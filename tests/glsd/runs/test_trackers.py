@@ -12,6 +12,7 @@ from glsd.runs.directory import RunDirectory
 from glsd.runs.log import RunLog, read_metrics
 from glsd.runs.trackers import check_loggers, external_loggers
 from ray_jobs.pretraining.job import pretrain
+from ray_jobs.settings import JobSettings
 from tests.glsd.storage.object_store import BucketHandler, serving
 
 CONFIG = load_config("demo")
@@ -71,7 +72,7 @@ def test_a_logger_whose_package_is_missing_is_refused_before_anything_starts(
     for name in ("wandb", "mlflow"):
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(ValueError, match=rf"pip install 'glsd\[{name}\]'"):
-            pretrain(Config(), [str(tmp_path / "nowhere")], str(tmp_path / "run"), loggers=(name,))
+            pretrain(Config(), [str(tmp_path / "nowhere")], str(tmp_path / "run"), job=JobSettings(loggers=(name,)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -38,6 +38,7 @@ from glsd.config import load_config
 from ray_jobs.cluster.resources import check_resources
 from ray_jobs.cluster.start import cluster
 from ray_jobs.pretraining.job import pretrain
+from ray_jobs.pretraining.options import PretrainOptions
 from ray_jobs.settings import JobSettings
 
 data, out, settings = sys.argv[1:]
@@ -54,7 +55,7 @@ with cluster(JobSettings()):
             check_resources(JobSettings(**job), packed)
         except ValueError as error:
             said.append(str(error))
-pretrain(load_config(settings), data, out, workers=2, figures=False)
+pretrain(load_config(settings), data, out, PretrainOptions(figures=False), JobSettings(workers=2))
 said.append(len(nodes.list_all_nodes()))
 print(json.dumps(said))
 nodes.shutdown()

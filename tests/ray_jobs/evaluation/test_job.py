@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from glsd.reporting.console import score_table
 from glsd.runs.lease import TIMES, held_lease
 from glsd.storage.folder import Folder
 from ray_jobs.evaluation.job import evaluate
+from ray_jobs.evaluation.options import EvaluateOptions
 from ray_jobs.pretraining.job import Run
 from ray_jobs.progress import ProgressLine
+from ray_jobs.settings import JobSettings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -36,11 +39,13 @@ def evaluated(uninterrupted: Run, forty: Path, tmp_path_factory: pytest.TempPath
     evaluate(
         uninterrupted.out,
         str(forty),
-        probes=("knn", "linear_quick", "correspondence", "collapse"),
-        out=str(out),
-        ks=(5, 100, 200),
-        resize=128,
-        crop=128,
+        EvaluateOptions(
+            probes=("knn", "linear_quick", "correspondence", "collapse"),
+            out=str(out),
+            ks=(5, 100, 200),
+            resize=128,
+            crop=128,
+        ),
         line=ProgressLine(said),
     )
     out.with_name("said").write_text(said.getvalue())
@@ -145,12 +150,14 @@ def test_a_later_probe_is_added_to_the_evaluation_and_a_linear_layer_has_only_te
     evaluate(
         uninterrupted.out,
         str(forty),
-        probes=("linear",),
-        out=str(evaluated),
-        linear=LinearConfig(epochs=2, batch_size=8),
-        resize=128,
-        crop=128,
-        figures=False,
+        EvaluateOptions(
+            probes=("linear",),
+            out=str(evaluated),
+            linear=LinearConfig(epochs=2, batch_size=8),
+            resize=128,
+            crop=128,
+            figures=False,
+        ),
     )
     after = json.loads((evaluated / "evaluation.json").read_text())
     assert after["knn"] == before["knn"]
@@ -163,7 +170,7 @@ def test_a_later_probe_is_added_to_the_evaluation_and_a_linear_layer_has_only_te
 
 def test_an_evaluation_of_something_else_is_refused(evaluated: Path, uninterrupted: Run, forty: Path) -> None:
     with pytest.raises(ValueError, match=r"differs in model_digest; choose another --out"):
-        evaluate(uninterrupted.out, str(forty), out=str(evaluated), resize=64, crop=32)
+        evaluate(uninterrupted.out, str(forty), EvaluateOptions(out=str(evaluated), resize=64, crop=32))
 
 
 def test_an_evaluation_at_which_another_process_works_is_refused(
@@ -173,13 +180,13 @@ def test_an_evaluation_at_which_another_process_works_is_refused(
         held_lease(Folder(evaluated), print, TIMES),
         pytest.raises(ValueError, match=r"is in use by process .* choose another --out"),
     ):
-        evaluate(uninterrupted.out, str(forty), out=str(evaluated), resize=128, crop=128)
+        evaluate(uninterrupted.out, str(forty), EvaluateOptions(out=str(evaluated), resize=128, crop=128))
 
 
 def test_an_evaluation_does_not_write_into_a_folder_of_something_else(uninterrupted: Run, forty: Path) -> None:
     before = sorted(forty.rglob("*"))
     with pytest.raises(ValueError, match=r"holds .* but no evaluation\.json, so it is not an evaluation; name a new"):
-        evaluate(uninterrupted.out, str(forty), out=str(forty), resize=128, crop=128)
+        evaluate(uninterrupted.out, str(forty), EvaluateOptions(out=str(forty), resize=128, crop=128))
     assert sorted(forty.rglob("*")) == before
 
 
@@ -189,10 +196,12 @@ def test_images_without_labels_can_be_probed_for_collapse_and_not_by_knn(
     rng = np.random.default_rng(0)
     for number in range(6):
         Image.fromarray(rng.integers(0, 256, (80, 80, 3), np.uint8)).save(tmp_path / f"{number}.png")
-    found = evaluate(uninterrupted.out, str(tmp_path), probes=("collapse", "correspondence"), resize=128, crop=128)
+    found = evaluate(
+        uninterrupted.out, str(tmp_path), EvaluateOptions(probes=("collapse", "correspondence"), resize=128, crop=128)
+    )
     assert found["correspondence"]["num_images"] == 6
     with pytest.raises(ValueError, match="have no labels, which k-NN and linear layers need"):
-        evaluate(uninterrupted.out, str(tmp_path), probes=("knn",), resize=128, crop=128)
+        evaluate(uninterrupted.out, str(tmp_path), EvaluateOptions(probes=("knn",), resize=128, crop=128))
 
 
 def test_images_of_other_classes_can_be_matched_and_not_voted_on(
@@ -202,11 +211,11 @@ def test_images_of_other_classes_can_be_matched_and_not_voted_on(
     for day in ("monday", "tuesday"):
         (tmp_path / day).mkdir()
         Image.fromarray(rng.integers(0, 256, (80, 80, 3), np.uint8)).save(tmp_path / day / "photo.png")
-    other, crops = str(tmp_path), {"resize": 128, "crop": 128}
-    found = evaluate(uninterrupted.out, str(forty), test=other, probes=("correspondence",), **crops)
+    other = EvaluateOptions(test=(str(tmp_path),), resize=128, crop=128)
+    found = evaluate(uninterrupted.out, str(forty), replace(other, probes=("correspondence",)))
     assert found["correspondence"]["num_images"] == 2
     with pytest.raises(ValueError, match="classes that no voting image has"):
-        evaluate(uninterrupted.out, str(forty), test=other, probes=("correspondence", "knn"), **crops)
+        evaluate(uninterrupted.out, str(forty), replace(other, probes=("correspondence", "knn")))
 
 
 def test_photographs_of_a_scene_are_held_to_their_homography_and_no_gpu_is_used_where_none_is_allowed(
@@ -222,13 +231,15 @@ def test_photographs_of_a_scene_are_held_to_their_homography_and_no_gpu_is_used_
     found = evaluate(
         uninterrupted.out,
         str(forty),
-        probes=("correspondence",),
-        out=str(out),
-        scenes=str(tmp_path / "scenes.csv"),
-        pairs=4,
-        resize=128,
-        crop=128,
-        gpu=False,
+        EvaluateOptions(
+            probes=("correspondence",),
+            out=str(out),
+            scenes=str(tmp_path / "scenes.csv"),
+            pairs=4,
+            resize=128,
+            crop=128,
+        ),
+        JobSettings(gpu=False),
     )
     same, mirrored = found["correspondence"]["scenes"]["pairs"]
     for model in (same, same["untrained"]):
@@ -239,7 +250,7 @@ def test_photographs_of_a_scene_are_held_to_their_homography_and_no_gpu_is_used_
     assert (out / "figures" / "scenes.svg").exists()
     assert "correspondence of photo.png and mirrored.png" in score_table(found)
     with pytest.raises(ValueError, match="--scenes is for the probe correspondence"):
-        evaluate(uninterrupted.out, str(forty), scenes=str(tmp_path / "scenes.csv"))
+        evaluate(uninterrupted.out, str(forty), EvaluateOptions(scenes=str(tmp_path / "scenes.csv")))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +266,7 @@ def test_photographs_of_a_scene_are_held_to_their_homography_and_no_gpu_is_used_
 )
 def test_what_cannot_be_measured_is_said_before_anything_is_read(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        evaluate("no model", "no data", **options)
+        evaluate("no model", "no data", EvaluateOptions(**options))
 
 
 def test_what_does_not_fit_model_or_images_is_said_before_anything_is_computed(
@@ -266,10 +277,9 @@ def test_what_does_not_fit_model_or_images_is_said_before_anything_is_computed(
         ({"probes": ("knn", "linear")}, "32 training images do not fill a batch of 256; use linear.batch_size 32"),
         ({"probes": ("collapse", "correspondence"), "crop": 32}, "has a single location in a crop of 32 px"),
     ):
+        given: dict[str, Any] = {"resize": 128, "crop": 128, "out": str(tmp_path / "it")} | options
         with pytest.raises(ValueError, match=said):
-            evaluate(
-                uninterrupted.out, str(forty), out=str(tmp_path / "it"), **({"resize": 128, "crop": 128} | options)
-            )
+            evaluate(uninterrupted.out, str(forty), EvaluateOptions(**given))
     assert not list(tmp_path.iterdir())
 
 
@@ -277,10 +287,12 @@ def test_the_model_may_be_named_relative_to_where_the_command_runs(
     uninterrupted: Run, forty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(uninterrupted.out).parent)
-    found = evaluate(Path(uninterrupted.out).name, str(forty), probes=("collapse",), resize=128, crop=128)
+    found = evaluate(
+        Path(uninterrupted.out).name, str(forty), EvaluateOptions(probes=("collapse",), resize=128, crop=128)
+    )
     assert "input_gradient_norm" in found["collapse"]["metrics"]  # the heads were there
 
 
 def test_a_run_on_all_images_has_no_smaller_regime(uninterrupted: Run, forty: Path) -> None:
     with pytest.raises(ValueError, match="--anchors regime"):
-        evaluate(uninterrupted.out, str(forty), anchors="regime")
+        evaluate(uninterrupted.out, str(forty), EvaluateOptions(anchors="regime"))

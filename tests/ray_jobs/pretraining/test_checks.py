@@ -10,6 +10,7 @@ from glsd.data.regimes import regime, write_subset
 from glsd.runs.directory import RunDirectory
 from ray_jobs.pretraining.checks import batch_norm_note
 from ray_jobs.pretraining.job import SUBSET, pretrain
+from ray_jobs.pretraining.options import PretrainOptions
 from tests.glsd.data.encoding import write_jpegs
 from tests.ray_jobs.runs import small_run
 
@@ -25,10 +26,9 @@ def test_a_run_whose_regime_would_have_other_images_now_is_refused(tmp_path: Pat
 
 
 def test_credentials_in_the_name_of_initial_weights_are_refused(tmp_path: Path) -> None:
+    init = PretrainOptions(init_from="s3://AKIA:hidden@bucket/runs/mine")
     with pytest.raises(ValueError, match="AWS_ACCESS_KEY_ID") as refusal:
-        pretrain(
-            Config(), str(tmp_path / "photos"), str(tmp_path / "run"), init_from="s3://AKIA:hidden@bucket/runs/mine"
-        )
+        pretrain(Config(), str(tmp_path / "photos"), str(tmp_path / "run"), init)
     assert "hidden" not in str(refusal.value)
 
 

@@ -8,6 +8,8 @@ import pytest
 from glsd.config import Config
 from glsd.evaluation.verdict import Collapsed
 from ray_jobs.pretraining.job import pretrain
+from ray_jobs.pretraining.options import PretrainOptions
+from ray_jobs.settings import JobSettings
 from tests.glsd.evaluation.collapsing import CENTERING_OFF, textures_config
 from tests.images import labelled_folder
 from tests.ray_jobs.runs import complete_checkpoints, json_lines
@@ -41,7 +43,7 @@ def test_both_workers_of_a_collapsed_run_stop_with_the_reason_and_so_they_do_whe
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(Collapsed) as caught:
-        pretrain(collapsing_run(collapse="stop"), str(textures), str(out), workers=2)
+        pretrain(collapsing_run(collapse="stop"), str(textures), str(out), job=JobSettings(workers=2))
     lines = json_lines(out / "metrics.jsonl")
     stopped = int(lines[-1]["step"])
     found = re.search(r"collapsed at step (\d+) \(information_global [\d.e-]+ is below", str(caught.value))
@@ -53,14 +55,14 @@ def test_both_workers_of_a_collapsed_run_stop_with_the_reason_and_so_they_do_whe
     assert stopped - 4 < kept[-1] <= stopped
     assert not (out / "summary.json").exists()
     with pytest.raises(Collapsed, match=f"collapsed at step {max(stopped, kept[-1] + LOG_EVERY)} "):
-        pretrain(collapsing_run(collapse="stop"), str(textures), str(out), workers=2)
+        pretrain(collapsing_run(collapse="stop"), str(textures), str(out), job=JobSettings(workers=2))
 
 
 def test_a_collapsed_run_that_should_only_warn_goes_on_and_warns_once(
     cluster: None, textures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    pretrain(collapsing_run(collapse="warn"), str(textures), str(out), figures=False)
+    pretrain(collapsing_run(collapse="warn"), str(textures), str(out), PretrainOptions(figures=False))
     assert json_lines(out / "metrics.jsonl")[-1]["collapsed"] == 1.0
     said = capfd.readouterr().err
     assert said.count("the teacher has collapsed at step") == 1

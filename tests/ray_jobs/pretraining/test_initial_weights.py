@@ -13,6 +13,7 @@ from glsd.models.student_teacher import build_student_teacher
 from glsd.runs.checkpoints import load_checkpoint
 from glsd.weights.timm import export_backbone
 from ray_jobs.pretraining.job import Run, pretrain
+from ray_jobs.pretraining.options import PretrainOptions
 from tests.ray_jobs.runs import small_run
 
 pytestmark = pytest.mark.ray
@@ -57,7 +58,7 @@ def run(
 ) -> Run:
     """A finished run that started from the source, which then was deleted."""
     out = str(tmp_path_factory.mktemp("from") / "run")
-    run = pretrain(still(), str(forty), out, init_from=str(source), figures=False)
+    run = pretrain(still(), str(forty), out, PretrainOptions(init_from=str(source), figures=False))
     shutil.rmtree(source)
     return run
 
@@ -82,7 +83,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_resumes_without_the_s
 ) -> None:
     killed = shutil.copytree(run.out, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "summary.json"))
     assert not source.exists()
-    resumed = pretrain(still(), str(forty), str(killed), init_from=str(source), figures=False)
+    resumed = pretrain(still(), str(forty), str(killed), PretrainOptions(init_from=str(source), figures=False))
     state = load_checkpoint(resumed.checkpoint)
     assert all(torch.equal(state["teacher"][f"backbone.{key}"], value) for key, value in weights.items())
 
@@ -92,13 +93,13 @@ def test_a_run_keeps_to_what_it_started_from(run: Run, forty: Path, tmp_path: Pa
         pretrain(still(), str(forty), run.out)
     given_backbone(tmp_path / "other")
     with pytest.raises(ValueError, match=r"  init_from: \".*given\" there, \".*other\" now\nChoose another --out"):
-        pretrain(still(), str(forty), run.out, init_from=str(tmp_path / "other"))
+        pretrain(still(), str(forty), run.out, PretrainOptions(init_from=str(tmp_path / "other")))
 
 
 def test_a_backbone_of_another_kind_is_refused_before_anything_is_written(forty: Path, tmp_path: Path) -> None:
     given_backbone(tmp_path / "given", **{"model.backbone": "test_vit", "model.drop_path": 0.0})
     with pytest.raises(ValueError, match=r"is a test_vit, and model\.backbone is test_convnext; set model\.backbone"):
-        pretrain(still(), str(forty), str(tmp_path / "run"), init_from=str(tmp_path / "given"))
+        pretrain(still(), str(forty), str(tmp_path / "run"), PretrainOptions(init_from=str(tmp_path / "given")))
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -108,4 +109,9 @@ def test_a_run_that_normalises_images_otherwise_than_its_backbone_says_so(forty:
         pytest.warns(UserWarning, match=r"takes images of augment\.mean \[0\.5, 0\.5, 0\.5\]"),
         pytest.raises(ValueError),
     ):
-        pretrain(still(), str(tmp_path / "nothing"), str(tmp_path / "run"), init_from=str(tmp_path / "given"))
+        pretrain(
+            still(),
+            str(tmp_path / "nothing"),
+            str(tmp_path / "run"),
+            PretrainOptions(init_from=str(tmp_path / "given")),
+        )

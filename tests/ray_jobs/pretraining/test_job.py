@@ -21,6 +21,8 @@ from glsd.encoder.encoder import load_encoder
 from glsd.runs.checkpoints import load_checkpoint, manifest
 from glsd.training.loop import NonFiniteLoss
 from ray_jobs.pretraining.job import Run, pretrain
+from ray_jobs.pretraining.options import PretrainOptions
+from ray_jobs.settings import JobSettings
 from tests.images import labelled_folder
 from tests.ray_jobs.runs import (
     EPOCHS,
@@ -124,7 +126,7 @@ def test_a_run_that_was_begun_on_images_elsewhere_ends_as_it_would_have_there(
     out.mkdir()
     for name in ("config.yaml", "data.json", "environment.json"):
         shutil.copy(Path(uninterrupted.out) / name, out)
-    ended = pretrain(small_run(), str(moved), str(out), figures=False)
+    ended = pretrain(small_run(), str(moved), str(out), PretrainOptions(figures=False))
     assert ended.summary["loss"] == uninterrupted.summary["loss"]
     assert json.loads((out / "data.json").read_bytes())["sources"] == [str(forty)]
 
@@ -145,7 +147,9 @@ def test_a_run_directory_refuses_other_settings_and_other_data_by_name(
 def test_two_workers_learn_from_the_same_batches_what_one_learns(
     uninterrupted: Run, forty: Path, tmp_path: Path
 ) -> None:
-    two = pretrain(small_run(), str(forty), str(tmp_path / "run"), workers=2, figures=False)
+    two = pretrain(
+        small_run(), str(forty), str(tmp_path / "run"), PretrainOptions(figures=False), JobSettings(workers=2)
+    )
     for ones, twos in zip(*(json_lines(Path(run.out) / "metrics.jsonl") for run in (uninterrupted, two)), strict=True):
         same = {"step", "loss", "loss_global", "loss_local", "matched", "lr", "epoch"} & ones.keys()
         same |= {"knn", "knn_majority", "knn_anchors", "knn_queries"} & ones.keys()
@@ -192,7 +196,7 @@ def test_what_cannot_run_is_refused_before_any_worker_starts_and_the_message_say
     overrides: dict[str, Any], job: dict[str, Any], message: str, forty: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        pretrain(small_run(**overrides), str(forty), str(tmp_path / "run"), **job)
+        pretrain(small_run(**overrides), str(forty), str(tmp_path / "run"), job=JobSettings(**job))
     assert not {"lease.json", "metrics.jsonl", "checkpoints"} & {path.name for path in tmp_path.glob("run/*")}
 
 
@@ -213,7 +217,7 @@ def test_a_batch_that_leaves_many_images_out_is_warned_of_with_a_better_one(fort
         ),
         pytest.raises(ValueError, match="2 workers cannot share"),
     ):
-        pretrain(small_run(**{"optim.batch_size": 28}), str(forty), str(tmp_path / "run"), workers=2)
+        pretrain(small_run(**{"optim.batch_size": 28}), str(forty), str(tmp_path / "run"), job=JobSettings(workers=2))
 
 
 @pytest.mark.usefixtures("cluster")
@@ -224,7 +228,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_step_and_images_and_keeps_th
     with pytest.raises(
         NonFiniteLoss, match=r"not finite at step \d+ \(loss .*Images since the last reading: \[\d+, "
     ) as stop:
-        pretrain(config, str(forty), str(tmp_path), max_failures=1)  # a worker that is started again says the same
+        pretrain(
+            config, str(forty), str(tmp_path), job=JobSettings(max_failures=1)
+        )  # a worker that is started again says the same
     metrics = json_lines(tmp_path / "metrics.jsonl")
     (last_good,) = complete_checkpoints(tmp_path)
     assert f"at step {last_good + 1} " in str(stop.value)

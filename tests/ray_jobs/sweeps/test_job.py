@@ -16,7 +16,9 @@ from glsd.runs.checkpoints import load_checkpoint, newest_checkpoint
 from glsd.runs.sweep import trial_states
 from ray_jobs.cli.caching import entries
 from ray_jobs.evaluation.job import evaluate
+from ray_jobs.evaluation.options import EvaluateOptions
 from ray_jobs.sweeps.job import sweep
+from ray_jobs.sweeps.options import SweepOptions
 from tests.images import labelled_folder
 from tests.ray_jobs.pretraining.test_kill import TIMEOUT_S, Start
 from tests.ray_jobs.runs import complete_checkpoints, json_lines, leaves
@@ -182,7 +184,13 @@ def test_trials_that_share_a_backbone_measure_it_untrained_once_and_keep_no_repr
 
     def evaluations(*rates: float) -> list[dict[str, Any]]:
         (tmp_path / "grid.yaml").write_text(f"optim.base_lr: {list(rates)}\n")
-        sweep(few, str(tmp_path / "grid.yaml"), {"data": [str(textures)]}, str(out), pairs=4, concurrent=2)
+        sweep(
+            few,
+            str(tmp_path / "grid.yaml"),
+            {"data": [str(textures)]},
+            str(out),
+            options=SweepOptions(pairs=4, concurrent=2),
+        )
         states = trial_states(str(out))
         assert [state.status for state in states] == ["finished"] * len(rates)
         return [state.evaluation for state in states if state.evaluation is not None]
@@ -213,7 +221,9 @@ def test_trials_that_share_a_backbone_measure_it_untrained_once_and_keep_no_repr
     for path in measured:  # measured again, by the command that evaluates one model, it is the same
         path.unlink()
     run = next(str(path) for path in sorted(out.glob("trials/*0.001*")))
-    again = evaluate(run, str(textures), probes=("knn", "correspondence"), ks=(few.evaluation.k,), pairs=4)
+    again = evaluate(
+        run, str(textures), EvaluateOptions(probes=("knn", "correspondence"), ks=(few.evaluation.k,), pairs=4)
+    )
     assert (again["knn"], again["correspondence"]) == (one["knn"], one["correspondence"])
     assert len(new("features-")) == 2, "what was evaluated by hand is kept for later probes"
 
@@ -227,7 +237,7 @@ def test_optuna_searches_until_it_has_tried_as_many_as_asked_for(
     few = base(**{"optim.epochs": 1, "data.images_per_class": 8})
     grid, data = str(tmp_path / "grid.yaml"), {"data": [str(textures)]}
     for samples in (1, 2):  # the second call goes on with what the first one found
-        sweep(few, grid, data, str(out), search="optuna", samples=samples, pairs=4)
+        sweep(few, grid, data, str(out), options=SweepOptions(search="optuna", samples=samples, pairs=4))
         states = trial_states(str(out))
         assert [state.status for state in states] == ["finished"] * samples
     for state in states:

@@ -23,6 +23,7 @@ from ray_jobs.cli.verbs import Sweep
 from ray_jobs.settings import JobSettings
 from ray_jobs.sweeps.job import beside, sweep
 from ray_jobs.sweeps.live import fitting_table
+from ray_jobs.sweeps.options import SweepOptions
 from ray_jobs.sweeps.planning import not_ended
 from ray_jobs.sweeps.rounds import reached
 from tests.glsd.runs.sweeps import BASE, ATrial, a_sweep, name_of
@@ -108,8 +109,11 @@ def test_a_trial_on_cpus_has_four_cores_or_what_is_asked_and_a_core_for_its_stre
     [
         Sweep("threshold", ("a b", "food=s3://bucket/it's"), "runs/x"),
         Sweep(
-            "my grid.yaml", ("photos",), "x", test=("t",), grid=("a.b=1,[2, 3]",), seeds=(0, 1), samples=3,
-            scheduler="asha", search="optuna", stop_collapsed=True, retries=0, concurrent=2, pairs=8,
+            "my grid.yaml", ("photos",), "x", test=("t",),
+            options=SweepOptions(
+                grid=("a.b=1,[2, 3]",), seeds=(0, 1), samples=3, scheduler="asha", search="optuna",
+                stop_collapsed=True, retries=0, concurrent=2, pairs=8,
+            ),
             job=JobSettings(workers=2, gpu=False, gpus_per_worker=0.25, dashboard=True, loggers=("wandb", "mlflow")),
         ),
     ],
@@ -254,7 +258,9 @@ def test_trials_that_have_not_ended_are_named_in_one_line(call, tmp_path, photos
     rates = [a_rate(0.001), a_rate(0.002, "failed", knn=None), a_rate(0.004, "started"), a_rate(0.5, "waiting")]
     folder = str(a_sweep(tmp_path / "sweep", rates))
     few, all_of_three = (
-        sweep(BASE, "learning_rate", {"photos": [str(photos)]}, folder, changes=[change], dry_run=True)
+        sweep(
+            BASE, "learning_rate", {"photos": [str(photos)]}, folder, options=SweepOptions(grid=(change,), dry_run=True)
+        )
         for change in ("optim.base_lr=0.001", "optim.base_lr=0.001,0.002,0.004")
     )
     assert not_ended(few, trial_states(folder)) == ""
