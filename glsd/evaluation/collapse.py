@@ -22,7 +22,7 @@ from glsd.evaluation.verdict import Verdict, collapse_verdict
 from glsd.losses.cross_entropy import teacher_distribution
 from glsd.matching import match_by_similarity
 from glsd.models.centering import Centers
-from glsd.models.student_teacher import Network, ViewOutputs
+from glsd.models.student_teacher import Network
 from glsd.training.batch import Batch, to_device
 from glsd.training.state import TrainState, initial_state
 from glsd.training.step import autocast, unit_losses
@@ -113,11 +113,11 @@ def collapse_metrics(
     if len(batch.geo) == 1:
         return metrics
     metrics |= _feature_metrics(views.z_bar.flatten(0, 1))
-    for name, head, u, center in _heads(teacher, views, centers):
-        rows = u.flatten(0, -2)
-        rows = rows[torch.linspace(0, len(rows) - 1, min(_OUTPUT_ROWS, len(rows)), device=u.device).long()]
+    for name, head in teacher.heads.items():
+        rows = views.u[name].flatten(0, -2)
+        rows = rows[torch.linspace(0, len(rows) - 1, min(_OUTPUT_ROWS, len(rows)), device=rows.device).long()]
         metrics[f"entropy_{name}"], metrics[f"information_{name}"] = output_entropy_and_information(
-            rows, head.last_layer_weight(), center, temperature
+            rows, head.last_layer_weight(), centers[name], temperature
         )
     return metrics
 
@@ -218,15 +218,6 @@ def _matching_metrics(z: Float[Tensor, "images 2 height width dim"]) -> dict[str
         return {}
     entropy, distinct = k_star_usage(match_by_similarity(z, z.flip(1)).k_star, num_locations)
     return {"k_star_entropy": entropy, "k_star_distinct": distinct}
-
-
-def _heads(teacher: Network, views: ViewOutputs, centers: Centers) -> list[tuple[str, Any, Tensor, Tensor]]:
-    heads = [("global", teacher.head, views.u_bar, centers.global_)]
-    if teacher.dense_head is not None:
-        assert views.u is not None
-        assert centers.dense is not None
-        heads.append(("dense", teacher.dense_head, views.u, centers.dense))
-    return heads
 
 
 def _unit_report(state: TrainState, batch: Batch, config: Config) -> dict[str, Tensor]:

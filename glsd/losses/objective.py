@@ -1,11 +1,8 @@
-"""The total objective in Table 1's three settings: vanilla, similarity, geometric.
-
-Outputs, last layers and centres come from `glsd.models`; this room asks only for their attributes.
-"""
+"""The total objective in Table 1's three settings: vanilla, similarity, geometric."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,7 +12,7 @@ from glsd.config import ObjectiveConfig
 from glsd.geometry import matching_threshold, positions
 from glsd.losses.global_loss import global_representation_loss
 from glsd.losses.local_loss import local_representation_loss, matched_share
-from glsd.losses.outputs import HeadPair
+from glsd.losses.outputs import HeadPair, Level, ViewOutputs
 from glsd.matching import Matches, match_by_geometry, match_by_similarity
 
 
@@ -32,79 +29,21 @@ class Losses(NamedTuple):
     """Share of student locations whose match is kept, over all pairs; 0 in the vanilla setting."""
 
 
-@runtime_checkable
-class Outputs(Protocol):
-    """What a network says about B images in V views of one size."""
-
-    @property
-    def z(self) -> Tensor:
-        """Dense representation of the backbone, (B, V, H, W, d)."""
-
-    @property
-    def u_bar(self) -> Tensor:
-        """Bottleneck of head h-bar, (B, V, D)."""
-
-    @property
-    def u(self) -> Tensor | None:
-        """Bottlenecks of head h, (B, V, H, W, D); None where there is no dense head."""
-
-
-@runtime_checkable
-class HeadWeights(Protocol):
-    """Last layers (I, D) of the heads h-bar and h; h has none in the vanilla setting."""
-
-    @property
-    def student(self) -> Tensor:
-        """Of the student's h-bar."""
-
-    @property
-    def student_dense(self) -> Tensor | None:
-        """Of the student's h."""
-
-    @property
-    def teacher(self) -> Tensor:
-        """Of the teacher's h-bar."""
-
-    @property
-    def teacher_dense(self) -> Tensor | None:
-        """Of the teacher's h."""
-
-
-@runtime_checkable
-class HeadCenters(Protocol):
-    """Centres (I,) of the teacher's logits."""
-
-    @property
-    def global_(self) -> Tensor:
-        """Of h-bar."""
-
-    @property
-    def dense(self) -> Tensor | None:
-        """Of h; None in the vanilla setting."""
-
-
 def objective(
-    student: Sequence[Outputs],
-    teacher: Outputs,
+    student: Sequence[ViewOutputs],
+    teacher: ViewOutputs,
     geo: Float[Tensor, "batch views 7"],
-    last_layers: HeadWeights,
-    centers: HeadCenters,
+    heads: Mapping[Level, HeadPair],
     config: ObjectiveConfig,
-    teacher_temperature: float,
 ) -> Losses:
     """Algorithm 1, line 15 in the setting of Table 1 that `config` names, mean over the images.
 
     `student` holds the outputs of each group of equal crops, the two global crops first, `teacher` those of the two
-    global crops, and `geo` w_geo of all views in that order.
+    global crops, and `geo` w_geo of all views in that order. The vanilla setting needs no `dense` head.
     """
     global_weight, local_weight = config.weights
-    global_loss = global_representation_loss(
-        torch.cat([group.u_bar for group in student], dim=1),
-        teacher.u_bar,
-        HeadPair(
-            last_layers.student, last_layers.teacher, centers.global_, config.student_temperature, teacher_temperature
-        ),
-    )
+    u_bar_s = torch.cat([group.u["global"] for group in student], dim=1)
+    global_loss = global_representation_loss(u_bar_s, teacher.u["global"], heads["global"])
     if config.setting == "vanilla":
         zero = torch.zeros_like(global_loss)
         return Losses(global_weight * global_loss, global_loss, zero, zero)
@@ -112,27 +51,14 @@ def objective(
     if config.setting == "similarity":
         matches = [similarity_matches(group.z, teacher.z) for group in student]
     else:
-        grids = [(group.z.shape[2], group.z.shape[3]) for group in student]
         geos = torch.split(geo, [group.z.shape[1] for group in student], dim=1)
-        grid_t = (teacher.z.shape[2], teacher.z.shape[3])
-        geo_t = geo[:, : teacher.z.shape[1]]
+        geo_t, grid_t = geo[:, : teacher.z.shape[1]], (teacher.z.shape[2], teacher.z.shape[3])
         matches = [
-            geometric_matches(geo_s, grid_s, geo_t, grid_t, config.threshold_scale)
-            for geo_s, grid_s in zip(geos, grids, strict=True)
+            geometric_matches(geo_s, (group.z.shape[2], group.z.shape[3]), geo_t, grid_t, config.threshold_scale)
+            for geo_s, group in zip(geos, student, strict=True)
         ]
-    u_s = [group.u for group in student if group.u is not None]
-    assert teacher.u is not None
-    assert last_layers.student_dense is not None
-    assert last_layers.teacher_dense is not None
-    assert centers.dense is not None
-    heads = HeadPair(
-        last_layers.student_dense,
-        last_layers.teacher_dense,
-        centers.dense,
-        config.student_temperature,
-        teacher_temperature,
-    )
-    local_loss = local_representation_loss(u_s, teacher.u, matches, heads)
+    u_s = [group.u["dense"] for group in student]
+    local_loss = local_representation_loss(u_s, teacher.u["dense"], matches, heads["dense"])
     total = global_weight * global_loss + local_weight * local_loss
     return Losses(total, global_loss, local_loss, matched_share(matches))
 

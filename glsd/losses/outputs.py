@@ -1,9 +1,23 @@
-"""What the losses are computed from: a pair of heads and their centre."""
+"""What the losses are computed from: what a network gives for its views, and each head of student and teacher."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
+
+Level = Literal["global", "dense"]
+"""The heads: h̄ on z̄ is `global`, h on z is `dense`. The vanilla setting has the first only."""
+
+
+class ViewOutputs(NamedTuple):
+    """What a network gives for the views of one crop size: B images, V views, H x W locations."""
+
+    z_bar: Float[Tensor, "images views dim"]
+    """Pooled backbone features z̄."""
+    z: Float[Tensor, "images views height width dim"]
+    """Dense backbone features z."""
+    u: dict[Level, Tensor]
+    """Bottleneck of each head, of unit length: (B, V, D) of `global`, (B, V, H, W, D) of `dense`."""
 
 
 class HeadPair(NamedTuple):

@@ -1,30 +1,17 @@
-"""Centring of the teacher's outputs (Sec. 3.4): two centres, one a head, as moving averages of mean logits.
+"""Centring of the teacher's outputs (Sec. 4.2): a centre for each head, the moving average of its mean logits.
 
 Logits are linear in the bottleneck, so their mean over all rows and ranks is the mean bottleneck times the last
 layer: no logits are made for the centres.
 """
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from glsd.losses.outputs import Level
 
-class Centers(NamedTuple):
-    """Centres of the teacher's logits of h̄ and of h, or the mean logits they move towards; vanilla has no second."""
-
-    global_: Float[Tensor, " prototypes"]
-    dense: Float[Tensor, " prototypes"] | None
-
-
-class LastLayers(NamedTuple):
-    """Last-layer weights (I, D) of both networks' heads; vanilla has no dense ones."""
-
-    student: Float[Tensor, "prototypes bottleneck"]
-    student_dense: Float[Tensor, "prototypes bottleneck"] | None
-    teacher: Float[Tensor, "prototypes bottleneck"]
-    teacher_dense: Float[Tensor, "prototypes bottleneck"] | None
+Centers = dict[Level, Tensor]
+"""The centre (I,) of each head's logits, or the mean logits that it moves towards."""
 
 
 def mean_logits(
@@ -37,12 +24,5 @@ def mean_logits(
 
 def update_centers(centers: Centers, means: Centers, momentum: float, gate: Bool[Tensor, ""] | None = None) -> Centers:
     """Move c to momentum * c + (1 - momentum) * mean logits, after the step's loss; a false `gate` leaves it."""
-
-    def moved(center: Tensor, mean: Tensor) -> Tensor:
-        new = momentum * center + (1 - momentum) * mean
-        return new if gate is None else torch.where(gate, new, center)
-
-    if centers.dense is None or means.dense is None:
-        assert centers.dense is means.dense, "the means are of the heads that there are"
-        return Centers(moved(centers.global_, means.global_), None)
-    return Centers(moved(centers.global_, means.global_), moved(centers.dense, means.dense))
+    moved = {level: momentum * center + (1 - momentum) * means[level] for level, center in centers.items()}
+    return moved if gate is None else {level: torch.where(gate, moved[level], centers[level]) for level in moved}

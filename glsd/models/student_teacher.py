@@ -5,40 +5,27 @@ normalises its views with their own statistics; the running statistics that an e
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from glsd.config import Config
+from glsd.losses.outputs import HeadPair, Level, ViewOutputs
 from glsd.models.backbone import Backbone, build_backbone
-from glsd.models.centering import LastLayers
 from glsd.models.head import Head
-
-
-class ViewOutputs(NamedTuple):
-    """What a network gives for the views of one crop size: B images, V views, H x W locations."""
-
-    z_bar: Float[Tensor, "images views dim"]
-    """Pooled backbone features z̄."""
-    z: Float[Tensor, "images views height width dim"]
-    """Dense backbone features z."""
-    u_bar: Float[Tensor, "images views bottleneck"]
-    """Bottleneck of the head h̄ on z̄, of unit length."""
-    u: Float[Tensor, "images views height width bottleneck"] | None
-    """Bottleneck of the dense head h on z; None in the vanilla setting, which has no such head."""
 
 
 class Network(nn.Module):
     """Backbone f and heads h̄ and h."""
 
-    def __init__(self, backbone: Backbone, head: Head, dense_head: Head | None) -> None:
+    heads: Mapping[Level, Head]
+
+    def __init__(self, backbone: Backbone, heads: Mapping[Level, Head]) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = head
-        self.dense_head = dense_head
+        self.heads = nn.ModuleDict(heads)  # type: ignore[assignment, arg-type] # whose annotation forgets the kind of module
 
     def forward(
         self,
@@ -54,16 +41,20 @@ class Network(nn.Module):
             views = group.shape[:2]
             keys = None if drop_path_keys is None else drop_path_keys[:, first : first + views[1]].flatten()
             z_bar, z = self.backbone(group.flatten(0, 1), keys)
-            u_bar = self.head(z_bar).unflatten(0, views)
-            u = None if self.dense_head is None else self.dense_head(z).unflatten(0, views)
-            outputs.append(ViewOutputs(z_bar.unflatten(0, views), z.unflatten(0, views), u_bar, u))
+            u = {level: head(z_bar if level == "global" else z) for level, head in self.heads.items()}
+            outputs.append(
+                ViewOutputs(
+                    z_bar.unflatten(0, views),
+                    z.unflatten(0, views),
+                    {level: rows.unflatten(0, views) for level, rows in u.items()},
+                )
+            )
             first += views[1]
         return outputs
 
     def last_layer_parameters(self) -> list[nn.Parameter]:
         """The trained parameters of the heads' last layers."""
-        heads = [head for head in (self.head, self.dense_head) if head is not None]
-        return [parameter for head in heads for parameter in head.last_layer_parameters()]
+        return [parameter for head in self.heads.values() for parameter in head.last_layer_parameters()]
 
 
 def build_student_teacher(config: Config) -> tuple[Network, Network]:
@@ -102,23 +93,23 @@ def ema_update(
         mine.copy_(theirs if gate is None else torch.where(gate, theirs, mine))
 
 
-def last_layers(student: Network, teacher: Network) -> LastLayers:
-    """The last-layer weights that the objective multiplies bottlenecks with; the teacher's carry no gradient."""
-    return LastLayers(
-        student.head.last_layer_weight(),
-        None if student.dense_head is None else student.dense_head.last_layer_weight(),
-        teacher.head.last_layer_weight(),
-        None if teacher.dense_head is None else teacher.dense_head.last_layer_weight(),
-    )
+def head_pairs(
+    student: Network, teacher: Network, centers: Mapping[Level, Tensor], tau_s: float, tau_t: float
+) -> dict[Level, HeadPair]:
+    """The last layers and centre of each head, which the objective turns bottlenecks into distributions with."""
+    pairs: dict[Level, HeadPair] = {}
+    for level, head in student.heads.items():
+        weight_t = teacher.heads[level].last_layer_weight()
+        pairs[level] = HeadPair(head.last_layer_weight(), weight_t, centers[level], tau_s, tau_t)
+    return pairs
 
 
 def _build_network(config: Config) -> Network:
     model = config.model
     backbone = build_backbone(model.backbone, model.drop_path)
     shape = (model.hidden_dim, model.bottleneck_dim, model.num_prototypes, model.norm_last_layer)
-    head = Head(backbone.dim, *shape)
-    dense_head = None if config.objective.setting == "vanilla" else Head(backbone.dim, *shape)
-    return Network(backbone, head, dense_head)
+    levels: tuple[Level, ...] = ("global",) if config.objective.setting == "vanilla" else ("global", "dense")
+    return Network(backbone, {level: Head(backbone.dim, *shape) for level in levels})
 
 
 def _statistics(network: Network) -> Iterator[Tensor]:

@@ -35,7 +35,7 @@ class TrainState:
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "centers": self.centers._asdict(),
+            "centers": dict(self.centers),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -47,9 +47,7 @@ class TrainState:
         for weight, moments in self.optimizer.state.items():
             for name in ("exp_avg", "exp_avg_sq"):  # the fused AdamW takes it for granted that they lie as the weight
                 moments[name] = torch.empty_like(weight).copy_(moments[name])
-        device = self.centers.global_.device
-        global_, dense = state["centers"]["global_"], state["centers"]["dense"]
-        self.centers = Centers(global_.to(device), None if dense is None else dense.to(device))
+        self.centers = {level: state["centers"][level].to(center.device) for level, center in self.centers.items()}
 
 
 def initial_state(config: Config, device: torch.device, init: Mapping[str, torch.Tensor] | None = None) -> TrainState:
@@ -66,9 +64,5 @@ def initial_state(config: Config, device: torch.device, init: Mapping[str, torch
         for weight in network.parameters():
             if weight.ndim == 4:  # convolutions of such weights keep their maps channels last
                 weight.data = weight.data.to(memory_format=torch.channels_last)
-    prototypes = config.model.num_prototypes
-    centers = Centers(
-        torch.zeros(prototypes, device=device),
-        None if student.dense_head is None else torch.zeros(prototypes, device=device),
-    )
+    centers = {level: torch.zeros(config.model.num_prototypes, device=device) for level in student.heads}
     return TrainState(student, teacher, build_optimizer(student), centers)

@@ -10,9 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from glsd.config import Config
 from glsd.losses.objective import Losses, objective
-from glsd.models.centering import Centers, mean_logits, update_centers
+from glsd.models.centering import mean_logits, update_centers
 from glsd.models.drop_path import drop_path_keys
-from glsd.models.student_teacher import Network, ViewOutputs, ema_update, last_layers
+from glsd.models.student_teacher import ema_update, head_pairs
 from glsd.training.batch import Batch
 from glsd.training.optimizer import clip_each, gated_step, set_hyperparameters
 from glsd.training.schedules import Schedule
@@ -73,7 +73,11 @@ def train_step(state: TrainState, units: Units, now: Schedule, config: Config) -
     applied = clip_each(state.student.parameters(), config.optim.clip_grad) & mean_losses.isfinite().all()
     gated_step(state.optimizer, applied)
     # The centres' logits are the teacher's of this step, so they come before its update.
-    logits = _mean_teacher_logits(state.teacher, mean_bottlenecks)
+    heads = state.teacher.heads
+    logits = {
+        level: mean_logits(u, head.last_layer_weight())
+        for (level, head), u in zip(heads.items(), mean_bottlenecks.chunk(len(heads)), strict=True)
+    }
     ema_update(state.teacher, state.student, now.teacher_momentum, applied)
     state.centers = update_centers(state.centers, logits, config.objective.center_momentum, applied)
     state.step += 1
@@ -81,22 +85,16 @@ def train_step(state: TrainState, units: Units, now: Schedule, config: Config) -
 
 
 def unit_losses(state: TrainState, batch: Batch, teacher_temperature: float, config: Config) -> tuple[Losses, Tensor]:
-    """The unit's losses, and the teacher's mean bottlenecks, those of h̄ and then those of h."""
+    """The unit's losses, and the teacher's mean bottlenecks, head by head."""
+    tau_s = config.objective.student_temperature
     keys = drop_path_keys(config.seed, state.step, batch.image_ids, batch.geo.shape[1])
     with autocast(config, batch.geo.device):
         with torch.no_grad():
             (teacher_views,) = state.teacher(batch.crops[:1])
         student_views = state.replica(batch.crops, keys)
-        losses = objective(
-            student_views,
-            teacher_views,
-            batch.geo,
-            last_layers(state.student, state.teacher),
-            state.centers,
-            config.objective,
-            teacher_temperature,
-        )
-    return losses, torch.cat([u.float().flatten(0, -2).mean(0) for u in _bottlenecks(teacher_views)])
+        heads = head_pairs(state.student, state.teacher, state.centers, tau_s, teacher_temperature)
+        losses = objective(student_views, teacher_views, batch.geo, heads, config.objective)
+    return losses, torch.cat([u.float().flatten(0, -2).mean(0) for u in teacher_views.u.values()])
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager[None]:
@@ -107,19 +105,6 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager[Non
         and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
-
-
-def _bottlenecks(views: ViewOutputs) -> list[Tensor]:
-    return [views.u_bar] if views.u is None else [views.u_bar, views.u]
-
-
-def _mean_teacher_logits(teacher: Network, bottlenecks: Tensor) -> Centers:
-    if teacher.dense_head is None:
-        return Centers(mean_logits(bottlenecks, teacher.head.last_layer_weight()), None)
-    u_bar, u = bottlenecks.chunk(2)
-    return Centers(
-        mean_logits(u_bar, teacher.head.last_layer_weight()), mean_logits(u, teacher.dense_head.last_layer_weight())
-    )
 
 
 def mean_over_workers(values: Tensor) -> Tensor:

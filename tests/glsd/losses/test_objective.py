@@ -8,67 +8,46 @@ from glsd.config import ObjectiveConfig
 from glsd.losses.global_loss import global_representation_loss
 from glsd.losses.local_loss import local_representation_loss, matched_share
 from glsd.losses.objective import Losses, geometric_matches, objective, similarity_matches
-from glsd.losses.outputs import HeadPair
+from glsd.losses.outputs import HeadPair, Level, ViewOutputs
 from tests.glsd.losses.test_local_loss import GROUPS, Case, Groups
 
 TAU_T = 0.06
 
 
-class Outputs(NamedTuple):
-    z: Tensor
-    u_bar: Tensor
-    u: Tensor | None
-
-
-class HeadWeights(NamedTuple):
-    student: Tensor
-    student_dense: Tensor | None
-    teacher: Tensor
-    teacher_dense: Tensor | None
-
-
-class HeadCenters(NamedTuple):
-    global_: Tensor
-    dense: Tensor | None
-
-
 class Batch(NamedTuple):
     """Arguments of the objective."""
 
-    student: list[Outputs]
-    teacher: Outputs
+    student: list[ViewOutputs]
+    teacher: ViewOutputs
     geo: Tensor
-    last_layers: HeadWeights
-    centers: HeadCenters
+    heads: dict[Level, HeadPair]
 
 
 def batch(groups: Groups, dense: bool = True) -> Batch:
     case, other = Case(0, 3, groups), Case(100, 3, groups)  # the second one's map means stand for u-bar
 
-    def outputs(z: Tensor, u: Tensor, u_other: Tensor) -> Outputs:
-        return Outputs(z, torch.nn.functional.normalize(u_other.mean((2, 3)), dim=-1), u if dense else None)
+    def outputs(z: Tensor, u: Tensor, u_other: Tensor) -> ViewOutputs:
+        u_bar = torch.nn.functional.normalize(u_other.mean((2, 3)), dim=-1)
+        return ViewOutputs(z.mean((2, 3)), z, {"global": u_bar, "dense": u} if dense else {"global": u_bar})
 
+    levels: dict[Level, Case] = {"global": other, "dense": case} if dense else {"global": other}
+    taus = (ObjectiveConfig().student_temperature, TAU_T)
     return Batch(
         [outputs(*parts) for parts in zip(case.z_s, case.u_s, other.u_s, strict=True)],
         outputs(case.z_t, case.u_t, other.u_t),
         case.geo,
-        HeadWeights(other.weight_s, case.weight_s if dense else None, other.weight_t, case.weight_t if dense else None),
-        HeadCenters(other.center, case.center if dense else None),
+        {level: HeadPair(of.weight_s, of.weight_t, of.center, *taus) for level, of in levels.items()},
     )
 
 
 def evaluate(given: Batch, config: ObjectiveConfig) -> Losses:
-    return objective(*given, config, TAU_T)
+    return objective(*given, config)
 
 
 def parts(given: Batch, config: ObjectiveConfig) -> tuple[Tensor, Tensor, Tensor]:
     """(L_G, L_L, share of kept matches) from the room's own parts, which other tests hold to the equations."""
-    temperatures = (config.student_temperature, TAU_T)
-    u_bar_s = torch.cat([group.u_bar for group in given.student], 1)
-    layers, centers = given.last_layers, given.centers
-    l_g = global_representation_loss(
-        u_bar_s, given.teacher.u_bar, HeadPair(layers.student, layers.teacher, centers.global_, *temperatures)
-    )
+    u_bar_s = torch.cat([group.u["global"] for group in given.student], 1)
+    l_g = global_representation_loss(u_bar_s, given.teacher.u["global"], given.heads["global"])
     matches, view = [], 0
     for group in given.student:
         views = group.z.shape[1]
@@ -79,17 +58,8 @@ def parts(given: Batch, config: ObjectiveConfig) -> tuple[Tensor, Tensor, Tensor
             grid_s, grid_t = tuple(group.z.shape[2:4]), tuple(given.teacher.z.shape[2:4])
             matches.append(geometric_matches(geo_s, grid_s, geo_t, grid_t, config.threshold_scale))
         view += views
-    assert layers.student_dense is not None
-    assert layers.teacher_dense is not None
-    assert given.teacher.u is not None
-    assert centers.dense is not None
-    u_s = [group.u for group in given.student if group.u is not None]
-    l_l = local_representation_loss(
-        u_s,
-        given.teacher.u,
-        matches,
-        HeadPair(layers.student_dense, layers.teacher_dense, centers.dense, *temperatures),
-    )
+    u_s = [group.u["dense"] for group in given.student]
+    l_l = local_representation_loss(u_s, given.teacher.u["dense"], matches, given.heads["dense"])
     return l_g, l_l, matched_share(matches)
 
 
@@ -137,18 +107,23 @@ def test_settings_differ_in_the_local_loss_only() -> None:
 
 def test_gradients_reach_every_students_output_and_nothing_else() -> None:
     given = batch(GROUPS["two sizes of local crops"])
-    student = [tensor.detach().requires_grad_() for group in given.student for tensor in group if tensor is not None]
-    outputs = [Outputs(*student[3 * g : 3 * g + 3]) for g in range(len(given.student))]
-    teacher = Outputs(*(tensor.detach().requires_grad_() for tensor in given.teacher if tensor is not None))
-    layers = HeadWeights(*(tensor.detach().requires_grad_() for tensor in given.last_layers if tensor is not None))
-    evaluate(given._replace(student=outputs, teacher=teacher, last_layers=layers), ObjectiveConfig()).total.backward()
-    for group in outputs:
+
+    def leaves(outputs: ViewOutputs) -> ViewOutputs:
+        z_bar, z = (tensor.detach().requires_grad_() for tensor in (outputs.z_bar, outputs.z))
+        return ViewOutputs(z_bar, z, {level: u.detach().requires_grad_() for level, u in outputs.u.items()})
+
+    student, teacher = [leaves(group) for group in given.student], leaves(given.teacher)
+    heads = {
+        level: HeadPair(*(tensor.detach().requires_grad_() for tensor in pair[:3]), *pair[3:])
+        for level, pair in given.heads.items()
+    }
+    evaluate(given._replace(student=student, teacher=teacher, heads=heads), ObjectiveConfig()).total.backward()
+    for group in student:
         assert group.z.grad is None
-        assert group.u_bar.grad is not None
-        assert group.u is not None
-        assert group.u.grad is not None
-    assert all(tensor is not None and tensor.grad is None for tensor in teacher)
-    assert [layer is not None and layer.grad is not None for layer in layers] == [True, True, False, False]
+        assert all(u.grad is not None for u in group.u.values())
+    assert all(tensor.grad is None for tensor in (teacher.z, *teacher.u.values()))
+    for pair in heads.values():
+        assert [tensor.grad is not None for tensor in pair[:3]] == [True, False, False]
 
 
 def test_a_batch_is_the_mean_of_its_images() -> None:
@@ -156,8 +131,9 @@ def test_a_batch_is_the_mean_of_its_images() -> None:
     config = ObjectiveConfig()
 
     def only(b: int) -> Batch:
-        def cut(outputs: Outputs) -> Outputs:
-            return Outputs(*(None if tensor is None else tensor[b : b + 1] for tensor in outputs))
+        def cut(outputs: ViewOutputs) -> ViewOutputs:
+            u = {level: rows[b : b + 1] for level, rows in outputs.u.items()}
+            return ViewOutputs(outputs.z_bar[b : b + 1], outputs.z[b : b + 1], u)
 
         return given._replace(
             student=[cut(group) for group in given.student], teacher=cut(given.teacher), geo=given.geo[b : b + 1]

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from glsd.config import Config
 from glsd.models.backbone import Backbone
+from glsd.models.centering import Centers
 from glsd.models.drop_path import drop_path_keys
 from glsd.models.head import Head
-from glsd.models.student_teacher import Network, build_student_teacher, ema_update, last_layers
+from glsd.models.student_teacher import Network, build_student_teacher, ema_update, head_pairs
 
 SETTINGS = {
     "model.backbone": "test_vit",
@@ -39,9 +40,8 @@ def test_outputs_come_in_groups_of_views() -> None:
         side = size // 16
         assert out.z_bar.shape == (2, views, 64)
         assert out.z.shape == (2, views, side, side, 64)
-        assert out.u_bar.shape == (2, views, 8)
-        assert out.u is not None
-        assert out.u.shape == (2, views, side, side, 8)
+        assert out.u["global"].shape == (2, views, 8)
+        assert out.u["dense"].shape == (2, views, side, side, 8)
 
 
 def test_a_view_gives_the_same_alone_and_in_its_group() -> None:
@@ -53,7 +53,7 @@ def test_a_view_gives_the_same_alone_and_in_its_group() -> None:
         together = student(crops, keys)[1]
         alone = student([crops[1][1:, 2:3]], keys[1:, 4:5])[0]  # view 4 of the batch is the third local crop
     torch.testing.assert_close(alone.z_bar[0, 0], together.z_bar[1, 2], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(alone.u_bar[0, 0], together.u_bar[1, 2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone.u["global"][0, 0], together.u["global"][1, 2], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
@@ -70,15 +70,12 @@ def test_gradients_reach_all_of_the_student_and_nothing_of_the_teacher() -> None
     student, teacher = build_student_teacher(config)
     crops = crops_of(config)
     keys = drop_path_keys(0, 0, torch.arange(2), config.augment.num_views)
-    layers = last_layers(student, teacher)
-    assert layers.student_dense is not None
-    assert layers.teacher_dense is not None
+    centers: Centers = {"global": torch.zeros(32), "dense": torch.zeros(32)}
+    heads = head_pairs(student, teacher, centers, 0.1, 0.04)
     total = torch.zeros(())
     for out, target in zip(student(crops, keys)[:1], teacher(crops[:1]), strict=True):
-        assert out.u is not None
-        assert target.u is not None
-        total = total + ((out.u_bar @ layers.student.T) * (target.u_bar @ layers.teacher.T)).sum()
-        total = total + ((out.u @ layers.student_dense.T) * (target.u @ layers.teacher_dense.T)).sum()
+        for level, pair in heads.items():
+            total = total + ((out.u[level] @ pair.weight_s.T) * (target.u[level] @ pair.weight_t.T)).sum()
     total.backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -95,20 +92,19 @@ def test_initial_weights_depend_on_the_seed_alone_and_disturb_no_random_numbers(
     third, _ = build_student_teacher(config_of(seed=1))
     weights = first.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in second.state_dict().items())
-    assert not torch.equal(weights["head.mlp.0.weight"], third.state_dict()["head.mlp.0.weight"])
+    assert not torch.equal(weights["heads.global.mlp.0.weight"], third.state_dict()["heads.global.mlp.0.weight"])
 
 
 def test_vanilla_has_no_dense_head_and_shares_all_other_initial_weights() -> None:
     vanilla, _ = build_student_teacher(config_of(objective__setting="vanilla"))
     geometric, _ = build_student_teacher(config_of())
     similarity, _ = build_student_teacher(config_of(objective__setting="similarity", model__drop_path=0.3))
-    assert vanilla.dense_head is None
-    assert vanilla(crops_of(config_of()))[0].u is None
+    assert vanilla.heads.keys() == vanilla(crops_of(config_of()))[0].u.keys() == {"global"}
     assert len(geometric.last_layer_parameters()) == 2 * len(vanilla.last_layer_parameters()) == 4
     weights = geometric.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in vanilla.state_dict().items())
     assert all(torch.equal(weights[name], value) for name, value in similarity.state_dict().items())
-    assert not torch.equal(weights["head.mlp.0.weight"], weights["dense_head.mlp.0.weight"])
+    assert not torch.equal(weights["heads.global.mlp.0.weight"], weights["heads.dense.mlp.0.weight"])
 
 
 def test_crops_that_the_backbone_cannot_take_are_refused_at_once() -> None:
@@ -174,8 +170,7 @@ def test_average_of_swin_ignores_masks_of_sizes_that_only_the_student_saw() -> N
                 ),
                 "small swin",
             ),
-            Head(64, 8, 4, 16, norm_last_layer=True),
-            None,
+            {"global": Head(64, 8, 4, 16, norm_last_layer=True)},
         )
         for _ in range(2)
     )

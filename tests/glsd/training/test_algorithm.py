@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from glsd.config import Config
-from glsd.models.student_teacher import Network, ViewOutputs, build_student_teacher
+from glsd.losses.outputs import ViewOutputs
+from glsd.models.student_teacher import Network, build_student_teacher
 from glsd.training.batch import Batch, to_device
 from glsd.training.schedules import schedule
 from glsd.training.state import initial_state
@@ -76,20 +77,20 @@ def loss(
     setting: str,
 ) -> Tensor:
     """The mean over images, teacher views t and all other views v."""
-    w_s, w_t = (network.head.last_layer_weight() for network in networks)
+    w_s, w_t = (network.heads["global"].last_layer_weight() for network in networks)
     global_terms, local_terms = [], []
     for b in range(len(geo)):
         views = [(group, v) for group in groups for v in range(group.z.shape[1])]
         for t in range(2):
-            p = torch.softmax((w_t @ teacher.u_bar[b, t] - centers[0]) / temperature, dim=0)
+            p = torch.softmax((w_t @ teacher.u["global"][b, t] - centers[0]) / temperature, dim=0)
             for view, (group, v) in enumerate(views):
                 if view == t:
                     continue
-                global_terms.append(cross_entropy(p, w_s @ group.u_bar[b, v]))
+                global_terms.append(cross_entropy(p, w_s @ group.u["global"][b, v]))
                 if setting == "vanilla":
                     continue
-                v_s, v_t = (network.dense_head.last_layer_weight() for network in networks)
-                u_s, u_t = group.u[b, v].flatten(0, 1), teacher.u[b, t].flatten(0, 1)
+                v_s, v_t = (network.heads["dense"].last_layer_weight() for network in networks)
+                u_s, u_t = group.u["dense"][b, v].flatten(0, 1), teacher.u["dense"][b, t].flatten(0, 1)
                 found = matches(setting, group.z[b, v], geo[b, view].tolist(), teacher.z[b, t], geo[b, t].tolist())
                 terms = [
                     cross_entropy(torch.softmax((v_t @ u_t[k_star] - centers[1]) / temperature, dim=0), v_s @ u_s[k])
@@ -110,7 +111,7 @@ def algorithm_1(config: Config, batches: list[Batch]) -> tuple[Network, Network,
     m = {name: torch.zeros_like(theta) for name, theta in trained.items()}
     v = {name: torch.zeros_like(theta) for name, theta in trained.items()}
     updates = dict.fromkeys(trained, 0)
-    centers = [torch.zeros(24, dtype=torch.float64) for _ in range(1 if teacher.dense_head is None else 2)]
+    centers = [torch.zeros(24, dtype=torch.float64) for _ in teacher.heads]
     for step, batch in enumerate(batches):
         with torch.no_grad():
             (z_t,) = teacher(batch.crops[:1])
@@ -135,9 +136,7 @@ def algorithm_1(config: Config, batches: list[Batch]) -> tuple[Network, Network,
                 m_hat, v_hat = m[name] / (1 - 0.9 ** updates[name]), v[name] / (1 - 0.999 ** updates[name])
                 decay = WEIGHT_DECAYS[step] * theta if theta.ndim >= 2 else torch.zeros_like(theta)
                 theta -= LEARNING_RATES[step] * (m_hat / (v_hat.sqrt() + 1e-8) + decay)
-            logits = [z_t.u_bar.flatten(0, 1) @ teacher.head.last_layer_weight().T]
-            if teacher.dense_head is not None:
-                logits.append(z_t.u.flatten(0, 3) @ teacher.dense_head.last_layer_weight().T)
+            logits = [z_t.u[level].flatten(0, -2) @ head.last_layer_weight().T for level, head in teacher.heads.items()]
             for theta_t, theta_s in zip(teacher.parameters(), student.parameters(), strict=True):
                 theta_t.copy_(MOMENTA[step] * theta_t + (1 - MOMENTA[step]) * theta_s)
             centers = [0.9 * center + 0.1 * rows.mean(0) for center, rows in zip(centers, logits, strict=True)]
@@ -171,5 +170,5 @@ def test_a_run_is_algorithm_1_in_every_setting_and_with_any_local_crops(setting,
         theta = dict(expected.named_parameters())
         for name, parameter in found.named_parameters():
             torch.testing.assert_close(parameter, theta[name], rtol=0, atol=1e-5, msg=name)
-    for center, expected in zip(filter(torch.is_tensor, state.centers), centers, strict=True):
+    for center, expected in zip(state.centers.values(), centers, strict=True):
         torch.testing.assert_close(center.double(), expected, rtol=0, atol=1e-7)

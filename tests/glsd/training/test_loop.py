@@ -237,7 +237,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_the_next_reading_and_names_s
         for unit in units(config):
             if unit["unit"][0] == 4:  # the third step's first unit
                 with torch.no_grad():
-                    state.teacher.head.last_layer.weight_g.fill_(torch.inf)
+                    state.teacher.heads["global"].last_layer.weight_g.fill_(torch.inf)
             yield unit
 
     ids = sorted({int(i) for unit in list(units(config))[4:8] for i in unit["image_id"]})  # of steps 3 and 4

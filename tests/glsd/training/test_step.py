@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from glsd.config import Config
 from glsd.losses.cross_entropy import CHUNK_BYTES_CPU
-from glsd.models.student_teacher import ViewOutputs
+from glsd.losses.outputs import ViewOutputs
 from glsd.training.batch import to_device
 from glsd.training.loop import Metrics, NonFiniteLoss
 from glsd.training.schedules import schedule
@@ -40,7 +40,7 @@ def stepped(config: Config, num_steps: int = 1) -> tuple[TrainState, list[torch.
 def tensors(state: TrainState) -> dict[str, torch.Tensor]:
     named = {f"student.{name}": value for name, value in state.student.state_dict().items()}
     named |= {f"teacher.{name}": value for name, value in state.teacher.state_dict().items()}
-    named |= {f"centers.{name}": value for name, value in state.centers._asdict().items() if value is not None}
+    named |= {f"centers.{name}": value for name, value in state.centers.items()}
     for name, parameter in state.student.named_parameters():
         named |= {f"{key}.{name}": value for key, value in state.optimizer.state.get(parameter, {}).items()}
     return named
@@ -67,7 +67,8 @@ class WithTable(nn.Module):
 
     def forward(self, *arguments: Any) -> list[ViewOutputs]:
         shift = (self.table[self.index] * self.weights).mean()
-        return [views._replace(u_bar=views.u_bar + shift) for views in self.network(*arguments)]
+        outputs: list[ViewOutputs] = self.network(*arguments)
+        return [views._replace(u=views.u | {"global": views.u["global"] + shift}) for views in outputs]
 
 
 @pytest.mark.usefixtures("several_threads")
@@ -134,8 +135,8 @@ def test_the_teacher_moves_by_the_moving_average_alone_and_receives_no_gradient(
 def test_only_the_student_drops_paths():
     configs = (small_config(backbone="test_vit", **{"model.drop_path": rate}) for rate in (0.0, 0.5))
     (one, losses), (other, others) = (stepped(config) for config in configs)
-    assert torch.equal(one.centers.global_, other.centers.global_)  # means of what the teacher gives
-    assert torch.equal(one.centers.dense, other.centers.dense)
+    assert torch.equal(one.centers["global"], other.centers["global"])  # means of what the teacher gives
+    assert torch.equal(one.centers["dense"], other.centers["dense"])
     assert losses[0][0] != others[0][0]
 
 
@@ -169,18 +170,18 @@ def test_centres_are_the_running_mean_of_the_teachers_logits_over_the_whole_batc
     config = small_config()
     state = initial_state(config, CPU)
     teacher = copy.deepcopy(state.teacher)
-    logits: dict[str, list[torch.Tensor]] = {"global_": [], "dense": []}
+    logits: dict[str, list[torch.Tensor]] = {"global": [], "dense": []}
     arriving = units(config)
     batches = [to_device(next(arriving), config.augment, CPU) for _ in range(2)]
     with torch.no_grad():
         for batch in batches:
             (views,) = teacher(batch.crops[:1])
-            logits["global_"] += list(views.u_bar.flatten(0, -2) @ teacher.head.last_layer_weight().T)
-            logits["dense"] += list(views.u.flatten(0, -2) @ teacher.dense_head.last_layer_weight().T)
+            for level, head in teacher.heads.items():
+                logits[level] += list(views.u[level].flatten(0, -2) @ head.last_layer_weight().T)
     train_step(state, batches, schedule(0, config, 3), config)
     for name, rows in logits.items():
         expected = 0.1 * torch.stack(rows).mean(0)
-        torch.testing.assert_close(getattr(state.centers, name), expected, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(state.centers[name], expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("infinite", ["loss", "gradient"])
@@ -284,7 +285,7 @@ def _worker(rank: int, folder: str, config: Config) -> None:
 
     broken = initial_state(config, CPU)
     with torch.no_grad():
-        broken.teacher.head.last_layer.weight_g.fill_(torch.inf)
+        broken.teacher.heads["global"].last_layer.weight_g.fill_(torch.inf)
     with pytest.raises(NonFiniteLoss) as caught:
         train(broken, units(config, 0, rank, 2), config, 3, CPU, log)
     torch.save({"tensors": tensors(state), "losses": losses, "error": str(caught.value)}, f"{folder}/{rank}.pt")
