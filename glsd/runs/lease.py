@@ -2,13 +2,14 @@
 
 A lease is a small file that names its holder (host, process, token) and the time of the holder's last heartbeat. It
 works alike on a local disk and on an object store, which has neither locks nor renames: whoever wrote last holds it,
-and every holder looks again, after a moment before it begins and at each heartbeat after.
+and every holder looks again, after a moment before it begins and at each heartbeat after. On a disk the holder also
+locks the folder, so that a start on the same host knows at once whether the holder lives.
 """
 
+import fcntl
 import json
 import os
 import socket
-import subprocess
 import threading
 import time
 import uuid
@@ -22,6 +23,17 @@ from glsd.storage.folder import Folder
 
 NAME = "lease.json"
 _PAUSES_S = (0.1, 0.5)
+_locks: set[int] = set()
+"""Descriptors of the locked folders of this process."""
+
+
+def _close_locks() -> None:
+    """Close them in a forked child, which would keep its parent's locks after the parent's death."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_close_locks)
 
 
 class LeaseTimes(NamedTuple):
@@ -44,11 +56,7 @@ class Holder(NamedTuple):
     """Who holds a lease."""
 
     host: str
-    machine: str
-    """Boot and process-id namespace: process ids mean the same only where this is equal."""
     pid: int
-    process_start: str
-    """Tells a process from a later one with the same id."""
     token: str
     since: str
     heartbeat_ns: int
@@ -71,27 +79,35 @@ def held_lease(folder: Folder, on_wait: Callable[[str], None], times: LeaseTimes
     Raises:
         ValueError: another driver holds it; the message names host, process and since when.
     """
-    holder = read_holder(folder)
-    if holder is not None:
-        _await_end(folder, holder, on_wait, times)
-    missing = _missing_folders(folder)
-    own = _this_process()
-    _write(folder, own)
-    time.sleep(times.settle_s)
-    winner = read_holder(folder)
-    if winner is None or winner.token != own.token:
-        raise ValueError(_in_use(folder, winner or own))
-    stop = threading.Event()
-    thread = threading.Thread(target=_beat, args=(folder, own, stop, times), name="glsd-lease", daemon=True)
-    thread.start()
-    try:
-        yield own.token
-    finally:
-        stop.set()
-        thread.join()
-        if holds_lease(folder, own.token):
-            folder.remove(NAME)
-            _remove_empty(missing)
+    path = Path(folder.path)
+    missing = [place for place in (path, *path.parents) if folder.is_local and not place.exists()]
+    with _locked(folder, times) as is_locked:
+        _await_end(folder, is_locked, on_wait, times)
+        own = Holder(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            token=uuid.uuid4().hex,
+            since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+            heartbeat_ns=time.time_ns(),
+        )
+        _write(folder, own)
+        time.sleep(times.settle_s)
+        winner = read_holder(folder)
+        if winner is None or winner.token != own.token:
+            raise ValueError(_in_use(folder, winner or own))
+        stop = threading.Event()
+        thread = threading.Thread(target=_beat, args=(folder, own, stop, times), name="glsd-lease", daemon=True)
+        thread.start()
+        try:
+            yield own.token
+        finally:
+            stop.set()
+            thread.join()
+            if holds_lease(folder, own.token):
+                folder.remove(NAME)
+                with suppress(OSError):  # one of them holds something: it stays, and so do those around it
+                    for place in missing:
+                        place.rmdir()
 
 
 def holds_lease(folder: Folder, token: str) -> bool:
@@ -107,8 +123,9 @@ def read_holder(folder: Folder) -> Holder | None:
         if not data:  # some file systems show a file that is being written, still empty
             return None
         try:
-            return Holder(**json.loads(data))
-        except (TypeError, ValueError) as error:
+            facts = json.loads(data)
+            return Holder(**{name: facts[name] for name in Holder._fields})
+        except (KeyError, TypeError, ValueError) as error:
             if pause is None:
                 raise ValueError(
                     f"{folder.out}/{NAME} is not a lease of glsd; delete it if no run uses {folder.out}"
@@ -117,9 +134,48 @@ def read_holder(folder: Folder) -> Holder | None:
     raise AssertionError("unreachable")
 
 
-def _await_end(folder: Folder, holder: Holder, on_wait: Callable[[str], None], times: LeaseTimes) -> None:
-    if holder.machine == _machine():
-        if _process_start(holder.pid) == holder.process_start:
+@contextmanager
+def _locked(folder: Folder, times: LeaseTimes) -> Iterator[bool | None]:
+    """Lock a local folder for the length of a `with` block, whose target is whether this process has the lock.
+
+    It is None on an object store and on file systems without locks. The folder itself is locked, so no lock file stays
+    behind. The operating system releases the lock when the process ends.
+    """
+    if not folder.is_local:
+        yield None
+        return
+    Path(folder.path).mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder.path, os.O_RDONLY)  # a program that this process starts does not inherit it
+    _locks.add(lock)
+    try:
+        yield _lock(lock, times)
+    finally:
+        _locks.discard(lock)
+        os.close(lock)
+
+
+def _lock(folder: int, times: LeaseTimes) -> bool | None:
+    for pause_s in (0.0, times.settle_s):  # a killed process needs a moment to end, and a new one to write its lease
+        time.sleep(pause_s)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        except OSError:
+            return None
+        return True
+    return False
+
+
+def _await_end(folder: Folder, is_locked: bool | None, on_wait: Callable[[str], None], times: LeaseTimes) -> None:
+    """Wait until it is sure that the holder is dead and that its workers are gone.
+
+    A lock tells nothing about another host, since some network disks keep the locks of each host apart.
+    """
+    if (holder := read_holder(folder)) is None:
+        return
+    if holder.host == socket.gethostname() and is_locked is not None:
+        if not is_locked:
             raise ValueError(_in_use(folder, holder))
         # It died within an interval of its last heartbeat, and its workers outlive it by the grace time at most.
         seconds = min(times.grace_s, times.heartbeat_s + times.grace_s - holder.silent_s)
@@ -133,9 +189,8 @@ def _await_end(folder: Folder, holder: Holder, on_wait: Callable[[str], None], t
             f"{folder.out} was last used by process {holder.pid} on host {holder.host}; "
             f"waiting {seconds:.0f} s to see whether it still runs"
         )
-    if seconds <= 0:
-        return
-    on_wait(text)
+    if seconds > 0:
+        on_wait(text)
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         time.sleep(min(left, 1.0))
@@ -144,20 +199,6 @@ def _await_end(folder: Folder, holder: Holder, on_wait: Callable[[str], None], t
             return
         if (now.token, now.heartbeat_ns) != (holder.token, holder.heartbeat_ns):
             raise ValueError(_in_use(folder, now))
-
-
-def _missing_folders(folder: Folder) -> list[Path]:
-    """The local folder and those around it that do not exist yet, from the inside out."""
-    if not folder.is_local:
-        return []
-    path = Path(folder.path)
-    return [place for place in (path, *path.parents) if not place.exists()]
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    with suppress(OSError):  # one holds something: it stays, and so do those around it
-        for path in folders:
-            path.rmdir()
 
 
 def _beat(folder: Folder, own: Holder, stop: threading.Event, times: LeaseTimes) -> None:
@@ -179,44 +220,3 @@ def _in_use(folder: Folder, holder: Holder) -> str:
         f"{folder.out} is in use by process {holder.pid} on host {holder.host} since {holder.since}; "
         "wait for its end, stop it, or choose another --out"
     )
-
-
-def _this_process() -> Holder:
-    start = _process_start(os.getpid())
-    assert start is not None
-    return Holder(
-        host=socket.gethostname(),
-        machine=_machine(),
-        pid=os.getpid(),
-        process_start=start,
-        token=uuid.uuid4().hex,
-        since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        heartbeat_ns=time.time_ns(),
-    )
-
-
-def _machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    if boot.exists():
-        return f"{boot.read_text('ascii').strip()} {Path('/proc/self/ns/pid').readlink()}"
-    return f"{uuid.getnode():x}"
-
-
-def _process_start(pid: int) -> str | None:
-    """When a living process began, in the system's own words; None where it is gone or a zombie."""
-    if Path("/proc/self/stat").exists():
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        state, *fields = stat.rpartition(")")[2].split()  # the name before may hold blanks and parentheses
-        return None if state in "ZX" else fields[18]  # field 22 of proc(5): starttime
-    answer = subprocess.run(
-        ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "LC_ALL": "C"},
-    )
-    state, _, start = answer.stdout.strip().partition(" ")
-    return None if not state or state.startswith("Z") else start.strip()

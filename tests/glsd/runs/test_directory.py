@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -337,20 +338,42 @@ def test_a_second_start_is_refused_while_the_first_lives_and_takes_over_after_it
     assert f"process {holder.pid}, which used {run.out}, is gone; waiting" in waits[0]
 
 
-def test_a_process_id_that_was_given_anew_does_not_hold_the_lease(run: RunDirectory) -> None:
+def test_a_lease_that_a_dead_process_of_this_host_left_is_taken_over(run: RunDirectory) -> None:
     with run.lease(times=QUICK):
         lease = read_holder(run)
     assert lease is not None
-    run.write(NAME, json.dumps(lease._replace(process_start="before the last boot", heartbeat_ns=0)._asdict()).encode())
+    of_before = {"machine": "boot 1", "process_start": "77"}  # an earlier version of glsd wrote these as well
+    run.write(NAME, json.dumps(lease._replace(heartbeat_ns=0)._asdict() | of_before).encode())
     with run.lease(times=QUICK) as token:
         assert run.holds_lease(token)
+
+
+def test_a_child_that_outlives_its_driver_does_not_keep_the_lease(tmp_path: Path) -> None:
+    driver = _python(
+        "import os, signal, subprocess, time; from glsd.runs.directory import RunDirectory\n"
+        f"with RunDirectory({str(tmp_path / 'mine')!r}).lease():\n"
+        "    started = subprocess.Popen(['sleep', '600'], close_fds=False)\n"
+        "    forked = os.fork() or time.sleep(600)\n"
+        "    print(started.pid, forked, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert driver.stdout is not None
+    children = [int(pid) for pid in driver.stdout.readline().split()]
+    try:
+        driver.wait()
+        with RunDirectory(tmp_path / "mine").lease(times=QUICK._replace(heartbeat_s=60)) as token:
+            assert RunDirectory(tmp_path / "mine").holds_lease(token)
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+    driver.communicate()
 
 
 def test_a_silent_host_loses_its_lease_and_one_that_beats_keeps_it(run: RunDirectory) -> None:
     with run.lease(times=QUICK):
         lease = read_holder(run)
     assert lease is not None
-    elsewhere, waits = lease._replace(host="node7", machine="another boot", heartbeat_ns=10**18), list[str]()
+    elsewhere, waits = lease._replace(host="node7", heartbeat_ns=10**18), list[str]()
     run.write(NAME, json.dumps(elsewhere._asdict()).encode())
     with run.lease(waits.append, QUICK):
         pass
