@@ -1,11 +1,13 @@
-# All targets set up what they need by themselves; PYTHON chooses the interpreter (3.11 or newer). `make test slow` is every test.
+# Every target installs what it needs into .venv. PYTHON chooses the interpreter (3.11 or newer).
+# make demo: pretrain on real photographs. make check: style, types, layers, tests without Ray.
+# make test: make check and the tests that train on Ray. make test slow: all tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
-unexport PYTHONDONTWRITEBYTECODE # each of the processes of a test would compile anew
+unexport PYTHONDONTWRITEBYTECODE # with it, every process of a test would compile all modules again
 
 .PHONY: demo check test slow format clean
 .DELETE_ON_ERROR:
@@ -15,7 +17,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("glsd needs Python 3.11 or newer; name one with: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
-# glsd with an extra of pyproject.toml, demo or dev. What is imported is compiled then; all the rest would take a minute.
+# Install glsd with the extra demo or dev of pyproject.toml. --no-compile saves a minute: modules are compiled when imported.
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@echo "Downloading what glsd needs for $*: minutes, once."
 	@start=$$(date +%s); $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[$*]' \

@@ -1,29 +1,124 @@
-"""Every command that the documents name is one that the command line understands."""
+"""The documents: their commands run or say why not, and the settings, files and places that they name exist."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from ray_jobs.cli.main import parse
+from glsd.config import Config, load_config, presets
+from ray_jobs.cli.main import main, parse
 from ray_jobs.cli.verbs import VERBS
+from tests.documents import DOCUMENTS, NOT_RUN, ON_RAY, ROOT, WITHOUT_RAY, arguments, blocks, commands
+from tests.images import labelled_folder, picture
 
-ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "ray_jobs" / "README.md"]
-
-
-def commands() -> list[str]:
-    blocks = [block for path in DOCUMENTS for block in re.findall(r"```(?:bash|sh)\n(.*?)```", path.read_text(), re.S)]
-    lines = [line.partition("#")[0] for line in "\n".join(blocks).replace("\\\n", " ").splitlines()]
-    found = [line.partition("glsd ")[2].strip() for line in lines if "glsd " in line]
-    return sorted(set(found))
+GLSD = [command for command in commands() if "glsd " in command]
+LONGEST_README = 90
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files that the commands name."""
+    Image.fromarray(picture("rings", 0)).save(tmp_path / "photo.jpg")
+    labelled_folder(tmp_path / "train", num_images=64)
+    labelled_folder(tmp_path / "val", num_images=8)
+    (grid,) = blocks("yaml")
+    (tmp_path / "mine.yaml").write_text(grid)
+    network = {"model.backbone": "test_convnext", "model.drop_path": 0.0}
+    (tmp_path / "small.yaml").write_text(load_config("small_data").with_overrides(network).to_yaml())
+    monkeypatch.setenv("GLSD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_documented_command_is_run_or_it_says_why_not():
+    run = [*WITHOUT_RAY, *ON_RAY, *NOT_RUN]
+    assert sorted(run) == commands()
+
+
+@pytest.mark.parametrize("command", GLSD)
 def test_a_documented_command_is_understood(command):
-    parse(shlex.split(command))
+    parse(arguments(command))
+
+
+@pytest.mark.parametrize("command", WITHOUT_RAY)
+def test_a_documented_command_of_seconds_runs(command, folder, capsys):
+    main(arguments(command, WITHOUT_RAY[command]))
+    assert capsys.readouterr().out
 
 
 def test_the_documents_show_a_command_of_every_verb():
-    assert {command.split()[0] for command in commands()} == VERBS.keys()
+    assert {arguments(command)[0] for command in GLSD} | {"demo"} == VERBS.keys()  # `make demo` is `glsd demo`
+
+
+def named() -> list[tuple[str, str]]:
+    """Documents, and words in backticks that they contain outside of blocks."""
+    prose = {path: re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.S) for path in DOCUMENTS}
+    return [
+        (path.relative_to(ROOT).as_posix(), word)
+        for path, text in prose.items()
+        for span in re.findall(r"`([^`\n]+)`", text)
+        for word in span.split()
+    ]
+
+
+def test_flags_that_the_documents_name_exist():
+    known = {f"--{key}" for key in Config().flat()} | {"--help", "--version", "--logdir"}  # --logdir is TensorBoard's
+    for arguments_of_verb, _ in VERBS.values():
+        known |= {f"--{name}" for name in flags_of(arguments_of_verb)}
+    assert [(where, word) for where, word in named() if word.startswith("--") and word not in known] == []
+
+
+def flags_of(verb: type) -> set[str]:
+    """Names of a verb's options, of those of its job and of its settings by section."""
+    names = set()
+    for name in verb.__dataclass_fields__:
+        value = verb.__dataclass_fields__[name].default
+        fields = getattr(type(value), "model_fields", {})
+        names |= {name, *fields, *(f"{name}.{field}" for field in fields)}
+    return names
+
+
+def test_settings_that_the_documents_name_exist():
+    settings = Config().flat()
+    sections = {key.partition(".")[0] for key in settings if "." in key}
+    keys = {(where, word) for where, word in named() if re.fullmatch(rf"({'|'.join(sections)})\.[a-z_]+", word)}
+    assert len(keys) > 10
+    files = ("json", "safetensors")
+    assert [key for key in keys if key[1] not in settings and not key[1].endswith(files)] == []
+
+
+def test_every_preset_is_documented():
+    text = (ROOT / "docs" / "training.md").read_text("utf-8")
+    assert [preset for preset in presets() if f"`{preset}`" not in text] == []
+
+
+def anchors(path: Path) -> set[str]:
+    """The places of a document that a link can name, as GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", [path.relative_to(ROOT).as_posix() for path in DOCUMENTS])
+def test_links_lead_somewhere(document):
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
+        if "://" not in target:
+            file, _, anchor = target.partition("#")
+            place = (path.parent / file).resolve() if file else path
+            assert place.exists(), target
+            assert not anchor or anchor in anchors(place), target
+
+
+@pytest.mark.parametrize("package", ["glsd", "ray_jobs"])
+def test_the_map_of_a_package_names_every_room(package):
+    text = (ROOT / package / "README.md").read_text("utf-8")
+    rooms = [
+        path for path in (ROOT / package).iterdir() if not path.name.startswith("_") and path.suffix in ("", ".py")
+    ]
+    named = [f"({path.name})" for path in rooms if path.is_dir() or path.suffix == ".py"]
+    assert [room for room in named if room not in text] == []
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= LONGEST_README
