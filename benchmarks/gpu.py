@@ -40,7 +40,7 @@ import glsd.training.step as step_module
 from glsd.augment.multicrop import multicrop_batch
 from glsd.augment.photometric import photometric_device
 from glsd.config import Config, load_config
-from glsd.evaluation.knn import knn_accuracies
+from glsd.evaluation.knn import Labelled, knn_accuracies
 from glsd.training.batch import Unit, to_device
 from glsd.training.schedules import schedule
 from glsd.training.state import initial_state
@@ -347,7 +347,8 @@ def knn(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    knn_accuracies(anchors, labels[256:], queries, labels[:256], (10, 20, 100, 200), temperature=0.07, num_classes=1000)
+    voting, tested = Labelled(anchors, labels[256:]), Labelled(queries, labels[:256])
+    knn_accuracies(voting, tested, (10, 20, 100, 200), temperature=0.07, num_classes=1000)
     seconds = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     return {"seconds": seconds, "peak_gib": peak}

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from glsd.evaluation.knn import knn_accuracies
+from glsd.evaluation.knn import Labelled, knn_accuracies
 
 KS = (10, 20, 100, 200)
 NUM_CLASSES = 1000
@@ -64,9 +64,8 @@ def main() -> None:
             fill(anchors)
         before = peak_bytes()
         start = time.perf_counter()
-        results = knn_accuracies(
-            torch.from_numpy(anchors), anchor_labels, queries, labels, KS, temperature=0.07, num_classes=NUM_CLASSES
-        )
+        voting, tested = Labelled(torch.from_numpy(anchors), anchor_labels), Labelled(queries, labels)
+        results = knn_accuracies(voting, tested, KS, temperature=0.07, num_classes=NUM_CLASSES)
         seconds = time.perf_counter() - start
     print(f"{shape[0]:,} anchors x {shape[1]} in float16: {anchors.nbytes / 1e9:.2f} GB; {len(queries)} queries")
     print(f"k = {', '.join(str(result.k) for result in results)}: {seconds:.0f} s, torch {torch.__version__}")

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glsd.config import Config, EvaluationConfig
+from glsd.config import Config
 from glsd.data.images import UndecodableImage, decode
 from glsd.data.splits import LabelledImages, LabelledSplit
 from glsd.encoder.encoder import Encoder, embed
-from glsd.evaluation.knn import KnnResult, knn_accuracy, majority_share
+from glsd.evaluation.knn import Labelled, knn_accuracies, majority_share
 from glsd.models.student_teacher import Network
 
 
@@ -20,13 +20,6 @@ class Preprocessed(NamedTuple):
 
     crops: np.ndarray
     """(images, crop, crop, 3) uint8."""
-    labels: Tensor
-
-
-class Labelled(NamedTuple):
-    """Representations and labels of some images."""
-
-    features: Tensor
     labels: Tensor
 
 
@@ -66,7 +59,8 @@ class OnlineKnn:
                 for images in (self._split.anchors, self._split.queries)
             ]
         anchors, queries = (self._gathered(embedded(encoder, share)) for share in self._shares)
-        result = score(anchors, queries, self._split, self._config.evaluation)
+        evaluation, num_classes = self._config.evaluation, len(self._split.classes)
+        (result,) = knn_accuracies(anchors, queries, [evaluation.k], evaluation.temperature, num_classes)
         return {
             "knn": result.top1,
             "knn_majority": majority_share(anchors.labels, queries.labels),
@@ -83,19 +77,6 @@ class OnlineKnn:
             torch.cat([part.features for part in everyones]).to(self._device),
             torch.cat([part.labels for part in everyones]),
         )
-
-
-def score(anchors: Labelled, queries: Labelled, split: LabelledSplit, evaluation: EvaluationConfig) -> KnnResult:
-    """Accuracy of the vote."""
-    return knn_accuracy(
-        anchors.features,
-        anchors.labels,
-        queries.features,
-        queries.labels,
-        evaluation.k,
-        evaluation.temperature,
-        len(split.classes),
-    )
 
 
 def preprocessed(encoder: Encoder, images: LabelledImages, num_threads: int, part: slice = slice(None)) -> Preprocessed:

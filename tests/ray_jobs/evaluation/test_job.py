@@ -20,7 +20,7 @@ from glsd.data.splits import LabelledImages, labelled_split
 from glsd.data.undecodable import UndecodableImage
 from glsd.encoder.encoder import Encoder, embed, load_encoder, untrained_encoder
 from glsd.evaluation.correspondence import correspondence, flip_truth, mean_correspondence, transformed_view
-from glsd.evaluation.knn import knn_accuracy
+from glsd.evaluation.knn import Labelled, knn_accuracies
 from glsd.reporting.console import score_table
 from glsd.runs.lease import TIMES, held_lease
 from glsd.storage.folder import Folder
@@ -67,20 +67,18 @@ def crops(encoder: Encoder, images: LabelledImages) -> Iterator[tuple[int, int, 
             yield image_id, label, encoder.preprocess(image)
 
 
-def representations(encoder: Encoder, images: LabelledImages) -> tuple[torch.Tensor, torch.Tensor]:
-    """(z̄, labels), one image at a time."""
+def representations(encoder: Encoder, images: LabelledImages) -> Labelled:
+    """z̄ and labels, one image at a time."""
     found = [(embed(encoder, [torch.from_numpy(crop[None])]), label) for _, label, crop in crops(encoder, images)]
-    return torch.cat([z_bar for z_bar, _ in found]), torch.tensor([label for _, label in found])
+    return Labelled(torch.cat([z_bar for z_bar, _ in found]), torch.tensor([label for _, label in found]))
 
 
 def test_knn_is_that_of_the_representations_made_one_by_one(evaluated: Path, uninterrupted: Run, forty: Path) -> None:
     encoder = probed(uninterrupted)
     index = build_index(str(forty), encoder.config.data)
     split = labelled_split(index, None, encoder.config.evaluation)
-    (anchors, anchor_labels), (queries, labels) = (
-        representations(encoder, images) for images in (split.anchors, split.queries)
-    )
-    expected = knn_accuracy(anchors, anchor_labels, queries, labels, 5, encoder.config.evaluation.temperature, 4)
+    anchors, queries = (representations(encoder, images) for images in (split.anchors, split.queries))
+    (expected,) = knn_accuracies(anchors, queries, [5], encoder.config.evaluation.temperature, 4)
     found = json.loads((evaluated / "evaluation.json").read_text())
     assert found["knn"]["results"][0] == {"k": 5, "top1": expected.top1, "top5": expected.top5, "num_top": 4}
     assert found["knn"]["num_anchors"] == expected.num_anchors
