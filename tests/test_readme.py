@@ -113,3 +113,14 @@ def test_the_map_of_a_package_names_every_room(package):
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= LONGEST_README
+
+
+def test_names_of_a_map_stand_in_the_files_that_it_links():
+    found = []
+    for document in DOCUMENTS:
+        listed = re.findall(r"((?:`[^`\n]+`(?:, | and )?)+) in \[[^\]]+\]\(([^)]+\.py)\)", document.read_text("utf-8"))
+        found += [
+            (document.parent / file, name) for names, file in listed for name in re.findall(r"`([A-Za-z_.]+)", names)
+        ]
+    assert len(found) > 50
+    assert [(path.name, name) for path, name in found if name.split(".")[-1] not in path.read_text("utf-8")] == []
