@@ -1,16 +1,15 @@
 """`glsd sweep`: a grid of settings as trials of Ray Tune, each a pretrain run and its evaluation, in one folder.
 
 `SWEEP/trials/NAME` is the run directory of a trial, and all that is known of a sweep is in these folders: the same
-command goes on with what is not finished, on any machine that reaches the folder, and a larger grid adds to it. Tune
-decides what runs when; it keeps nothing that is needed again.
+command resumes what is not finished, on any machine that reaches the folder, and a larger grid adds to it. Tune only
+decides what runs when.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from functools import cache, partial
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 
 import ray
 
@@ -27,9 +26,9 @@ from ray_jobs.settings import JobSettings
 from ray_jobs.sweeps.grids import Space, load_space
 from ray_jobs.sweeps.live import shown
 from ray_jobs.sweeps.options import SweepOptions
-from ray_jobs.sweeps.planning import Data, Planned, Shared, absolute_data, plan
-from ray_jobs.sweeps.rounds import rounds
-from ray_jobs.sweeps.trial import outcome, trial_gpus
+from ray_jobs.sweeps.planning import Common, Data, PlannedTrial, absolute_data, plan
+from ray_jobs.sweeps.rounds import known_trials, proposed_trials
+from ray_jobs.sweeps.trial import ended_as
 from ray_jobs.sweeps.tuning import tune_trials
 
 _CORES_A_TRIAL = 4
@@ -44,7 +43,7 @@ def sweep(
     test: Data | None = None,
     options: SweepOptions = SweepOptions(),
     job: JobSettings = JobSettings(),
-) -> list[Planned]:
+) -> list[PlannedTrial]:
     """Run every trial that has not ended yet; make the same call again after a kill to resume.
 
     Args:
@@ -69,33 +68,55 @@ def sweep(
     _check_options(options, space, data, test or {})
     if options.stop_collapsed:
         base = base.with_overrides({"collapse": "stop"})
-    shared = Shared(
-        base, absolute_data(data), absolute_data(test or {}), folder.location, options.scheduler, options.pairs, job
-    )
-    for sources in (*shared.data.values(), *shared.test.values()):
+    common = Common(base, absolute_data(data), absolute_data(test or {}), folder.location, options, job)
+    for sources in (*common.data.values(), *common.test.values()):
         folder.check_apart(sources)
-    if options.dry_run:
-        with ProgressLine() as line:
-            *_, cells = islice(rounds(space, shared, options.samples, options.search, lambda: 1), 2)
-            return plan(cells, shared, line)
-    with ProgressLine() as line, folder.lease(on_wait=line.phase), ExitStack() as resources:
-        at_once = cache(partial(_room, job, options.concurrent, resources, line))  # asking starts Ray
-        planned, tried = list[Planned](), set[str]()
-        for cells in rounds(space, shared, options.samples, options.search, at_once):
-            planned = plan(cells, shared, line)
-            unfinished = [p for p in planned if p.trial.name not in tried and outcome(Folder(p.plan.out)) is None]
-            tried |= {p.trial.name for p in unfinished}
-            line.phase(f"{len(planned)} trials, {len(planned) - len(unfinished)} of them ended")
-            num_beside = at_once() if unfinished else 0
-            gpus = trial_gpus(planned[0].plan) if unfinished else 0.0
-            _record(folder, study, options.command, planned, space.together, gpus)
-            if unfinished:
+    with ProgressLine() as line, nullcontext() if options.dry_run else folder.lease(on_wait=line.phase):
+        known = known_trials(space, common)
+        # All is checked before Ray is asked for anything, with one of the trials that a search would propose next.
+        following = proposed_trials(space, common, known, 1)
+        planned = plan([*known, *following], common, line)
+        if options.dry_run:
+            return planned
+        record = partial(_record, folder, study, options.command, space.together)
+        planned = planned[: len(known)]
+        if following or _unfinished(planned):
+            return _in_rounds(space, common, folder, planned, record, line)
+        record(planned, 0.0)
+        return planned
+
+
+def _in_rounds(
+    space: Space,
+    common: Common,
+    folder: RunDirectory,
+    planned: list[PlannedTrial],
+    record: Callable[[list[PlannedTrial], float], None],
+    line: ProgressLine,
+) -> list[PlannedTrial]:
+    """Run the planned trials, and then those that a search proposes, as long as it does; all that there are then."""
+    line.phase("connecting to Ray")
+    # The dashboard is needed to free what a stopped or killed trial leaves reserved.
+    with cluster(common.job.model_copy(update={"dashboard": True})):
+        num_beside, gpus = _room(common, line)
+        planned = new = planned or plan(proposed_trials(space, common, [], num_beside), common, line)
+        while new:
+            waiting = _unfinished(new)
+            line.phase(f"{len(planned)} trials, {len(planned) - len(waiting)} of them ended")
+            record(planned, gpus)
+            if waiting:
                 line.close()
-                with shown(shared.out):
-                    # Trials that have ended tell a scheduler what it would have known.
-                    told = unfinished if options.scheduler == "fifo" else planned
-                    tune_trials(told, folder, options.scheduler, options.retries, num_beside)
+                # Trials that have ended tell a scheduler what it would have known.
+                told = waiting if common.options.scheduler == "fifo" else planned
+                with shown(common.out):
+                    tune_trials(told, common, folder, num_beside, gpus)
+            new = plan(proposed_trials(space, common, [p.trial for p in planned], num_beside), common, line)
+            planned = [*planned, *new]
     return planned
+
+
+def _unfinished(planned: Sequence[PlannedTrial]) -> list[PlannedTrial]:
+    return [p for p in planned if ended_as(Folder(p.out)) is None]
 
 
 def _check_options(options: SweepOptions, space: Space, data: Data, test: Data) -> None:
@@ -120,17 +141,15 @@ def _check_options(options: SweepOptions, space: Space, data: Data, test: Data) 
         raise ValueError("--search optuna looks for the best settings on one data set with one seed; name one of each")
 
 
-def _room(job: JobSettings, concurrent: int | None, resources: ExitStack, line: ProgressLine) -> int:
-    """Trials that run beside each other, which a started Ray tells."""
-    line.phase("connecting to Ray")
-    # The dashboard is needed to free what a stopped or killed trial leaves reserved.
-    resources.enter_context(cluster(job.model_copy(update={"dashboard": True})))
-    given = check_resources(job)
-    check_ranks(job, given)
-    num_beside = beside(ray.cluster_resources(), given.per_worker, job.workers, concurrent)
+def _room(common: Common, line: ProgressLine) -> tuple[int, float]:
+    """How many trials run beside each other on the connected cluster, and the GPUs that each of them uses."""
+    job, concurrent = common.job, common.options.concurrent
+    resources = check_resources(job)
+    check_ranks(job, resources)
+    num_beside = beside(ray.cluster_resources(), resources.per_worker, job.workers, concurrent)
     if concurrent is not None and num_beside < concurrent:
         line.note(f"{num_beside} trials run at a time: there is no room for --concurrent {concurrent}")
-    return num_beside
+    return num_beside, job.workers * job.gpus_per_worker if resources.gpu else 0.0
 
 
 def beside(total: Mapping[str, float], reserved: Mapping[str, float], workers: int, concurrent: int | None) -> int:
@@ -154,8 +173,8 @@ def _record(
     folder: Folder,
     grid: str,
     command: Sequence[str],
-    planned: Sequence[Planned],
     together: Sequence[Sequence[str]],
+    planned: Sequence[PlannedTrial],
     gpus: float,
 ) -> None:
     """`sweep.json`: the newest call, every trial that was ever asked for here, and the keys that were set together.

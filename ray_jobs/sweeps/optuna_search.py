@@ -1,26 +1,21 @@
 """Optuna's search: draws that learn from the trials before (the extra `optuna`).
 
-The search has no state of its own. It is made anew from the trials that have ended, so it goes on after a kill with
-what is known.
+The search has no state of its own. It is made from the trials that have ended, so a sweep that was killed resumes it.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray.tune.search.sample import Categorical, Domain, Float, Integer
-
-from ray_jobs.sweeps.grids import Space
+from ray_jobs.sweeps.grids import Distribution, Overrides, Space
 
 
-def suggest(
-    space: Space, ended: Sequence[tuple[Mapping[str, Any], float]], count: int, seed: int
-) -> list[dict[str, Any]]:
+def suggest(space: Space, ended: Sequence[tuple[Mapping[str, Any], float]], count: int, seed: int) -> list[Overrides]:
     """Settings of the next `count` trials.
 
     Args:
         space: lists are choices here.
-        ended: settings of trials, and what they reached, the more the better.
-        count: trials that run side by side and cannot learn from each other.
+        ended: settings of trials, and what they reached; more is better.
+        count: trials that run at a time and cannot learn from each other.
         seed: of the sampler.
 
     Raises:
@@ -31,12 +26,12 @@ def suggest(
     except ImportError as error:
         raise ValueError("--search optuna needs the package optuna: pip install 'glsd[optuna]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    distributions = {key: _distribution(key, domain) for key, domain in space.distributions.items()}
+    distributions = {key: _of_optuna(distribution) for key, distribution in space.distributions.items()}
     for key, values in space.axes.items():
         if any(isinstance(value, Mapping) for value in values):
             raise ValueError(f"--search optuna cannot set several keys together, as axis {key} does")
         distributions[key] = optuna.distributions.CategoricalDistribution(values)
-    # The sampler's seed moves on with the trials, or a search that goes on would draw what it drew at first.
+    # The seed depends on the number of trials, as a search that resumes would otherwise draw what it drew at first.
     sampler = optuna.samplers.TPESampler(seed=seed + len(ended))
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for settings, value in ended:
@@ -45,14 +40,12 @@ def suggest(
     return [dict(study.ask(distributions).params) for _ in range(count)]
 
 
-def _distribution(key: str, domain: Domain) -> Any:
+def _of_optuna(distribution: Distribution) -> Any:
     import optuna
 
-    if isinstance(domain, Categorical):
-        return optuna.distributions.CategoricalDistribution(domain.categories)
-    if isinstance(domain, Integer):
-        return optuna.distributions.IntDistribution(domain.lower, domain.upper - 1)
-    if isinstance(domain, Float):
-        is_log = isinstance(domain.get_sampler(), Float._LogUniform)
-        return optuna.distributions.FloatDistribution(domain.lower, domain.upper, log=is_log)
-    raise AssertionError(f"{key}: {domain}")
+    if distribution.kind == "choice":
+        return optuna.distributions.CategoricalDistribution(distribution.choices)
+    if distribution.kind == "randint":
+        return optuna.distributions.IntDistribution(int(distribution.low), int(distribution.high) - 1)
+    is_log = distribution.kind == "loguniform"
+    return optuna.distributions.FloatDistribution(distribution.low, distribution.high, log=is_log)

@@ -25,9 +25,8 @@ from ray_jobs.pretraining.checks import check_sizes
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
 from ray_jobs.sweeps.grids import Trial
-from ray_jobs.sweeps.options import Scheduler
+from ray_jobs.sweeps.options import SweepOptions
 from ray_jobs.sweeps.schedulers import check_scheduler
-from ray_jobs.sweeps.trial import TrialPlan
 
 _MOST_LISTED = 5
 
@@ -36,12 +35,29 @@ Data = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A trial, and what it will process."""
+class Common:
+    """What all trials of a sweep share; it travels to their actors."""
+
+    base: Config
+    data: Data
+    test: Data
+    out: str
+    """Folder of the sweep."""
+    options: SweepOptions
+    job: JobSettings
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial, and what it will process; it travels to its actor."""
 
     trial: Trial
-    plan: TrialPlan
-    images: dict[str, Any]
+    config: Config
+    data: Sequence[str]
+    test: Sequence[str]
+    out: str
+    """Its run directory."""
+    images: Mapping[str, str | int]
     """What identifies its images."""
     num_images: int
     """Images of its regime."""
@@ -50,70 +66,52 @@ class Planned:
     @property
     def images_seen(self) -> int:
         """Images of all steps."""
-        return self.steps * self.plan.config.optim.batch_size
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all trials of a sweep share."""
-
-    base: Config
-    data: Data
-    test: Data
-    out: str
-    scheduler: Scheduler
-    pairs: int
-    job: JobSettings
+        return self.steps * self.config.optim.batch_size
 
 
 _SIZES: Any = {"model": True, "augment": True, "data": {"unit_size"}, "evaluation": {"crop"}}
 """The settings that `check_sizes` and `check_map` look at."""
 
 
-def plan(cells: Sequence[Trial], shared: Shared, line: ProgressLine) -> list[Planned]:
+def plan(trials: Sequence[Trial], common: Common, line: ProgressLine) -> list[PlannedTrial]:
     """The trials with what they will process; every key, value and data set is checked.
 
     Raises:
         ValueError: something does not fit; the message names it.
     """
-    base, data, test, out, pairs, job = shared.base, shared.data, shared.test, shared.out, shared.pairs, shared.job
-    configs = {cell.name: cell.config(base) for cell in cells}
-    recorded = json.loads(Folder(out).read(SWEEP) or b'{"trials": {}}')["trials"]
-    indexes: dict[str, Index] = {}
-    tested: dict[str, Index] = {}
-    planned, checked = [], set[str]()
-    for cell in cells:
-        config = configs[cell.name]
-        if cell.data not in indexes:
-            indexes[cell.data] = indexed(list(data[cell.data]), config, line)
-            if cell.data in test:
-                tested[cell.data] = indexed(list(test[cell.data]), config, line)
-            labelled_split(indexes[cell.data], tested.get(cell.data), config.evaluation)  # labels are there, and fit
-        index = indexes[cell.data]
+    configs = [common.base.with_overrides(trial.overrides) for trial in trials]  # checked before images are listed
+    recorded = json.loads(Folder(common.out).read(SWEEP) or b'{"trials": {}}')["trials"]
+    indexes: dict[str, tuple[Index, Index | None]] = {}
+    planned, checked = list[PlannedTrial](), set[str]()
+    for trial, config in zip(trials, configs, strict=True):
+        data, test = common.data[trial.data], common.test.get(trial.data, ())
+        if trial.data not in indexes:
+            index, tested = indexed(data, config, line), indexed(test, config, line) if test else None
+            labelled_split(index, tested, config.evaluation)  # there are labels, and they fit
+            indexes[trial.data] = index, tested
+        index, tested = indexes[trial.data]
         num_images = len(regime(index, config.data))
         config = scaled(config, num_images)
         if (sizes := config.model_dump_json(include=_SIZES)) not in checked:
             check_sizes(config)
             check_map(untrained_encoder(config), config.model.backbone)
             checked.add(sizes)
-        check_shares(config, job.workers)
-        check_scheduler(shared.scheduler, [config])
+        check_shares(config, common.job.workers)
+        check_scheduler(common.options.scheduler, [config])
         order = Order(config.seed, num_images, config.optim.batch_size, config.data.unit_size)
-        place = joined(out, f"{TRIALS}/{cell.name}")
-        images: dict[str, Any] = {"digest": index.digest, "pairs": pairs}
-        if cell.data in tested:
-            images["test_digest"] = tested[cell.data].digest
-        before = recorded.get(cell.name, {}).get("images", images)
-        for key, there in (("digest", index), ("test_digest", tested.get(cell.data))):
-            if there is not None and there.has_digest(before.get(key)):
-                images[key] = before[key]
-        _refuse_other(place, config, before, images)
-        entry = TrialPlan(cell.name, config, tuple(data[cell.data]), tuple(test.get(cell.data, ())), place, job, pairs)
-        planned.append(Planned(cell, entry, images, num_images, config.optim.epochs * order.steps_per_epoch))
+        steps = config.optim.epochs * order.steps_per_epoch
+        before = recorded.get(trial.name, {}).get("images", {})
+        images: dict[str, str | int] = {"pairs": common.options.pairs}
+        for key, there in (("digest", index), ("test_digest", tested)):
+            if there is not None:
+                images[key] = before[key] if there.has_digest(before.get(key)) else there.digest
+        out = joined(common.out, f"{TRIALS}/{trial.name}")
+        _refuse_other(out, config, before or images, images)
+        planned.append(PlannedTrial(trial, config, data, test, out, images, num_images, steps))
     return planned
 
 
-def not_ended(planned: Sequence[Planned], states: Sequence[TrialState]) -> str:
+def not_ended(planned: Sequence[PlannedTrial], states: Sequence[TrialState]) -> str:
     """Which of the trials have failed or have not ended, in a line; empty where all have ended."""
     names = {p.trial.name for p in planned}
     listed = [f"{state.name} ({state.status})" for state in states if state.name in names and not state.ended]
@@ -123,13 +121,13 @@ def not_ended(planned: Sequence[Planned], states: Sequence[TrialState]) -> str:
     return f"{len(listed)} of {len(planned)} trials have not ended: {', '.join(listed[:_MOST_LISTED])}{more}"
 
 
-def plan_table(planned: Sequence[Planned]) -> str:
+def plan_table(planned: Sequence[PlannedTrial]) -> str:
     """The trials and the images they will process, for people."""
     width = max([5, *(len(p.trial.name) for p in planned)])
     lines = [f"{'trial':<{width}}  {'images':>9}  {'batch':>5}  {'epochs':>6}  {'steps':>9}  {'images seen':>13}"]
     lines += [
-        f"{p.trial.name:<{width}}  {p.num_images:>9,}  {p.plan.config.optim.batch_size:>5}  "
-        f"{p.plan.config.optim.epochs:>6}  {p.steps:>9,}  {p.images_seen:>13,}"
+        f"{p.trial.name:<{width}}  {p.num_images:>9,}  {p.config.optim.batch_size:>5}  "
+        f"{p.config.optim.epochs:>6}  {p.steps:>9,}  {p.images_seen:>13,}"
         for p in planned
     ]
     return "\n".join([*lines, f"{len(planned)} trials, {sum(p.images_seen for p in planned):,} images in all"])

@@ -1,56 +1,57 @@
-"""The trials of a sweep in rounds: those of the grid, and those that a search proposes."""
+"""The trials of a sweep: those of the grid, or those that a search proposes round by round."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 
 from glsd.runs.log import read_metrics
 from glsd.runs.sweep import SWEEP, TRIALS, evaluation
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
-from ray_jobs.sweeps.grids import Space, Trial, drawn_trial, trials
+from ray_jobs.sweeps.grids import Space, Trial, trials
 from ray_jobs.sweeps.optuna_search import suggest
-from ray_jobs.sweeps.planning import Shared
-from ray_jobs.sweeps.trial import outcome
+from ray_jobs.sweeps.planning import Common
+from ray_jobs.sweeps.trial import ended_as
 
 _MOST_DRAWS = 20
 
 
-def rounds(
-    space: Space, shared: Shared, samples: int, search: str, at_once: Callable[[], int]
-) -> Iterator[list[Trial]]:
-    """Trials to run, and then, where a search learns from them, these and the next ones."""
-    if search == "random":
-        yield trials(space, list(shared.data), samples, shared.base.seed)
-        return
-    (data,) = shared.data
-    cells = _recorded(space, data, shared.out)
-    if cells:
-        yield cells
-    while len(cells) < samples:
-        values = {cell.name: reached(joined(shared.out, f"{TRIALS}/{cell.name}")) for cell in cells}
-        ended = [(cell.overrides, value) for cell in cells if (value := values[cell.name]) is not None]
-        count = min(at_once(), samples - len(cells))
-        num_known = len(cells)
-        for attempt in range(_MOST_DRAWS):  # of lists, the same values may be drawn again
-            for draw in suggest(space, ended, count, shared.base.seed + attempt * samples):
-                cell = drawn_trial(space, data, draw, {known.name for known in cells})
-                if all(cell.overrides != known.overrides for known in cells):
-                    cells = [*cells, cell]
-            if len(cells) > num_known:
-                break
-        if len(cells) == num_known:
-            return
-        yield cells
-
-
-def _recorded(space: Space, data: str, out: str) -> list[Trial]:
-    """The trials of the space that were asked for before, in their order."""
-    content = json.loads(Folder(out).read(SWEEP) or b'{"trials": {}}')
+def known_trials(space: Space, common: Common) -> list[Trial]:
+    """All trials of the grid, or, where a search proposes them, those that this sweep was asked for before."""
+    if common.options.search == "random":
+        return trials(space, list(common.data), common.options.samples, common.base.seed)
+    content = json.loads(Folder(common.out).read(SWEEP) or b'{"trials": {}}')
     return [
-        Trial(name, data, facts["overrides"])
+        Trial(name, facts["data"], facts["overrides"])
         for name, facts in content["trials"].items()
-        if facts["data"] == data and space.holds(facts["overrides"])
+        if facts["data"] in common.data and space.holds(facts["overrides"])
     ]
+
+
+def proposed_trials(space: Space, common: Common, known: Sequence[Trial], num_beside: int) -> list[Trial]:
+    """The next trials that a search proposes, from what those of the known ones that have ended reached.
+
+    Args:
+        space: what may be tried.
+        common: how to search, on one data set.
+        known: the trials so far.
+        num_beside: trials that run at a time, and cannot learn from each other.
+    """
+    samples = common.options.samples
+    count = min(num_beside, samples - len(known))
+    if common.options.search == "random" or count <= 0:
+        return []
+    values = [(trial.overrides, reached(joined(common.out, f"{TRIALS}/{trial.name}"))) for trial in known]
+    ended = [(overrides, value) for overrides, value in values if value is not None]
+    tried, found, (data,) = [trial.overrides for trial in known], list[Trial](), common.data
+    for attempt in range(_MOST_DRAWS):  # of lists, the same values may be drawn again
+        for draw in suggest(space, ended, count, common.base.seed + attempt * samples):
+            trial = space.trial(data, draw)
+            if trial.overrides not in tried:
+                tried.append(trial.overrides)
+                found.append(trial)
+        if found:
+            break
+    return found
 
 
 def reached(place: str) -> float | None:
@@ -59,10 +60,10 @@ def reached(place: str) -> float | None:
     It is the k-NN accuracy of its evaluation, the last online one where a scheduler stopped it, 0 where the loss was
     not finite.
     """
-    ended, found = outcome(Folder(place)), evaluation(Folder(place))
-    if ended is None:
+    status, found = ended_as(Folder(place)), evaluation(Folder(place))
+    if status is None:
         return None
-    if ended["status"] == "not finite":
+    if status == "not finite":
         return 0.0
     if found is not None:
         return float(found["knn"]["results"][0]["top1"])

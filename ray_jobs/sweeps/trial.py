@@ -1,18 +1,15 @@
-"""One trial of a sweep: a pretrain run in a folder of its own, then its evaluation; what came of it is `outcome.json`.
+"""One trial of a sweep: a pretrain run in a folder of its own, then its evaluation; `outcome.json` says how it ended.
 
 A trial runs within Ray Tune, reports to it whenever the teacher was tested by k-NN, and may be stopped there at any
-moment; its run continues from its own checkpoint when the sweep is started again.
+time; its run resumes from its own checkpoint when the sweep is started again.
 """
 
 import json
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import ray
 from ray import tune
 from tensorboardX import SummaryWriter
 
@@ -26,97 +23,80 @@ from glsd.storage.uris import joined
 from glsd.training.loop import NonFiniteLoss
 from ray_jobs.cluster.deaths import ProcessDied
 from ray_jobs.evaluation.job import evaluate
-from ray_jobs.evaluation.options import EvaluateOptions, Probe
+from ray_jobs.evaluation.options import EvaluateOptions
 from ray_jobs.pretraining.job import pretrain
 from ray_jobs.pretraining.options import PretrainOptions
 from ray_jobs.progress import ProgressLine
-from ray_jobs.settings import JobSettings
+from ray_jobs.sweeps.planning import Common, PlannedTrial
 
 _ENDED = "ended.json"
-_MEASURED: tuple[Probe, ...] = ("knn", "correspondence", "collapse")
+_REPORTED = ("step", "epoch", "loss", "knn", "images_per_s", "collapsed")
 
 
-@dataclass(frozen=True)
-class TrialPlan:
-    """What a trial needs; it travels to its actor."""
+def run_trial(cell: Mapping[str, str], planned: Mapping[str, PlannedTrial], common: Common, gpus: float) -> None:
+    """The function that Tune runs: `cell["trial"]` names the trial, whose workers use `gpus`.
 
-    name: str
-    config: Config
-    data: tuple[str, ...]
-    test: tuple[str, ...]
-    out: str
-    """Run directory."""
-    job: JobSettings
-    pairs: int
-    """Images of the correspondence."""
-
-
-def run_trial(cell: Mapping[str, str], plans: Mapping[str, TrialPlan]) -> None:
-    """The function that Tune runs: `cell["trial"]` names the plan.
-
-    It first tells Tune the trial's history, so that a scheduler knows what it would have known; for a trial that has
-    ended already, that is all.
+    It first tells Tune the trial's history, which a scheduler needs; for a trial that has ended already, that is all.
     """
-    plan = plans[cell["trial"]]
-    folder = Folder(plan.out)
-    has_ended = outcome(folder) is not None
+    trial = planned[cell["trial"]]
+    folder = Folder(trial.out)
+    has_ended = ended_as(folder) is not None
     last_step = math.inf if has_ended else max(checkpoints(folder.location), default=0)
-    for line in read_metrics(plan.out):
+    for line in read_metrics(trial.out):
         if line["step"] <= last_step:
-            _report(line, plan.config)
+            _report(line, trial.config)
     if has_ended:
         return
     if OUTCOME in folder.sizes():
         folder.remove(OUTCOME)  # it failed, and is tried again
     try:
-        status, message = _trained(plan, folder)
-        _evaluate(plan, folder)
+        status, message = _trained(trial, common, folder)
+        _evaluate(trial, common, folder)
     except ProcessDied:
         raise  # without an outcome: a scheduler that stops the trial ends its processes; else Tune starts it again
     except (ValueError, RuntimeError, OSError) as error:
-        write_outcome(folder, "failed", str(error), trial_gpus(plan))
+        write_outcome(folder, "failed", str(error), gpus)
         raise
-    _write_hyperparameters(plan, folder)
-    write_outcome(folder, status, message, trial_gpus(plan))
+    _write_hyperparameters(trial.config, folder)
+    write_outcome(folder, status, message, gpus)
 
 
-def _trained(plan: TrialPlan, folder: Folder) -> tuple[Status, str]:
+def _trained(trial: PlannedTrial, common: Common, folder: Folder) -> tuple[Status, str]:
     """How the training ended. What cannot be trained further is noted at once, so that a retry only evaluates it."""
     status: Status
     if noted := folder.read(_ENDED):
         status, message = json.loads(noted)
         return status, message
+    options = PretrainOptions(knn_data=tuple(trial.test), figures=False)
     try:
-        options = PretrainOptions(knn_data=plan.test, figures=False)
-        pretrain(plan.config, plan.data, plan.out, options, plan.job, _TuneLine(plan))
+        pretrain(trial.config, trial.data, trial.out, options, common.job, _TuneLine(trial.config))
+        return "finished", ""
     except Collapsed as error:
         status, message = "collapsed", str(error)
     except NonFiniteLoss as error:
         status, message = "not finite", str(error)
-    else:
-        return "finished", ""
     folder.write(_ENDED, json.dumps([status, message]).encode())
     return status, message
 
 
-def _evaluate(plan: TrialPlan, folder: Folder) -> None:
+def _evaluate(trial: PlannedTrial, common: Common, folder: Folder) -> None:
     if newest_checkpoint(folder.location) is not None:
         options = EvaluateOptions(
-            test=plan.test,
-            probes=_MEASURED,
-            out=joined(plan.out, EVALUATED),
-            ks=(plan.config.evaluation.k,),
-            pairs=plan.pairs,
+            test=tuple(trial.test),
+            probes=("knn", "correspondence", "collapse"),
+            out=joined(trial.out, EVALUATED),
+            ks=(trial.config.evaluation.k,),
+            pairs=common.options.pairs,
             figures=False,
             keep=False,
         )
-        evaluate(plan.out, plan.data, options, plan.job)
+        evaluate(trial.out, trial.data, options, common.job)
 
 
-def outcome(folder: Folder) -> dict[str, Any] | None:
-    """How a trial ended: `status`, `message`, `gpus`; None while it has not, or ended by an error."""
-    found = json.loads(folder.read(OUTCOME) or b"null")
-    return None if found is None or found["status"] == "failed" else dict(found)
+def ended_as(folder: Folder) -> Status | None:
+    """How a trial ended; None while it has not, or ended by an error."""
+    status: Status | None = json.loads(folder.read(OUTCOME) or b"{}").get("status")
+    return None if status == "failed" else status
 
 
 def write_outcome(folder: Folder, status: Status, message: str, gpus: float) -> None:
@@ -127,40 +107,16 @@ def write_outcome(folder: Folder, status: Status, message: str, gpus: float) -> 
 class _TuneLine(ProgressLine):
     """A run's progress as Tune's results."""
 
-    def __init__(self, plan: TrialPlan) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        self._plan = plan
+        self._config = config
 
     def update(self, metrics: Mapping[str, float]) -> None:
-        _report(metrics, self._plan.config)
+        _report(metrics, self._config)
         super().update(metrics)
 
 
-def _write_hyperparameters(plan: TrialPlan, folder: Folder) -> None:
-    """What the trial varies and what it reached, for TensorBoard's HPARAMS over `SWEEP/trials`."""
-    found = evaluation(folder)
-    if found is None:
-        return
-    settings = {key: value for key, value in plan.config.flat().items() if isinstance(value, int | float | str)}
-    reached = {
-        "hparam/knn": found["knn"]["results"][0]["top1"],
-        "hparam/correspondence": found["correspondence"]["accuracy"],
-    }
-    with tempfile.TemporaryDirectory(prefix="glsd-") as written:
-        with SummaryWriter(logdir=written) as writer:
-            writer.add_hparams(settings, reached, name="hparams")
-        for path in sorted(Path(written).rglob("events.*")):
-            folder.write(f"{TENSORBOARD}/{path.relative_to(written).as_posix()}", path.read_bytes())
-
-
-def trial_gpus(plan: TrialPlan) -> float:
-    """GPUs of the trial's workers; 0 where it trains on CPUs."""
-    settings = plan.job
-    has_any = ray.cluster_resources().get("GPU", 0) >= 1 if settings.gpu is None else settings.gpu
-    return settings.workers * settings.gpus_per_worker if has_any else 0.0
-
-
-def _report(metrics: Mapping[str, Any], config: Config) -> None:
+def _report(metrics: Mapping[str, float], config: Config) -> None:
     """Tell Tune about a k-NN; `progress` is the per cent of the epochs that are done, for trials of any length.
 
     Not about the last one: a trial that has been trained is evaluated, however it stands beside others.
@@ -170,4 +126,18 @@ def _report(metrics: Mapping[str, Any], config: Config) -> None:
         tune.report({"progress": progress, **{key: metrics[key] for key in _REPORTED if metrics.get(key) is not None}})
 
 
-_REPORTED = ("step", "epoch", "loss", "knn", "images_per_s", "collapsed")
+def _write_hyperparameters(config: Config, folder: Folder) -> None:
+    """What the trial varies and what it reached, for TensorBoard's HPARAMS over `SWEEP/trials`."""
+    found = evaluation(folder)
+    if found is None:
+        return
+    settings = {key: value for key, value in config.flat().items() if isinstance(value, int | float | str)}
+    reached = {
+        "hparam/knn": found["knn"]["results"][0]["top1"],
+        "hparam/correspondence": found["correspondence"]["accuracy"],
+    }
+    with tempfile.TemporaryDirectory(prefix="glsd-") as written:
+        with SummaryWriter(logdir=written) as writer:
+            writer.add_hparams(settings, reached, name="hparams")
+        for path in sorted(Path(written).rglob("events.*")):
+            folder.write(f"{TENSORBOARD}/{path.relative_to(written).as_posix()}", path.read_bytes())

@@ -9,6 +9,7 @@ from typing import Any
 from glsd.config import load_config
 from glsd.runs.directory import RunDirectory
 from glsd.runs.log import RunLog
+from ray_jobs.sweeps.grids import trial_name
 
 EPOCHS, STEPS_PER_EPOCH, BATCH = 4, 10, 32
 BASE = load_config("demo", {"optim.epochs": EPOCHS, "optim.batch_size": BATCH, "evaluation.k": 20})
@@ -36,7 +37,7 @@ class ATrial:
 
 
 def name_of(trial: ATrial) -> str:
-    return "-".join([trial.data, *(f"{key.rpartition('.')[2]}_{value}" for key, value in trial.overrides.items())])
+    return trial_name(trial.data, trial.overrides)
 
 
 def a_sweep(folder: Path, trials: list[ATrial], **facts: Any) -> Path:

@@ -6,18 +6,23 @@ from pathlib import Path
 import pytest
 
 from glsd.config import Config
-from ray_jobs.sweeps.grids import GRIDS, drawn_trial, load_space, named_sources, trial_name, trials
+from ray_jobs.sweeps.grids import GRIDS, load_space, named_sources, trial_name, trials
 
 
 def names(grid: str, *changes: str, seeds: tuple[int, ...] = (0,), data: tuple[str, ...] = ("data",)) -> list[str]:
-    return [trial.name for trial in trials(load_space(grid, changes, seeds), data)]
+    return [values(trial.name) for trial in trials(load_space(grid, changes, seeds), data)]
+
+
+def values(name: str) -> str:
+    """A trial's name without its digest."""
+    return name.rpartition("-")[0]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_named_grid_has_possible_trials_of_distinct_names(grid: str) -> None:
     cells = trials(load_space(grid, seeds=(0, 1)), ["data"])
     assert len({cell.name for cell in cells}) == len(cells)
-    assert len({cell.config(Config()).digest for cell in cells}) == len(cells)
+    assert len({Config().with_overrides(cell.overrides).digest for cell in cells}) == len(cells)
 
 
 def test_the_regimes_of_figure_4_are_all_settings_at_all_sizes() -> None:
@@ -53,7 +58,7 @@ def test_a_change_replaces_an_axis_and_more_seeds_keep_the_names() -> None:
 
 def test_a_single_value_beside_the_grid_is_for_all_trials_and_in_no_name() -> None:
     cells = trials(load_space("learning_rate", ["optim.epochs=7", "optim.base_lr=1e-4,5e-4"]), ["data"])
-    assert [cell.name for cell in cells] == ["base_lr_0.0001-seed_0", "base_lr_0.0005-seed_0"]
+    assert [values(cell.name) for cell in cells] == ["base_lr_0.0001-seed_0", "base_lr_0.0005-seed_0"]
     assert {cell.overrides["optim.epochs"] for cell in cells} == {7}
     assert [cell.overrides["optim.base_lr"] for cell in cells] == [1e-4, 5e-4]
 
@@ -65,38 +70,37 @@ def test_draws_lie_in_their_range_and_are_the_same_for_the_same_seed(tmp_path: P
     drawn = [trials(space, ["data"], samples=20, seed=seed) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0]) == 40
-    values = [cell.overrides["optim.base_lr"] for cell in drawn[0]]
-    assert all(1e-5 <= value <= 1e-3 for value in values)
-    assert sum(math.log10(value) < -4 for value in values) == pytest.approx(20, abs=12)  # half of them on a log scale
+    rates = [cell.overrides["optim.base_lr"] for cell in drawn[0]]
+    assert all(1e-5 <= rate <= 1e-3 for rate in rates)
+    assert sum(math.log10(rate) < -4 for rate in rates) == pytest.approx(20, abs=12)  # half of them on a log scale
 
 
 def test_a_value_that_is_drawn_again_makes_no_second_trial(tmp_path: Path) -> None:
     grid = tmp_path / "mine.yaml"
     grid.write_text("model.num_prototypes: {choice: [1024, 4096]}\n")
     cells = trials(load_space(str(grid)), ["data"], samples=10)
-    assert {cell.name for cell in cells} == {"seed_0-num_prototypes_1024", "seed_0-num_prototypes_4096"}
+    assert {values(cell.name) for cell in cells} == {"seed_0-num_prototypes_1024", "seed_0-num_prototypes_4096"}
     assert len(cells) == 2
 
 
-def test_draws_that_look_alike_have_more_digits_and_earlier_ones_keep_their_names(tmp_path: Path) -> None:
+def test_draws_that_look_alike_have_names_of_their_own_however_many_there_are(tmp_path: Path) -> None:
     grid = tmp_path / "mine.yaml"
     grid.write_text("optim.teacher_momentum: {uniform: [0.9950, 0.9951]}\n")
     space = load_space(str(grid))
     few, many = (trials(space, ["data"], samples=samples) for samples in (3, 30))
     assert many[:3] == few
-    assert few[0].name == f"seed_0-teacher_momentum_{few[0].overrides['optim.teacher_momentum']:.4g}"
+    assert values(few[0].name) == f"seed_0-teacher_momentum_{few[0].overrides['optim.teacher_momentum']:.4g}"
     assert len({cell.name for cell in many}) == len({cell.overrides["optim.teacher_momentum"] for cell in many}) == 30
 
 
-def test_a_suggestion_that_looks_like_a_known_trial_has_a_name_of_its_own() -> None:
-    space = load_space("learning_rate")
-    first = drawn_trial(space, "data", {"optim.base_lr": 0.00012341, "seed": 0}, set())
-    second = drawn_trial(space, "data", {"optim.base_lr": 0.00012342, "seed": 0}, {first.name})
-    assert (first.name, second.name) == ("base_lr_0.0001234-seed_0", "base_lr_0.00012342-seed_0")
+def test_values_that_look_alike_are_told_apart_by_a_digest() -> None:
+    first, second = (trial_name("data", {"optim.base_lr": rate, "seed": 0}) for rate in (0.00012341, 0.00012342))
+    assert values(first) == values(second) == "base_lr_0.0001234-seed_0"
+    assert first != second
 
 
 def test_a_value_that_an_axis_lists_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"base_lr_0\.001-seed_0; name each value of an axis once"):
+    with pytest.raises(ValueError, match=r"base_lr_0\.001-seed_0-\w+; name each value of an axis once"):
         names("learning_rate", "optim.base_lr=1e-3,0.001")
 
 
@@ -130,9 +134,9 @@ def test_values_of_axes_that_go_together_are_taken_one_by_one(tmp_path: Path) ->
     found = [(cell.overrides[SIZES], cell.overrides[CROPS], cell.overrides["optim.base_lr"]) for cell in cells]
     pairs = [([96], [8]), ([96, 64], [4, 4]), ([64, 32], [2, 6])]
     assert found == [(*pair, rate) for pair in pairs for rate in (1e-4, 1e-3)]
-    assert cells[2].name == "local_sizes__96_64_-num_local_crops__4_4_-base_lr_0.0001-seed_0"
+    assert values(cells[2].name) == "local_sizes__96_64_-num_local_crops__4_4_-base_lr_0.0001-seed_0"
     assert len({cell.name for cell in cells}) == 6
-    assert cells[2].config(Config()).augment.num_local_crops == (4, 4)
+    assert Config().with_overrides(cells[2].overrides).augment.num_local_crops == (4, 4)
 
 
 def test_axes_go_together_on_the_command_line_as_in_a_file(tmp_path: Path) -> None:
@@ -160,7 +164,7 @@ def test_axes_go_together_on_the_command_line_as_in_a_file(tmp_path: Path) -> No
         (["together=[augment.local_sizes]"], "must hold lists of axes"),
         (
             ["together=[augment.local_sizes,optim.epochs]"],
-            r"together names optim\.epochs, which is no axis with a list",
+            r"together names optim\.epochs, which is not an axis with a list",
         ),
         (["together=[optim.base_lr,optim.base_lr]"], r"together names optim\.base_lr twice"),
         (["together=[optim.base_lr,augment.local_sizes],[seed,optim.base_lr]"], r"names optim\.base_lr twice"),
@@ -175,7 +179,7 @@ def test_axes_that_cannot_go_together_are_refused_with_the_numbers(
 
 def test_a_distribution_goes_together_with_nothing(tmp_path: Path) -> None:
     text = "a.b: [1, 2]\noptim.base_lr: {uniform: [0, 1]}\ntogether: [[a.b, optim.base_lr]]\n"
-    with pytest.raises(ValueError, match=r"together names optim\.base_lr, which is no axis with a list"):
+    with pytest.raises(ValueError, match=r"together names optim\.base_lr, which is not an axis with a list"):
         load_space(a_grid(tmp_path, text))
 
 
@@ -196,7 +200,7 @@ def test_no_value_is_null_or_none_in_a_file_and_in_the_grid_option(tmp_path: Pat
     text = "data.images_per_class: [5, null, ~]\ndata.fraction: {choice: [None, 0.5]}\n"
     space = load_space(a_grid(tmp_path, text), ["objective.threshold_scale=None"])
     assert space.axes["data.images_per_class"] == [5, None, None]
-    assert space.distributions["data.fraction"].categories == [None, 0.5]
+    assert space.distributions["data.fraction"].choices == (None, 0.5)
     assert space.fixed == {"objective.threshold_scale": None}
     given = names("matching_by_regime", "data.images_per_class=5,None", "objective.setting=vanilla")
     assert given == ["setting_vanilla-images_per_class_5-seed_0", "setting_vanilla-images_per_class_none-seed_0"]
@@ -207,7 +211,7 @@ def test_no_value_is_null_or_none_in_a_file_and_in_the_grid_option(tmp_path: Pat
 def test_a_seed_beside_other_keys_is_the_trial_s(tmp_path: Path) -> None:
     grid = tmp_path / "mine.yaml"
     grid.write_text("pair: [{optim.epochs: 30, seed: 5}, {optim.epochs: 40, seed: 6}]\n")
-    assert [cell.config(Config()).seed for cell in trials(load_space(str(grid)), ["data"])] == [5, 6]
+    assert [Config().with_overrides(cell.overrides).seed for cell in trials(load_space(str(grid)), ["data"])] == [5, 6]
     with pytest.raises(ValueError, match="the grid has an axis seed already"):
         load_space(str(grid), seeds=(0,))
 
@@ -229,7 +233,7 @@ def test_a_search_knows_the_settings_that_it_may_have_drawn(tmp_path: Path) -> N
 
 
 def test_a_long_name_is_cut_and_stays_distinct() -> None:
-    long = [trial_name(["x" * 200, str(number)]) for number in range(2)]
+    long = [trial_name("x" * 200, {"seed": number}) for number in range(2)]
     assert long[0] != long[1]
     assert max(map(len, long)) <= 120
 
@@ -254,9 +258,13 @@ def test_a_wrong_grid_is_named(grid: str, changes: tuple[str, ...], message: str
         ("optim.base_lr: uniform(0, 1)", r"such as {loguniform: \[1e-5, 1e-3\]}, not 'uniform\(0, 1\)'"),
         ("optim.base_lr: [{loguniform: [1e-5, 1e-3]}]", "axis optim.base_lr must be a list"),
         ("optim.base_lr: {loguniform: [1]}", "axis optim.base_lr: loguniform cannot take"),
+        ("optim.base_lr: {loguniform: [0, 1]}", "give it two numbers, the lower one first and above 0"),
+        ("optim.base_lr: {uniform: [1, 0]}", "give it two numbers, the lower one first"),
+        ("optim.epochs: {randint: [1.5, 3]}", "give it two whole numbers"),
+        ("optim.epochs: {choice: 3}", "give it a list of values"),
         ("- 1", "must map dotted keys"),
-        ("1: [2, 3]", "1 is no setting; an axis is a dotted key"),
-        ("pair: [{1: 2}]", "1 is no setting; an axis is a dotted key"),
+        ("1: [2, 3]", "1 is not a setting; an axis is a dotted key"),
+        ("pair: [{1: 2}]", "1 is not a setting; an axis is a dotted key"),
     ],
 )
 def test_a_wrong_axis_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -269,15 +277,18 @@ def test_a_wrong_axis_is_named(tmp_path: Path, text: str, message: str) -> None:
 def test_a_key_or_value_that_does_not_exist_fails_as_it_does_everywhere() -> None:
     space = load_space("learning_rate", ["optim.base_lr=-1,1"])
     with pytest.raises(ValueError, match=r"optim\.base_lr"):
-        [cell.config(Config()) for cell in trials(space, ["data"])]
+        [Config().with_overrides(cell.overrides) for cell in trials(space, ["data"])]
     with pytest.raises(ValueError, match=r"did you mean 'optim\.base_lr'"):
-        [cell.config(Config()) for cell in trials(load_space("threshold", ["optim.bas_lr=1,2"]), ["data"])]
+        [
+            Config().with_overrides(cell.overrides)
+            for cell in trials(load_space("threshold", ["optim.bas_lr=1,2"]), ["data"])
+        ]
 
 
 def test_an_axis_seed_and_seeds_beside_it_are_one_too_many(tmp_path: Path) -> None:
     grid = tmp_path / "mine.yaml"
     grid.write_text("seed: [3, 4]\n")
-    assert [cell.name for cell in trials(load_space(str(grid)), ["data"])] == ["seed_3", "seed_4"]
+    assert [values(cell.name) for cell in trials(load_space(str(grid)), ["data"])] == ["seed_3", "seed_4"]
     with pytest.raises(ValueError, match="the grid has an axis seed already"):
         load_space(str(grid), seeds=(0,))
 
@@ -288,6 +299,13 @@ def test_a_value_is_the_same_from_a_file_and_from_the_command_line(tmp_path: Pat
     given = load_space("learning_rate", ["optim.base_lr=1e-4", "augment.local_sizes=[32,64],[32]"])
     assert load_space(str(grid)).axes["optim.base_lr"] == given.axes["optim.base_lr"] == [1e-4]
     assert given.axes["augment.local_sizes"] == [[32, 64], [32]]
+
+
+def test_a_whole_number_is_the_same_trial_as_the_number_with_a_point() -> None:
+    assert [
+        [cell.name for cell in trials(load_space("learning_rate", [f"optim.base_lr={rates}"]), ["data"])]
+        for rates in ("1,2", "1.0,2.0")
+    ] == [[trial_name("data", {"optim.base_lr": rate, "seed": 0}) for rate in (1.0, 2.0)]] * 2
 
 
 def test_sources_without_a_name_are_one_data_set() -> None:

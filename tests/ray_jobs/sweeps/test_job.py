@@ -17,6 +17,7 @@ from glsd.runs.sweep import trial_states
 from ray_jobs.cli.caching import entries
 from ray_jobs.evaluation.job import evaluate
 from ray_jobs.evaluation.options import EvaluateOptions
+from ray_jobs.sweeps.grids import trial_name
 from ray_jobs.sweeps.job import sweep
 from ray_jobs.sweeps.options import SweepOptions
 from tests.images import labelled_folder
@@ -125,7 +126,11 @@ def test_a_sweep_is_killed_then_one_of_its_trials_and_ends_as_if_nothing_had_hap
         (*_, step) = complete_checkpoints(killed)
         return [line for line in json_lines(killed / "metrics.jsonl") if line["step"] <= step]
 
-    undisturbed, killed = (out / "trials" / f"setting_geometric-images_per_class_{n}-seed_0" for n in (16, "none"))
+    settings = {"objective.setting": "geometric"}
+    undisturbed, killed = (
+        out / "trials" / trial_name("data", settings | {"data.images_per_class": number, "seed": 0})
+        for number in (16, None)
+    )
     started = start()
     started.wait_until(lambda: len(json_lines(killed / "metrics.jsonl")) > 5)  # in the second epoch
     started.kill_all()

@@ -229,7 +229,7 @@ def test_a_dry_run_of_optuna_shows_what_is_known_and_how_many_it_will_draw(call,
     words = ["--search", "optuna", "--samples", "5", "--dry_run"]
     main(call("learning_rate", "--grid", "optim.base_lr=0.001,0.002,0.004,0.005,0.006", *words))
     said = capsys.readouterr().out.splitlines()
-    assert said[1].startswith("photos-base_lr_0.001-seed_0 ")
+    assert said[1].startswith("photos-base_lr_0.001-seed_0-")
     assert said[3].startswith("2 trials, ")
     assert said[4].startswith("Optuna draws 3 more")
 
@@ -265,7 +265,7 @@ def test_trials_that_have_not_ended_are_named_in_one_line(call, tmp_path, photos
     )
     assert not_ended(few, trial_states(folder)) == ""
     assert not_ended(all_of_three, trial_states(folder)) == (
-        "2 of 3 trials have not ended: photos-base_lr_0.002-seed_0 (failed), photos-base_lr_0.004-seed_0 (started)"
+        f"2 of 3 trials have not ended: {name_of(rates[1])} (failed), {name_of(rates[2])} (started)"
     )
 
 
