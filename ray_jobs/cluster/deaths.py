@@ -12,19 +12,19 @@ DEATHS = (
     exceptions.OwnerDiedError,
     exceptions.WorkerCrashedError,
 )
-"""What Ray raises when a process has died that a job cannot do without."""
+"""What Ray raises when a process has died that a job needs."""
 
 
 class ProcessDied(RuntimeError):
-    """A process of the job has died, for no fault of the job's own."""
+    """A process of the job has died, which is not an error of the job itself."""
 
 
 def death(error: BaseException) -> BaseException:
-    """An error of Ray in words, where it is that a process has died; any other as it is.
+    """The error, or a `ProcessDied` in words where Ray says that a process has died.
 
     >>> death(exceptions.OutOfMemoryError("the node runs low on memory"))
-    ProcessDied('a process of the job died, perhaps for want of memory, of which fewer --workers or a smaller \
-data.unit_size need less; the same command goes on where it was. Ray says: the node runs low on memory')
+    ProcessDied('a process of the job died, possibly out of memory. Use fewer --workers or a smaller data.unit_size, \
+then rerun the command to resume. Ray says: the node runs low on memory')
     >>> death(ValueError("data.unit_size 3"))
     ValueError('data.unit_size 3')
     """
@@ -33,6 +33,6 @@ data.unit_size need less; the same command goes on where it was. Ray says: the n
         return error
     said = " ".join(str(error).split()).rpartition("The actor is dead because ")[2]
     return ProcessDied(
-        "a process of the job died, perhaps for want of memory, of which fewer --workers or a smaller data.unit_size "
-        f"need less; the same command goes on where it was. Ray says: {textwrap.shorten(said, 300)}"
+        "a process of the job died, possibly out of memory. Use fewer --workers or a smaller data.unit_size, then "
+        f"rerun the command to resume. Ray says: {textwrap.shorten(said, 300)}"
     )

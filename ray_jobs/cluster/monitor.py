@@ -1,8 +1,7 @@
 """What a running job says: metrics travel from rank 0 to the driver's progress line and to Prometheus.
 
-Rank 0 pushes into a tiny actor and waits for it at its end alone; the driver looks there twice a second. A job whose
-monitor has died goes on in silence. Ray is imported where it is used, so that the progress line serves verbs that need
-no cluster.
+Rank 0 pushes into a tiny actor and waits for it only at its end; the driver looks there twice a second. A job whose
+monitor has died continues in silence.
 """
 
 import threading
@@ -10,6 +9,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_jobs.progress import ProgressLine
 
@@ -60,10 +64,7 @@ class Monitor:
 
 
 def start_monitor() -> Handle:
-    """A monitor beside the driver; it has no name, so runs cannot meet in it, and ends with the driver."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+    """A monitor on the driver's node. It has no name, so that runs cannot share it, and ends with the driver."""
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0)(Monitor).options(scheduling_strategy=node).remote()
 
@@ -83,9 +84,6 @@ def watch(monitor: Handle, line: ProgressLine) -> Iterator[None]:
 
 
 def _watch(monitor: Handle, line: ProgressLine, stop: threading.Event) -> None:
-    import ray
-    from ray.exceptions import GetTimeoutError, RayError
-
     asked, is_last = None, False
     while True:
         stopped = stop.wait(POLL_INTERVAL_S)
@@ -96,9 +94,9 @@ def _watch(monitor: Handle, line: ProgressLine, stop: threading.Event) -> None:
         except GetTimeoutError:
             if stopped:
                 return
-            continue  # a busy machine; what it takes is not lost
+            continue  # a busy machine; nothing is lost
         except RayError:
-            return  # the monitor or the cluster has gone; the job says itself how it ends
+            return  # the monitor or the cluster is gone; the job itself says how it ends
         asked = None
         for kind, content in news:
             if kind == "phase":
@@ -116,12 +114,10 @@ class Reporter:
 
     Args:
         monitor: the driver's; None where nobody watches.
-        run: the run's name, the tag of its gauges; Ray takes ASCII alone.
+        run: the run's name, the tag of its gauges; Ray takes only ASCII.
     """
 
     def __init__(self, monitor: Handle | None, run: str) -> None:
-        from ray.util.metrics import Gauge
-
         self._monitor = monitor
         self._last_push: Any | None = None
         self._tags = {"run": run}
@@ -135,18 +131,16 @@ class Reporter:
         self._push("metrics", dict(metrics))
 
     def phase(self, text: str) -> None:
-        """Send what goes on now, such as 'k-NN'."""
+        """Send what is done now, such as 'k-NN'."""
         self._push("phase", text)
 
     def note(self, text: str) -> None:
-        """Send what should stay to be read."""
+        """Send what stays on the screen."""
         self._push("note", text)
 
     def close(self) -> None:
-        """Wait until the last news, and with them all before, have arrived: the end of a worker may overtake them."""
+        """Wait until all news have arrived: the end of a worker may overtake them."""
         if self._last_push is not None:
-            import ray
-
             ray.wait([self._last_push], timeout=ARRIVAL_S)
 
     def _push(self, kind: str, content: Any) -> None:

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import ray
@@ -47,20 +47,14 @@ def cluster(settings: JobSettings) -> Iterator[None]:
         elif (address := os.environ.get("RAY_ADDRESS", "")) not in ("", "local"):
             check_address(address)
             _connect(address)
-            with _shut_down_afterwards():
+            with _ended():
                 yield
         else:
             _check_socket_paths(settings.dashboard)
             port = _dashboard_port() if settings.dashboard else None
             with _environment(_of_own_ray(port)):
-                _start(
-                    # One slot more than cores: the training worker takes a hair of one, which would cost the stream a
-                    # task.
-                    num_cpus=num_cores() + 1,
-                    include_dashboard=settings.dashboard,
-                    dashboard_port=port,
-                )
-                with _shut_down_afterwards():
+                _start(port)
+                with _ended():
                     yield
     except DEATHS as error:
         raise death(error) from None
@@ -167,8 +161,8 @@ def _of_own_ray(dashboard_port: int | None) -> dict[str, str | None]:
 def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
     """Set the environment variables, and remove those of None; afterwards they are as they were."""
     before = {name: os.environ.get(name) for name in values}
-    _set(values)
     try:
+        _set(values)
         yield
     finally:
         _set(before)
@@ -176,35 +170,32 @@ def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
 
 def _set(variables: Mapping[str, str | None]) -> None:
     for name, value in variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+        os.environ.pop(name, None)
+        os.environ.update({} if value is None else {name: value})
 
 
-@contextmanager
-def _shut_down_afterwards() -> Iterator[None]:
-    with _ended_by_sigterm():
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _start(**options: Any) -> None:
-    """A Ray of this machine. Ray waits 30 s for itself, which a busy machine may exceed; then it is started anew.
+def _start(dashboard_port: int | None) -> None:
+    """A Ray of this machine. Ray waits 30 s for itself, which a busy machine may exceed; then it is started again.
 
     Raises:
         RuntimeError: it did not start three times.
     """
     for _ in range(3):
         try:
-            ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **options)
+            ray.init(
+                address="local",
+                # One slot more than cores: the training worker takes a hair of one, which would cost the stream a task.
+                num_cpus=num_cores() + 1,
+                include_dashboard=dashboard_port is not None,
+                dashboard_port=dashboard_port,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
             return
-        except Exception as error:  # Ray raises the bare class for its time-out, so the text decides; all else goes on
+        except Exception as error:  # Ray raises the bare class for its time-out, so the text decides
             if "timed out during startup" not in str(error):
                 raise
-    raise RuntimeError("Ray did not start within 30 s, three times: the machine is too busy; give the command again")
+    raise RuntimeError("Ray did not start within 30 s, three times: the machine is too busy; rerun the command")
 
 
 def _dashboard_port() -> int:
@@ -217,18 +208,20 @@ def _dashboard_port() -> int:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let a scheduler's SIGTERM unwind the stack, so that leases end; Ray's own handler prints stacks and dies."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _ended() -> Iterator[None]:
+    """End the connection to Ray afterwards. SIGTERM, which schedulers send, unwinds the stack, so that leases end;
+    Ray's own handler would print stacks and exit.
+    """
 
     def stop(*_: object) -> None:
-        print("glsd: stopped by SIGTERM; the same command goes on where it was", file=sys.stderr)
+        print("glsd: stopped by SIGTERM; rerun the command to resume", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM)
 
-    previous = signal.signal(signal.SIGTERM, stop)
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, stop) if is_main else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        ray.shutdown()
+        if is_main:
+            signal.signal(signal.SIGTERM, previous)

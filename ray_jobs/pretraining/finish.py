@@ -81,7 +81,7 @@ def _summary(run: RunDirectory, checkpoint: str, config: Config, split: Labelled
     if init_from := json.loads(run.read(DATA) or b"{}").get("init_from"):
         summary["init_from"] = init_from
     if split is not None:
-        first = next(line for line in read_metrics(run) if line["step"] == 0)
+        first = next(metrics for metrics in read_metrics(run) if metrics["step"] == 0)
         summary |= {
             "knn": last["knn"],
             "knn_untrained": first["knn"],

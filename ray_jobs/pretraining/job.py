@@ -146,8 +146,8 @@ def _claim(
             run.write(SUBSET, content)
         elif _places(saved) != _places(content):
             raise ValueError(
-                f"{run.out} was begun with other images of these data, listed in its {SUBSET}, since their labels were "
-                "read in another way; choose another --out for a new run"
+                f"{run.out} was begun with other images of these data, listed in its {SUBSET}, than its settings "
+                "choose now, as happens after a change of labels or of glsd; choose another --out for a new run"
             )
 
 

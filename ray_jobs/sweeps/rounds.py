@@ -67,5 +67,5 @@ def reached(place: str) -> float | None:
         return 0.0
     if found is not None:
         return float(found["knn"]["results"][0]["top1"])
-    tested = [line["knn"] for line in read_metrics(place) if line["step"] and line.get("knn") is not None]
-    return float(tested[-1]) if tested else 0.0
+    online = [logged["knn"] for logged in read_metrics(place) if logged["step"] and logged.get("knn") is not None]
+    return float(online[-1]) if online else 0.0

@@ -42,9 +42,9 @@ def run_trial(cell: Mapping[str, str], planned: Mapping[str, PlannedTrial], comm
     folder = Folder(trial.out)
     has_ended = ended_as(folder) is not None
     last_step = math.inf if has_ended else max(checkpoints(folder.location), default=0)
-    for line in read_metrics(trial.out):
-        if line["step"] <= last_step:
-            _report(line, trial.config)
+    for metrics in read_metrics(trial.out):
+        if metrics["step"] <= last_step:
+            _report(metrics, trial.config)
     if has_ended:
         return
     if OUTCOME in folder.sizes():

@@ -1,6 +1,6 @@
 """Ray Train as the jobs use it: workers that consume one ordered stream, watched while they do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
@@ -47,7 +47,7 @@ def fit(
     Args:
         worker: finds its units in the dataset shard "train"; rank r of W gets the units i * W + r.
         plan: what a worker needs.
-        units: the stream from where the workers are to start; asked anew whenever they are started.
+        units: the stream from where the workers are to start; asked again whenever they are started.
         run: the folder in which Ray Train keeps its own notes.
         resources: what `check_resources` gave.
         monitor: where the workers report.
@@ -56,49 +56,45 @@ def fit(
     Raises:
         BaseException: what a worker raised, without Ray's wrapping; KeyboardInterrupt after Ctrl-C.
     """
-    num_starts = _FEW_STARTS
+    named = (worker.__module__, worker.__qualname__)
+    work = {"worker": named, "plan": ray.put(plan), "monitor": monitor}
+    num_waits, most_waits = 0, 0
     line.phase("starting workers")
     with watch(monitor, line):
         while True:
-            trainer = _trainer(worker, plan, units, run, resources, monitor, num_starts)
+            trainer = _trainer(work, units, run, resources)
             try:
                 trainer.fit()
                 return
             except TrainingFailedError as error:
-                if not (_has_no_room(error) and ray.get(monitor.take_started.remote())):
+                if ray.get(monitor.take_started.remote()):
+                    num_waits, most_waits = 0, _MOST_WAITS
+                if not _has_no_room(error) or num_waits == most_waits:
                     raise _cause(error) from None
             except KeyboardInterrupt:
                 line.phase("stopping the workers")
                 trainer.abort()
                 raise
-            num_starts = _MANY_STARTS
+            num_waits += 1
             line.phase("waiting for nodes with room for the workers")
 
 
-_FEW_STARTS: Final = 3
-"""Starts without room for the workers, each of a minute, after which a job ends of which no worker has run yet: the
-cluster was seen to have the room, so others have taken it.
+_STARTS: Final = 3
+"""Starts of workers, each of which waits a minute for room. A job of which no worker has run yet ends after them: the
+cluster had the room when it was checked, so others have taken it.
 """
-_MANY_STARTS: Final = 60
-"""The same once workers have run: a lost node is replaced within the hour. They are counted anew when workers run."""
+_MOST_WAITS: Final = 20
+"""How often so many starts are tried again once workers have run: a lost node is replaced within the hour. Only those
+without room are: workers that fail to start for another reason would fail again.
+"""
 
 
 def _trainer(
-    worker: Callable[[Any], None],
-    plan: Any,
-    units: Callable[[], Dataset],
-    run: RunDirectory,
-    resources: Resources,
-    monitor: Handle,
-    num_starts: int,
+    work: Mapping[str, Any], units: Callable[[], Dataset], run: RunDirectory, resources: Resources
 ) -> "_Trainer":
     return _Trainer(
         _work,
-        train_loop_config={
-            "worker": (worker.__module__, worker.__qualname__),
-            "plan": ray.put(plan),
-            "monitor": monitor,
-        },
+        train_loop_config=dict(work),
         scaling_config=ScalingConfig(
             num_workers=resources.workers, use_gpu=resources.gpu, resources_per_worker=resources.per_worker
         ),
@@ -108,7 +104,7 @@ def _trainer(
             storage_filesystem=run.filesystem,
             failure_config=FailureConfig(
                 max_failures=resources.max_failures,
-                controller_failure_limit=num_starts - 1,  # type: ignore[call-arg] # its stub is that of the old Train
+                controller_failure_limit=_STARTS - 1,  # type: ignore[call-arg] # its stub is that of the old Train
             ),
         ),
         datasets={"train": units},
@@ -116,20 +112,24 @@ def _trainer(
     )
 
 
-def _work(loop_config: dict[str, Any]) -> None:
+def _work(work: Mapping[str, Any]) -> None:
     """The worker, as Ray Train takes it: by name and references, since its controller unpickles this too before any
     worker starts. Ray Data's coordinator starts while the worker's module is imported, models and all.
     """
-    loop_config["monitor"].worker_started.remote()
+    work["monitor"].worker_started.remote()
     with ThreadPoolExecutor(1) as meanwhile:
         meanwhile.submit(ray.train.get_dataset_shard, "train")  # the worker asks again, and hears of an error then
-        module, name = loop_config["worker"]
+        module, name = work["worker"]
         worker = getattr(import_module(module), name)
-    worker(ray.get(loop_config["plan"]))
+    worker(ray.get(work["plan"]))
 
 
 class _Trainer(TorchTrainer):
-    """Ray Train's trainer, for which Ctrl-C is a KeyboardInterrupt: its own handler would exit without a word."""
+    """Ray Train's trainer, for which Ctrl-C is a KeyboardInterrupt.
+
+    This replaces a private method of Ray's, as there is no public way: Ray's own handler ends the process without a
+    word, and without a handler nothing outside would know the controller whose workers are to be stopped.
+    """
 
     _controller: ActorHandle[Any] | None = None
 

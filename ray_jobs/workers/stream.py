@@ -5,12 +5,12 @@ of workers receives the same units. Blocks of equal size and `preserve_order` ar
 i * W + r, see `stream_options`.
 
 Ray Train's controller and Ray Data's coordinators import this module, one after the other, before the first unit comes.
-So torch, which the tasks alone need, is imported by the tasks.
+So torch, which only the tasks need, is imported by the tasks.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -42,7 +42,7 @@ def share(maker: UnitMaker, files: Files) -> Shared:
 def stream(shared: Shared, start_unit: int) -> Dataset:
     """All units from `start_unit` to the end of the last epoch, one block each, in order."""
     num_units = shared.num_units - start_unit
-    # About a thousand units a read task: many more tasks delay the first batch of a long run by most of a minute.
+    # About a thousand units per read task: many more tasks delay the first batch of a long run by most of a minute.
     units = ray.data.range(num_units, override_num_blocks=max(1, num_units // 1000))
     units.context.execution_no_progress_timeout_s = -1  # k-NN or an upload may hold the training up for long
     return units.repartition(target_num_rows_per_block=1).map_batches(
@@ -54,7 +54,7 @@ def stream(shared: Shared, start_unit: int) -> Dataset:
 
 
 def remaining(shared: Shared, run: str) -> Dataset:
-    """The units after the newest checkpoint of a run; Ray Train asks anew whenever it starts the workers."""
+    """The units after the newest checkpoint of a run; Ray Train asks again whenever it starts the workers."""
     return stream(shared, max(checkpoints(run), default=0) * shared.units_per_step)
 
 
@@ -76,14 +76,14 @@ def received(units: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str,
 
 
 def use_one_core() -> None:
-    """Have image libraries start no threads of their own in a task, which has one core."""
+    """Keep image libraries from starting threads of their own in a task, which has one core."""
     cv2.setNumThreads(1)
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 def _make_unit(
     row: dict[str, np.ndarray], maker: "ray.ObjectRef[UnitMaker]", files: Files, first: int
-) -> dict[str, Any]:
+) -> dict[str, np.ndarray]:
     import torch
 
     use_one_core()
@@ -94,6 +94,6 @@ def _make_unit(
         place_files(files)
         arrays = units.unit(k)
     except (ValueError, OSError) as error:
-        # Ray Data keeps the text of an exception only within a traceback, so what a user can mend travels as a row.
+        # Ray Data keeps the text of an exception only within a traceback, so what a user can repair travels as a row.
         arrays, failure = units.blank(k), str(error)
     return {**arrays, "failure": np.full(len(arrays["unit"]), failure)}

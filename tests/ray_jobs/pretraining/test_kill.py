@@ -151,7 +151,7 @@ def test_a_run_killed_at_every_kind_of_moment_ends_bit_for_bit_as_one_that_was_n
     assert start.process.wait(TIMEOUT_S) == 2, start.said
     assert "Traceback" not in start.said
     *_, last_line = start.said.splitlines()
-    assert last_line.startswith("glsd: a process of the job died, perhaps for want of memory"), start.said
+    assert last_line.startswith("glsd: a process of the job died, possibly out of memory"), start.said
 
     # Within the writing of a checkpoint.
     start = command.start()
