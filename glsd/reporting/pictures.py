@@ -20,7 +20,7 @@ from glsd.evaluation.online_knn import Preprocessed, preprocessed
 from glsd.reporting.figures.canvas import save_png_and_svg
 from glsd.reporting.figures.correspondences import draw_correspondences, top_correspondences
 from glsd.reporting.figures.crops import draw_crops, view_crops
-from glsd.reporting.figures.curves import draw_collapse, draw_curves
+from glsd.reporting.figures.curves import draw_charts, run_charts
 from glsd.reporting.figures.feature_map import draw_feature_map, umap_available
 from glsd.reporting.figures.matchings import draw_matchings, geometric_pair, similarity_pair
 from glsd.reporting.figures.neighbours import draw_neighbours
@@ -53,10 +53,10 @@ def picture_method(encoder: Encoder, images: Sequence[tuple[int, np.ndarray]], f
 
 def picture_learning(metrics: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Curves, and the signs of collapse over training (Fig. 7), of a run's metrics."""
-    save_png_and_svg(draw_curves(metrics), folder / "curves")
-    if any("feature_std" in line for line in metrics):
-        series = {key: _series(metrics, key) for key in sorted({key for line in metrics for key in line} - {"step"})}
-        save_png_and_svg(draw_collapse({"this run": series}), folder / "collapse")
+    charts = run_charts(metrics)
+    save_png_and_svg(draw_charts([*charts.training, *charts.others]), folder / "curves")
+    if charts.collapse:
+        save_png_and_svg(draw_charts(charts.collapse), folder / "collapse")
 
 
 def picture_correspondences(
@@ -147,12 +147,6 @@ def picture_features(features: np.ndarray, labels: np.ndarray | None, classes: l
     save_png_and_svg(draw_feature_map(features, labels, classes), folder / "feature_map")
     if umap_available():
         save_png_and_svg(draw_feature_map(features, labels, classes, "umap"), folder / "feature_map_umap")
-
-
-def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int | float], list[int | float | None]]:
-    """(steps, values) of a metric."""
-    lines = [line for line in metrics if key in line]
-    return [line["step"] for line in lines], [line[key] for line in lines]
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ def report(path: str, out: str | None = None) -> str:
             f"{path} is neither a run nor an evaluation nor a sweep: it holds no {CONFIG} with {DATA}, no {EVALUATION} "
             f"and no {SWEEP}"
         )
-    content = page.html().encode()
+    content = page.encode()
     if out is None:
         folder.write(REPORT, content)
         return folder.uri(REPORT)

@@ -2,50 +2,34 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from glsd.reporting.figures.curves import LOOKS, Series, draw_collapse
-from glsd.reporting.figures.regimes import axis_name, draw_comparison, draw_regimes, draw_trial_curves
-from glsd.reporting.tables import (
-    SEED,
-    SETTING,
-    axis_text,
-)
+from glsd.reporting.figures.curves import LOOKS, Chart, Line, Series, draw_charts, draw_collapse
+from glsd.reporting.figures.regimes import axis_name, draw_comparison, draw_regimes
+from glsd.reporting.sweep_table import Together, goes_with
+from glsd.reporting.tables import SEED, SETTING, axis_text
 from glsd.runs.sweep import TrialState
 
-_REGIME = "data.images_per_class"
-
-
 COMPARED = ("knn", "accuracy", "error_px")
+_REGIME, _ALL = "data.images_per_class", "all trials"
+_MAX_PANELS, _MAX_TICKS, _MAX_FIGURES = 12, 12, 6
+_REGIMES_CAPTION = (
+    "Means over seeds with one standard deviation, faint dots are the trials. Open marks have collapsed; a cross is a "
+    "trial whose loss was not finite; the dotted line is the backbone before training."
+)
+_DOTS_CAPTION = "Large marks are means over seeds with one standard deviation, faint dots the trials."
 
 
-_ALL = "all trials"
+class Made(NamedTuple):
+    """A figure, the stem of its files, its title and caption."""
 
-
-Together = Sequence[Sequence[str]]
-"""Settings that the grid sets together, list by list, as `sweep.json` has them."""
-
-
-def goes_with(trials: pd.DataFrame, axis: str, other: str) -> bool:
-    """Whether the other's value tells that of the axis."""
-    return bool(trials.groupby(other, dropna=False)[axis].nunique(dropna=False).max() <= 1)
-
-
-def _companions(trials: pd.DataFrame, axes: Sequence[str], together: Together) -> dict[str, list[str]]:
-    """Of axes that the grid sets together one, with the others, which figures need not tell apart."""
-    found: dict[str, list[str]] = {}
-    for keys in together:
-        members = [axis for axis in axes if axis in keys]
-        for first in sorted(members, key=lambda axis: (axis not in (SETTING, _REGIME), -trials[axis].nunique()))[:1]:
-            found[first] = [axis for axis in members if axis != first and goes_with(trials, axis, first)]
-    return found
-
-
-_Made = list[tuple[str, Figure, str, str]]
-"""Figures with the stems of their files, titles and captions."""
+    stem: str
+    figure: Figure
+    title: str
+    caption: str
 
 
 class SweepFigures:
@@ -69,47 +53,39 @@ class SweepFigures:
         names = [_ALL] * len(trials) if self._group == _ALL else _texts(trials, self._group)
         self._trials = trials.assign(**{self._group: names})
 
-    def _name(self, axis: str) -> str:
-        """The axis and what goes together with it."""
-        return " with ".join(map(axis_name, [axis, *self._companions.get(axis, [])]))
-
-    def results(self) -> _Made:
+    def results(self) -> list[Made]:
         """Fig. 4 where an axis is numeric, for each combination of the remaining axes; else every trial as a dot."""
-        made: _Made = []
+        made: list[Made] = []
         for label, part in _parts(self._trials, self._others):
             if self._x is None or not part[[*COMPARED]].notna().any(axis=None):
                 continue
             figure = draw_regimes(part, self._x, self._group, _images_per_class(part) if self._x == _REGIME else None)
             stem = f"regimes_{len(made) + 1}" if self._others else "regimes"
             title = f"Over {self._name(self._x)}" + (f", {label}" if label else "")
-            made.append((stem, figure, title, _REGIMES_CAPTION))
+            made.append(Made(stem, figure, title, _REGIMES_CAPTION))
         if 0 < len(made) <= _MAX_FIGURES or not self._trials["knn"].notna().any():
             return made
         figure = draw_comparison(self._trials, self._axes, group=self._group)
-        return [("comparison", figure, "k-NN of all trials", _DOTS_CAPTION)]
+        return [Made("comparison", figure, "k-NN of all trials", _DOTS_CAPTION)]
 
-    def curves(self) -> _Made:
+    def curves(self) -> list[Made]:
         """k-NN over the epochs of every trial."""
         parts = _parts(self._trials, self._panels)
         if len(parts) > _MAX_PANELS:
             parts = [("", self._trials)]
-        curves: dict[str, list[tuple[str, Series]]] = {}
-        for label, part in parts:
-            for trial, name in zip(part["trial"], _texts(part, self._lines), strict=True):
-                tested = [line for line in self._metrics[trial] if line.get("knn") is not None]
-                if len(tested) > 1:
-                    series = ([line.get("epoch", 0) for line in tested], [100 * line["knn"] for line in tested])
-                    curves.setdefault(label or _ALL, []).append((name, series))
-        if not curves:
+        charts = [Chart(label or _ALL, self._tests(part), y_name="k-NN (%)") for label, part in parts]
+        charts = [chart for chart in charts if chart.lines]
+        if not charts:
             return []
+        names = list(dict.fromkeys(line.name for chart in charts for line in chart.lines))
         caption = f"A line for every trial, by {self._name(self._lines)}."
-        return [("curves", draw_trial_curves(curves, "k-NN (%)"), "k-NN while training", caption)]
+        return [Made("curves", draw_charts(charts, names), "k-NN while training", caption)]
 
-    def collapse(self) -> _Made:
+    def collapse(self) -> list[Made]:
         """The signs of collapse: a figure for each setting, a line for each combination of the other axes."""
         lines = self._panels or [self._lines]
         caption = f"Means over seeds of what the teacher still tells apart, by {' and '.join(map(self._name, lines))}."
-        made: _Made = []
+        made: list[Made] = []
         for label, part in _parts(self._trials, [self._lines] if self._panels else []):
             histories = {
                 _values(rows, lines): _history([self._metrics[trial] for trial in rows["trial"]])
@@ -118,8 +94,33 @@ class SweepFigures:
             histories = {line: history for line, history in histories.items() if history}
             if 0 < len(histories) <= len(LOOKS):
                 title = "Signs of collapse" + (f", {label}" if label else "")
-                made.append((f"collapse_{len(made) + 1}", draw_collapse(histories, axis="epoch"), title, caption))
+                made.append(Made(f"collapse_{len(made) + 1}", draw_collapse(histories, "epoch"), title, caption))
         return made
+
+    def _tests(self, trials: pd.DataFrame) -> list[Line]:
+        """The k-NN of each trial while it trained."""
+        lines = []
+        for trial, name in zip(trials["trial"], _texts(trials, self._lines), strict=True):
+            tested = [line for line in self._metrics[trial] if line.get("knn") is not None]
+            if len(tested) > 1:
+                x, y = [line.get("epoch", 0) for line in tested], [100 * line["knn"] for line in tested]
+                lines.append(Line(name, x, y))
+        return lines
+
+    def _name(self, axis: str) -> str:
+        """The axis and what goes together with it."""
+        return " with ".join(map(axis_name, [axis, *self._companions.get(axis, [])]))
+
+
+def _companions(trials: pd.DataFrame, axes: Sequence[str], together: Together) -> dict[str, list[str]]:
+    """One of the axes that the grid sets together, with the others, which figures need not tell apart."""
+    found: dict[str, list[str]] = {}
+    for keys in together:
+        members = [axis for axis in axes if axis in keys]
+        if members:
+            first = min(members, key=lambda axis: (axis not in (SETTING, _REGIME), -trials[axis].nunique()))
+            found[first] = [axis for axis in members if axis != first and goes_with(trials, axis, first)]
+    return found
 
 
 def _parts(trials: pd.DataFrame, axes: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
@@ -166,15 +167,3 @@ def _history(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Series]:
             if value is not None:
                 values.setdefault(sign, {}).setdefault(line["epoch"], []).append(value)
     return {sign: (sorted(at), [statistics.fmean(at[epoch]) for epoch in sorted(at)]) for sign, at in values.items()}
-
-
-_REGIMES_CAPTION = (
-    "Means over seeds with one standard deviation, faint dots are the trials. Open marks have collapsed; a cross is a "
-    "trial whose loss was not finite; the dotted line is the backbone before training."
-)
-
-
-_DOTS_CAPTION = "Large marks are means over seeds with one standard deviation, faint dots the trials."
-
-
-_MAX_PANELS, _MAX_TICKS, _MAX_FIGURES = 12, 12, 6

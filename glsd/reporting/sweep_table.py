@@ -1,4 +1,4 @@
-"""The trials of a sweep as a tidy table."""
+"""The trials of a sweep as a tidy table, and the axes that make a trial."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,18 +6,15 @@ from typing import Any
 import pandas as pd
 
 from glsd.config import flatten
-from glsd.reporting.sweep_figures import Together, goes_with
-from glsd.reporting.tables import (
-    SEED,
-    SETTING,
-    tidy_table,
-    varied,
-)
+from glsd.reporting.tables import SEED, SETTING, tidy_table, varied
 from glsd.runs.sweep import TrialState
+
+Together = Sequence[Sequence[str]]
+"""Settings that the grid sets together, list by list, as `sweep.json` has them."""
 
 
 def sweep_table(states: Sequence[TrialState]) -> pd.DataFrame:
-    """One row a trial, as `results.csv` has it.
+    """One row per trial, as `results.csv` has it.
 
     Settings that differ between trials are columns by their dotted keys. `steps` and `images_seen` are those that were
     done, of `total_steps`; `knn` is that of the evaluation with the configuration's k, `knn_online` the last during
@@ -25,32 +22,42 @@ def sweep_table(states: Sequence[TrialState]) -> pd.DataFrame:
     NA), though its last checkpoint was evaluated.
     """
     keys = list(dict.fromkeys(key for state in states for key in state.overrides))
-    return tidy_table([trial_row(state, keys) for state in states])
+    return tidy_table([_row(state, keys) for state in states])
 
 
 def sweep_axes(trials: pd.DataFrame, together: Together = ()) -> list[str]:
     """The columns that make a trial: data set, settings and seed, those of them that vary.
 
-    A number that always goes with a name, such as a drop path with a backbone, is no axis of its own, and nor is what
-    the grid sets together with `objective.setting`, whose values are compared.
+    A number that always goes with a name, such as a drop path with a backbone, is no axis of its own. Neither is a
+    name that the grid sets together with `objective.setting`, whose values are compared.
     """
     axes = varied(trials, ["data", *(str(name) for name in trials if "." in str(name) or name == SEED)])
     names = [axis for axis in axes if pd.api.types.is_string_dtype(trials[axis].dtype)]
+
+    def follows(axis: str, name: str) -> bool:
+        with_setting = name == SETTING and any(axis in keys and SETTING in keys for keys in together)
+        return (axis not in names or with_setting) and goes_with(trials, axis, name)
+
     return [
         axis
         for axis in axes
-        if axis in (SETTING, SEED)
-        or axis.startswith("data.")
-        or not any(
-            goes_with(trials, axis, name)
-            for name in names
-            if axis not in names or (name == SETTING and any(axis in keys and SETTING in keys for keys in together))
-        )
+        if axis in (SETTING, SEED) or axis.startswith("data.") or not any(follows(axis, name) for name in names)
     ]
 
 
-def trial_row(state: TrialState, keys: Sequence[str]) -> dict[str, Any]:
-    """A trial as a row: its settings and results."""
+def goes_with(trials: pd.DataFrame, axis: str, other: str) -> bool:
+    """Whether the other's value tells that of the axis."""
+    return bool(trials.groupby(other, dropna=False)[axis].nunique(dropna=False).max() <= 1)
+
+
+def top1(evaluation: Mapping[str, Any], side: str, config: Mapping[str, Any]) -> float | None:
+    """The k-NN accuracy at the k of the settings; None where it was not measured."""
+    results = evaluation["knn"][side] if "knn" in evaluation else []
+    return next((result["top1"] for result in results if result["k"] == config["evaluation.k"]), None)
+
+
+def _row(state: TrialState, keys: Sequence[str]) -> dict[str, Any]:
+    """The settings and results of a trial."""
     config = flatten(state.config or {})
     found = state.evaluation or {}
     tested = [line["knn"] for line in state.metrics if line.get("knn") is not None and line["step"]]
@@ -81,9 +88,3 @@ def trial_row(state: TrialState, keys: Sequence[str]) -> dict[str, Any]:
         "train_hours": seconds / 3600,
         "gpu_hours": seconds * state.gpus / 3600,
     }
-
-
-def top1(evaluation: Mapping[str, Any], side: str, config: Mapping[str, Any]) -> float | None:
-    """The k-NN accuracy at the k of the settings; None where it was not measured."""
-    results = evaluation["knn"][side] if "knn" in evaluation else []
-    return next((result["top1"] for result in results if result["k"] == config["evaluation.k"]), None)

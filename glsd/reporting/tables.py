@@ -8,12 +8,9 @@ one without measures for another reason a dash; one whose `verdict` is "collapse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-
-from glsd.storage.replacing import replacing
 
 MEASURES = {
     "knn": "k-NN",
@@ -182,23 +179,18 @@ def latex_table(compared: Comparison) -> str:
     return "\n".join([*lines, *(rf"\par{{\footnotesize {_latex(note)}}}" for note in compared.notes)])
 
 
-def write_tables(trials: pd.DataFrame, axes: Sequence[str], folder: Path) -> list[Path]:
-    """`results` as CSV, Parquet and Markdown, the last over seeds, and `table` as LaTeX; each appears whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name for name in ("results.csv", "results.parquet", "results.md", "table.tex")]
-    summary, differences = seed_summary(trials, axes), seed_differences(trials, axes)
-    markdown = markdown_table(summary) + "\n"
+def table_files(trials: pd.DataFrame, axes: Sequence[str]) -> dict[str, bytes]:
+    """The contents of `results` as CSV, Parquet and Markdown, the last over seeds, and of `table` as LaTeX."""
+    differences = seed_differences(trials, axes)
+    markdown = markdown_table(seed_summary(trials, axes)) + "\n"
     if len(differences):
         markdown += f"\nDifferences to vanilla with the same seed:\n\n{markdown_table(differences, '+.1f')}\n"
-    with replacing(paths[0]) as stream:
-        stream.write(trials.to_csv(index=False).encode())
-    with replacing(paths[1]) as stream:
-        trials.to_parquet(stream)
-    with replacing(paths[2]) as stream:
-        stream.write(markdown.encode())
-    with replacing(paths[3]) as stream:
-        stream.write((latex_table(comparison(trials, axes)) + "\n").encode())
-    return paths
+    return {
+        "results.csv": trials.to_csv(index=False).encode(),
+        "results.parquet": trials.to_parquet(),
+        "results.md": markdown.encode(),
+        "table.tex": (latex_table(comparison(trials, axes)) + "\n").encode(),
+    }
 
 
 def axis_text(axis: str, value: Any) -> str:

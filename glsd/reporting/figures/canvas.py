@@ -4,10 +4,13 @@ Colours are Okabe and Ito's, which the colour-blind tell apart, and none is need
 style, mark or word as well. Nothing touches pyplot's global state, so figures may be drawn in any process.
 """
 
+import io
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+from xml.etree import ElementTree
 
 import matplotlib
 import matplotlib.font_manager as font_manager
@@ -20,7 +23,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.text import Text
 
-from glsd.storage.replacing import replacing
+from glsd.storage.replacing import replace_file
 
 Image = UInt8[np.ndarray, "_ _ 3"]  # (height, width, RGB), of any size each
 LineStyle = Literal["-"] | tuple[float, tuple[float, ...]]
@@ -41,6 +44,14 @@ _FONTS = ["DejaVu Sans"] + [
 ]
 """The font of all text, and what there is of those that have the letters of Chinese, Japanese and Korean classes."""
 _DPI = 200
+_SVG = "{http://www.w3.org/2000/svg}"
+ElementTree.register_namespace("", _SVG[1:-1])
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+_THEME = {
+    **{"#0072b2": "var(--c0)", "#d55e00": "var(--c1)", "#009e73": "var(--c2)", "#cc79a7": "var(--c3)"},
+    **{"#222222": "var(--ink)", "#000000": "var(--ink)", "#e4e4e4": "var(--rule)", "#ffffff": "var(--card)"},
+}
+"""Colours of figures as variables of a page's style sheet, which are other ones in the dark."""
 
 
 def blank_figure(height: float) -> Figure:
@@ -50,8 +61,8 @@ def blank_figure(height: float) -> Figure:
 
 def panel(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
     """Axes at a place in inches from the figure's upper left corner."""
-    total = figure.get_figheight()
-    return figure.add_axes((left / WIDTH, 1 - (top + height) / total, width / WIDTH, height / total))
+    across, down = figure.get_size_inches()
+    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
 
 def picture_panel(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
@@ -80,7 +91,13 @@ def heading(
 def legend(owner: Axes | Figure, artists: Sequence[Artist], names: Sequence[str], width: float, **place: Any) -> None:
     """What the artists stand for, each name as it is in at most this many inches; `place` as matplotlib takes it."""
     drawn = owner.legend(
-        artists, [shortened(name, width) for name in names], fontsize=FONT_SIZE, frameon=False, borderpad=0.2, **place
+        artists,
+        [shortened(name, width) for name in names],
+        fontsize=FONT_SIZE,
+        labelcolor=INK,
+        frameon=False,
+        borderpad=0.2,
+        **place,
     )
     for text in drawn.get_texts():
         text.set_parse_math(False)
@@ -112,8 +129,6 @@ def shortened(label: str, width: float) -> str:
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a PNG of 200 dpi or an SVG, as the path's suffix says; an older file is replaced once this one is whole.
 
-    The same figure gives the same bytes. An SVG keeps text as text, so that it can be searched and edited.
-
     Raises:
         ValueError: the path ends neither in .png nor in .svg.
     """
@@ -122,21 +137,51 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     if kind not in ("png", "svg"):
         raise ValueError(f"{path}: a figure is written as .png or .svg")
     path.parent.mkdir(parents=True, exist_ok=True)
-    for text in figure.findobj(Text):
-        text.set_fontfamily(_FONTS)
-    with (
-        matplotlib.rc_context({"svg.hashsalt": "glsd", "svg.fonttype": "none"}),
-        warnings.catch_warnings(),
-        replacing(path) as stream,
-    ):
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a PNG shows a box; an SVG keeps the letter
-        if kind == "svg":
-            figure.savefig(stream, format=kind, dpi=_DPI, metadata={"Date": None})
-        else:
-            figure.savefig(stream, format=kind, dpi=_DPI, pil_kwargs={"compress_level": 1})  # photographs hardly shrink
+    replace_file(path, figure_bytes(figure, kind))
     return path
 
 
 def save_png_and_svg(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
     """Write a figure twice: `stem`.png for the screen, `stem`.svg for print."""
     return save_figure(figure, f"{stem}.png"), save_figure(figure, f"{stem}.svg")
+
+
+def figure_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as a PNG file of 200 dpi or an SVG file; the same figure gives the same bytes.
+
+    An SVG keeps text as text, so that it can be searched and edited.
+    """
+    for text in figure.findobj(Text):
+        text.set_fontfamily(_FONTS)
+    # Photographs hardly shrink by a higher compression.
+    options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"pil_kwargs": {"compress_level": 1}}
+    stream = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "glsd", "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a PNG shows a box; an SVG keeps the letter
+        figure.savefig(stream, format=kind, dpi=_DPI, **options)
+    return stream.getvalue()
+
+
+def inline_svg(figure: Figure, label: str, hints: Sequence[str] = ()) -> str:
+    """The figure as an SVG element in the colours of the page around it.
+
+    Args:
+        figure: the figure; nothing in it is clipped.
+        label: what is said instead of it.
+        hints: texts for the marks of the lines whose gid is `hints`, in their order.
+    """
+    for artist in figure.findobj():
+        artist.set_clip_on(False)
+    root = ElementTree.fromstring(figure_bytes(figure, "svg"))
+    for name in ("metadata", "defs"):  # where the figure comes from, and a style sheet for the whole page
+        root.remove(root.find(f"{_SVG}{name}"))  # type: ignore[arg-type]
+    marks = (mark for group in root.iterfind(f".//{_SVG}g[@id='hints']") for mark in group.iter(f"{_SVG}use"))
+    for mark, hint in zip(marks, hints, strict=True):
+        ElementTree.SubElement(mark, f"{_SVG}title").text = hint
+    for element in root.iter():
+        if element.tag == f"{_SVG}g":
+            element.attrib.pop("id", None)  # other figures of the page have the same
+        if style := element.get("style"):
+            element.set("style", re.sub("#[0-9a-f]{6}", lambda color: _THEME.get(color[0], color[0]), style))
+    root.attrib = {"class": "chart", "viewBox": root.get("viewBox", ""), "role": "img", "aria-label": label}
+    return re.sub(r"\n\s*", "", ElementTree.tostring(root, "unicode"))

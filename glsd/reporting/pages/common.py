@@ -1,70 +1,68 @@
-"""What the pages of runs and evaluations share."""
+"""What the pages of runs, evaluations and sweeps share."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from glsd.evaluation.verdict import Verdict, standard_error
-from glsd.reporting.page.html import (
-    Badge,
-    Bar,
-    Block,
-    Code,
-    FigureBlock,
-    Points,
-    Prose,
-    Section,
-    Table,
-)
+from glsd.reporting.page import html
+from glsd.reporting.page.html import Bar, Html
+from glsd.runs.lease import TIMES, read_holder
 from glsd.runs.log import FIGURES
 from glsd.storage.folder import Folder
 
 _MAX_SKIPPED = 50
 
 
-def verdict_badges(verdict: Verdict | None) -> list[Badge]:
+def verdict_badges(verdict: Verdict | None) -> list[Html]:
     """Healthy or collapsed, at the top of a page."""
-    return [] if verdict is None else [Badge("good" if verdict.label == "healthy" else "bad", verdict.label)]
+    return [] if verdict is None else [html.badge("good" if verdict.label == "healthy" else "bad", verdict.label)]
 
 
-def reasons(verdict: Verdict | None) -> list[Block]:
-    """Why it is judged so."""
-    return [Points(verdict.reasons)] if verdict is not None and verdict.reasons else []
+def unfinished_badge(folder: Folder, so_far: str) -> Html:
+    """Running or interrupted, by the lease of the folder, and how far."""
+    holder = read_holder(folder)
+    if holder is not None and holder.silent_s < TIMES.lapse_s:
+        return html.badge("open", f"running, {so_far}")
+    return html.badge("bad", f"interrupted, {so_far}")
 
 
-def bar(name: str, share: float, num_tested: int, emphasised: bool = False) -> Bar:
+def reasons(verdict: Verdict | None) -> list[Html]:
+    """The reasons of a verdict."""
+    return [html.points(verdict.reasons)] if verdict is not None and verdict.reasons else []
+
+
+def accuracy(name: str, share: float, num_tested: int, emphasised: bool = False) -> Bar:
     """An accuracy with the standard error of so many tested images."""
     return Bar(name, share, standard_error(share, num_tested), emphasised)
 
 
-def figure_blocks(folder: Folder) -> list[Section]:
+def figure_section(folder: Folder) -> dict[str, list[Html]]:
     """A section with the folder's figures in the order of `_CAPTIONS`, if it has any."""
     figures = Folder(folder.uri(FIGURES))
     there = {name.removesuffix(".png") for name in figures.sizes() if name.endswith(".png")} - _SHOWN_AS_CHARTS
-    stems = [stem for stem in _CAPTIONS if stem in there] + sorted(there - _CAPTIONS.keys())
     blocks = []
-    for stem in stems:
+    for stem in [*(stem for stem in _CAPTIONS if stem in there), *sorted(there - _CAPTIONS.keys())]:
         title, caption = _CAPTIONS.get(stem, (stem.replace("_", " "), ""))
-        blocks.append(FigureBlock(figures.read(f"{stem}.png") or b"", title, caption))
-    return [Section("Figures", blocks)] if blocks else []
+        blocks.append(html.picture(figures.read(f"{stem}.png") or b"", title, caption))
+    return {"Figures": blocks} if blocks else {}
 
 
-def skipped_block(skipped: Sequence[Mapping[str, Any]]) -> list[Block]:
+def skipped_block(skipped: Sequence[Mapping[str, Any]]) -> list[Html]:
     """The images that could not be decoded, and why."""
     if not skipped:
-        return [Prose("None: every image that was needed could be decoded.")]
+        return [html.prose("None: every image that was needed could be decoded.")]
     sentence = f"{len(skipped):,} could not be decoded."
     if len(skipped) > _MAX_SKIPPED:
         sentence += f" The first {_MAX_SKIPPED}:"
     rows = [[str(line["image_id"]), line["uri"], line["reason"]] for line in skipped[:_MAX_SKIPPED]]
-    return [Prose(sentence), Table(["image", "file", "reason"], rows)]
+    return [html.prose(sentence), html.table(["image", "file", "reason"], rows)]
 
 
-def loading(imported: str, function: str, model: str) -> list[Block]:
+def loading(imported: str, function: str, model: str) -> list[Html]:
     """The lines of Python that load a model."""
     about = "With glsd; z̄ (B, d) represents an image and z (B, H, W, d) its locations:"
-    return [Prose(about), Code(f"{imported}\nencoder = {function}({model!r})\nz_bar, z = encoder(images)")]
+    return [html.prose(about), html.code(f"{imported}\nencoder = {function}({model!r})\nz_bar, z = encoder(images)")]
 
 
 def footer(folder: Folder) -> str:
@@ -74,25 +72,14 @@ def footer(folder: Folder) -> str:
 
 def texts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Facts of a JSON file for people; those of an inner object stand after its outer ones."""
-    flat = [(name.replace("_", " "), _text(value)) for name, value in facts.items() if not isinstance(value, Mapping)]
-    inner = [pair for value in facts.values() if isinstance(value, Mapping) for pair in texts(value)]
+    flat, inner = [], []
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            inner += texts(value)
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
+            flat.append((name.replace("_", " "), text))
     return flat + inner
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return listed(value)
-    return "–" if value is None else str(value)
-
-
-def listed(values: Sequence[Any]) -> str:
-    """Values in a sentence."""
-    return ", ".join(str(value) for value in values)
-
-
-def value_text(value: Any) -> str:
-    """A setting as YAML spells it."""
-    return json.dumps(value)
 
 
 _CAPTIONS = {
@@ -122,9 +109,6 @@ _CAPTIONS = {
     ),
     "feature_map": ("Map of the features", "Principal components of z̄: near points are similar images."),
     "feature_map_umap": ("Map of the features by UMAP", "Near points are similar images; far distances mean little."),
-    "collapse": ("Collapse over training", "What the teacher still tells apart, step by step."),
 }
 """Title and caption of a figure by its file's name, in the order in which they are shown."""
-
-
-_SHOWN_AS_CHARTS = {"curves"}
+_SHOWN_AS_CHARTS = {"curves", "collapse"}

@@ -1,4 +1,4 @@
-"""The page of an evaluation."""
+"""The page of an evaluation, with a section for each probe that it holds."""
 
 import shlex
 from collections.abc import Mapping
@@ -7,26 +7,13 @@ from typing import Any
 
 from glsd.config import LinearConfig
 from glsd.evaluation.verdict import COLLAPSE_MEASURES, Verdict, standard_error
-from glsd.reporting.page.charts import number_text
-from glsd.reporting.page.html import (
-    Bar,
-    Bars,
-    Block,
-    Code,
-    Details,
-    Facts,
-    Page,
-    Prose,
-    Section,
-    Table,
-    Tiles,
-    share_text,
-)
+from glsd.reporting.numbers import number_text, share_text
+from glsd.reporting.page import html
+from glsd.reporting.page.html import Bar, Html
 from glsd.reporting.pages.common import (
-    bar,
-    figure_blocks,
+    accuracy,
+    figure_section,
     footer,
-    listed,
     loading,
     reasons,
     skipped_block,
@@ -35,61 +22,60 @@ from glsd.reporting.pages.common import (
 )
 from glsd.storage.folder import Folder
 
+_MAIN_K = 20
 
-def evaluation_page(folder: Folder, evaluation: Mapping[str, Any]) -> Page:
-    """The page of an evaluation, with the probes that it holds."""
+
+def evaluation_page(folder: Folder, evaluation: Mapping[str, Any]) -> str:
+    """The page of an evaluation."""
     verdict = None
     if "collapse" in evaluation:
         verdict = Verdict(evaluation["collapse"]["verdict"], tuple(evaluation["collapse"]["reasons"]))
-    tested = "" if evaluation["test"] is None else f", tested on {listed(evaluation['test'])}"
+    tested = "" if evaluation["test"] is None else f", tested on {', '.join(evaluation['test'])}"
     model, classes = evaluation["model"], evaluation["classes"]
-    return Page(
-        kind="glsd · evaluation",
-        title=model,
-        badges=verdict_badges(verdict),
-        lead=f"{evaluation['backbone']} on {listed(evaluation['data'])}{tested}: {evaluation['num_images']:,} images"
+    lead = (
+        f"{evaluation['backbone']} on {', '.join(evaluation['data'])}{tested}: {evaluation['num_images']:,} images"
         + ("" if classes is None else f" of {len(classes):,} classes")
-        + f", resized to {evaluation['resize']} px and cropped to {evaluation['crop']} px.",
-        sections=[
-            Section("Results", _evaluation_results(evaluation, verdict)),
-            *(Section(title, blocks(evaluation[key])) for key, (title, blocks) in _PROBES.items() if key in evaluation),
-            *figure_blocks(folder),
-            Section("Skipped images", skipped_block(evaluation["skipped"])),
-            Section("Use the backbone", loading("from glsd.evaluation import load_model", "load_model", model)),
-            Section("Settings", [Code(_evaluate_command(folder, evaluation))]),
-            Section("Environment", [Facts(texts(evaluation["environment"]))]),
-        ],
-        footer=footer(folder),
+        + f", resized to {evaluation['resize']} px and cropped to {evaluation['crop']} px."
+    )
+    return html.page(
+        html.Head("glsd · evaluation", model, verdict_badges(verdict), lead),
+        {
+            "Results": [*_results(evaluation), *reasons(verdict)] or [html.prose("What was measured stands below.")],
+            **{title: blocks(evaluation[key]) for key, (title, blocks) in _PROBES.items() if key in evaluation},
+            **figure_section(folder),
+            "Skipped images": skipped_block(evaluation["skipped"]),
+            "Use the backbone": loading("from glsd.evaluation import load_model", "load_model", model),
+            "Settings": [html.code(_command(folder, evaluation))],
+            "Environment": [html.facts(texts(evaluation["environment"]))],
+        },
+        footer(folder),
     )
 
 
-def _evaluation_results(evaluation: Mapping[str, Any], verdict: Verdict | None) -> list[Block]:
+def _results(evaluation: Mapping[str, Any]) -> list[Html]:
     bars, notes = [], []
     if "knn" in evaluation:
         knn = evaluation["knn"]
         chosen = next((result for result in knn["results"] if result["k"] == _MAIN_K), knn["results"][-1])
         untrained = {result["k"]: result for result in knn["untrained"]}
-        bars.append(bar(f"k-NN, k = {chosen['k']}", chosen["top1"], knn["num_queries"], emphasised=True))
+        bars.append(accuracy(f"k-NN, k = {chosen['k']}", chosen["top1"], knn["num_queries"], emphasised=True))
         if chosen["k"] in untrained:
-            bars.append(bar("k-NN, untrained backbone", untrained[chosen["k"]]["top1"], knn["num_queries"]))
+            bars.append(accuracy("k-NN, untrained backbone", untrained[chosen["k"]]["top1"], knn["num_queries"]))
         bars.append(Bar("always the most frequent class", knn["majority"]))
         notes.append(f"{knn['num_anchors']:,} images vote on {knn['num_queries']:,} others.")
     if "linear" in evaluation:
         bars.append(Bar("linear layer", evaluation["linear"]["top1"], emphasised=True))
     if "linear_quick" in evaluation:
         quick = evaluation["linear_quick"]
-        bars.append(bar("logistic regression", quick["top1"], quick["num_test"], emphasised=True))
+        bars.append(accuracy("logistic regression", quick["top1"], quick["num_test"], emphasised=True))
     if "correspondence" in evaluation:
         bars.append(Bar("correspondences", evaluation["correspondence"]["accuracy"], emphasised=True))
-    blocks: list[Block] = [Bars(bars)] if bars else []
     if any(bar.error is not None for bar in bars):
         notes.append("Whiskers and ± are one standard error.")
-    if notes:
-        blocks.append(Prose(" ".join(notes)))
-    return [*blocks, *reasons(verdict)] or [Prose("What was measured stands below.")]
+    return [*([html.bars(bars)] if bars else []), *([html.prose(" ".join(notes))] if notes else [])]
 
 
-def _knn(knn: Mapping[str, Any]) -> list[Block]:
+def _knn(knn: Mapping[str, Any]) -> list[Html]:
     untrained = {result["k"]: result for result in knn["untrained"]}
     num_top = knn["results"][0]["num_top"]
     rows = [
@@ -97,43 +83,43 @@ def _knn(knn: Mapping[str, Any]) -> list[Block]:
             str(result["k"]),
             share_text(result["top1"], standard_error(result["top1"], knn["num_queries"])),
             share_text(result["top5"]),
-            share_text(untrained[result["k"]]["top1"]) if result["k"] in untrained else "–",
-            share_text(untrained[result["k"]]["top5"]) if result["k"] in untrained else "–",
+            *(share_text(untrained[result["k"]][top]) if result["k"] in untrained else "–" for top in ("top1", "top5")),
         ]
         for result in knn["results"]
     ]
     header = ["k", "top 1", f"top {num_top}", "untrained, top 1", f"untrained, top {num_top}"]
     weights = f"A neighbour of cosine similarity s votes with weight exp(s / {knn['temperature']})."
-    return [Prose(weights), Table(header, rows)]
+    return [html.prose(weights), html.table(header, rows)]
 
 
-def _linear(linear: Mapping[str, Any]) -> list[Block]:
+def _linear(linear: Mapping[str, Any]) -> list[Html]:
     tiles = [
         (share_text(linear["top1"]), "top 1"),
         (share_text(linear["top5"]), f"top {linear['num_top']}"),
         (f"{linear['epochs']:,}", "epochs"),
     ]
-    return [Tiles(tiles), Details("Settings of the probe", [Facts(texts(linear["settings"]))])]
+    return [html.tiles(tiles), html.details("Settings of the probe", [html.facts(texts(linear["settings"]))])]
 
 
-def _linear_quick(quick: Mapping[str, Any]) -> list[Block]:
+def _linear_quick(quick: Mapping[str, Any]) -> list[Html]:
     tiles = [
         (share_text(quick["top1"], standard_error(quick["top1"], quick["num_test"])), "top 1"),
         (share_text(quick["top5"]), f"top {quick['num_top']}"),
         (number_text(quick["strength"]), "strength of the regularisation, chosen on held-out training images"),
     ]
-    rows = [[number_text(strength), share_text(accuracy)] for strength, accuracy in quick["validation"]]
-    return [Tiles(tiles), Details("All strengths", [Table(["strength", "accuracy on held-out images"], rows)])]
+    rows = [[number_text(strength), share_text(share)] for strength, share in quick["validation"]]
+    tested = html.table(["strength", "accuracy on held-out images"], rows)
+    return [html.tiles(tiles), html.details("All strengths", [tested])]
 
 
-def _correspondence(found: Mapping[str, Any]) -> list[Block]:
+def _correspondence(found: Mapping[str, Any]) -> list[Html]:
     kinds = (("all", ""), (f"{found['num_top']} most similar", "_top"))
     rows = [[name, _matched(found, top), _matched(found["untrained"], top)] for name, top in kinds]
     about = (
         f"Two augmentations of {found['num_images']:,} images at {found['size']} px: how many locations have the right "
         "one of the other view as their most similar, and how far off the matches lie on average."
     )
-    blocks: list[Block] = [Prose(about), Table(["locations of an image", "this model", "untrained"], rows)]
+    blocks = [html.prose(about), html.table(["locations of an image", "this model", "untrained"], rows)]
     if "scenes" in found:
         rows = [
             [
@@ -144,7 +130,7 @@ def _correspondence(found: Mapping[str, Any]) -> list[Block]:
             for scene in found["scenes"]["pairs"]
         ]
         header = ["photographs", "locations in both", "all", "untrained", "most similar", "untrained"]
-        blocks += [Prose("Pairs of photographs, held to the homography between them."), Table(header, rows)]
+        blocks += [html.prose("Pairs of photographs, held to the homography between them."), html.table(header, rows)]
     return blocks
 
 
@@ -153,15 +139,12 @@ def _matched(means: Mapping[str, Any], top: str) -> str:
     return f"{share_text(means[f'accuracy{top}'])}, {means[f'error{top}_px']:.1f} px"
 
 
-def _collapse(collapse: Mapping[str, Any]) -> list[Block]:
-    rows = []
-    for key, value in collapse["metrics"].items():
-        title, meaning = COLLAPSE_MEASURES[key]
-        rows.append([title, number_text(value), meaning])
-    return [Table(["measure", "value", "how to read it"], rows)]
-
-
-_MAIN_K = 20
+def _collapse(collapse: Mapping[str, Any]) -> list[Html]:
+    rows = [
+        [COLLAPSE_MEASURES[key][0], number_text(value), COLLAPSE_MEASURES[key][1]]
+        for key, value in collapse["metrics"].items()
+    ]
+    return [html.table(["measure", "value", "how to read it"], rows)]
 
 
 _PROBES = {
@@ -173,7 +156,7 @@ _PROBES = {
 }
 
 
-def _evaluate_command(folder: Folder, evaluation: Mapping[str, Any]) -> str:
+def _command(folder: Folder, evaluation: Mapping[str, Any]) -> str:
     options = ["--data", *evaluation["data"]]
     if evaluation["test"] is not None:
         options += ["--test", *evaluation["test"]]

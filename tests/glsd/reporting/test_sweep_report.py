@@ -126,19 +126,19 @@ def test_a_finished_sweep_has_tables_and_figures_that_place_all_images_at_their_
     assert "10 0 of 2 0 of 2" in text_of(page, "collapse")
     # 8 trials of 4 seconds
     assert "0.00889 GPU hours of training 10,240 images seen" in text_of(page, "cost")
-    assert "The call that made it goes on with what is not finished." in text_of(page, "settings")
+    assert "The call that made it resumes what is not finished." in text_of(page, "settings")
     drawn = ("regimes", "curves", "collapse_1", "collapse_2")
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if "trials" not in path.parts} == {
         *("sweep.json", "report.html", "results.csv", "results.parquet", "results.md", "table.tex", "figures"),
         *(f"figures/{stem}.{kind}" for stem in drawn for kind in ("png", "svg")),
     }
-    assert page.count("<img") == 4
+    assert page.count('<figure class="picture"') == 4
     csv, parquet = pd.read_csv(folder / "results.csv"), pd.read_parquet(folder / "results.parquet")
     assert csv["trial"].tolist() == parquet["trial"].tolist() == [name_of(trial) for trial in FINISHED]
     assert csv["knn"].tolist() == pytest.approx([trial.knn for trial in FINISHED])
     # The regime of all images lies at 50 of a class: 10 of each are 320, so there are 32 classes, of 1600 images.
     assert "images per class (all: 50)" in (folder / "figures/regimes.svg").read_text("utf-8")
-    assert page_of(folder).count("<img") == 4  # again, its own files being no part of the sweep
+    assert page_of(folder).count('<figure class="picture"') == 4  # again, its own files being no part of the sweep
 
 
 def test_no_trial_is_hidden_and_every_failure_says_what_it_said(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_sweep_at_work_says_how_many_trials_are_done(tmp_path: Path) -> None:
 def test_a_sweep_that_has_measured_nothing_has_a_page(tmp_path: Path) -> None:
     page = page_of(a_sweep(tmp_path / "sweep", [WAITING]))
     assert "interrupted, 0 of 1 trials" in text_of(page)
-    assert "<img" not in page
+    assert "<figure" not in page
     assert "No trial has been tested by k-NN yet." in text_of(page, "curves")
     assert "No trial has a verdict yet." in text_of(page, "collapse")
 

@@ -1,9 +1,9 @@
+import io
 import json
 import math
 import re
 import statistics
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,9 +18,9 @@ from glsd.reporting.tables import (
     seed_differences,
     seed_summary,
     table_cells,
+    table_files,
     tidy_table,
     varied,
-    write_tables,
 )
 
 SETTING, REGIME = "objective.setting", "data.images_per_class"
@@ -208,22 +208,22 @@ def test_varied_axes_have_two_values_or_one_and_none() -> None:
     assert varied(trials, ["a", "b", "c", "seed"]) == ["b", "seed"]
 
 
-def test_files_hold_the_table_and_its_summary(tmp_path: Path) -> None:
+def test_files_hold_the_table_and_its_summary() -> None:
     trials = tidy_table(TRIALS)
-    paths = write_tables(trials, AXES, tmp_path / "new")
-    assert [path.name for path in paths] == ["results.csv", "results.parquet", "results.md", "table.tex"]
-    pd.testing.assert_frame_equal(pd.read_parquet(paths[1]), trials)
-    read = pd.read_csv(paths[0])
+    files = table_files(trials, AXES)
+    assert list(files) == ["results.csv", "results.parquet", "results.md", "table.tex"]
+    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(files["results.parquet"])), trials)
+    read = pd.read_csv(io.BytesIO(files["results.csv"]))
     assert read["knn"].tolist() == pytest.approx([entry["knn"] or math.nan for entry in TRIALS], nan_ok=True)
     assert read[REGIME].isna().tolist() == [entry[REGIME] is None for entry in TRIALS]
-    assert paths[0].read_text().splitlines()[1] == "vanilla,10,0,0.5,finished,healthy"
-    summary, differences = paths[2].read_text("utf-8").split("\nDifferences to vanilla with the same seed:\n\n")
+    assert files["results.csv"].decode().splitlines()[1] == "vanilla,10,0,0.5,finished,healthy"
+    summary, differences = files["results.md"].decode().split("\nDifferences to vanilla with the same seed:\n\n")
     assert summary == markdown_table(seed_summary(trials, AXES)) + "\n"
     assert "| geometric | 10 | +4.0 ± 1.4 | 2 |" in differences
-    assert paths[3].read_text() == latex_table(comparison(trials, AXES)) + "\n"
-    assert [path.name for path in (tmp_path / "new").iterdir() if path not in paths] == []
+    assert files["table.tex"].decode() == latex_table(comparison(trials, AXES)) + "\n"
 
 
-def test_a_list_of_a_trial_reads_back_as_json(tmp_path: Path) -> None:
-    write_tables(tidy_table([{"augment.local_sizes": [96, 64], "knn": 0.5}]), ["augment.local_sizes"], tmp_path)
-    assert json.loads(pd.read_csv(tmp_path / "results.csv")["augment.local_sizes"][0]) == [96, 64]
+def test_a_list_of_a_trial_reads_back_as_json() -> None:
+    files = table_files(tidy_table([{"augment.local_sizes": [96, 64], "knn": 0.5}]), ["augment.local_sizes"])
+    read = pd.read_csv(io.BytesIO(files["results.csv"]))
+    assert json.loads(read["augment.local_sizes"][0]) == [96, 64]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from glsd.reporting.figures.canvas import save_figure, save_png_and_svg
 from glsd.reporting.figures.crops import draw_crops
-from glsd.reporting.figures.curves import draw_curves
+from glsd.reporting.figures.curves import draw_charts, run_charts
 from tests.glsd.reporting.figures.drawn import photo
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -40,9 +40,9 @@ def test_a_figure_is_written_for_the_screen_and_for_print(tmp_path: Path) -> Non
 
 
 def test_text_in_an_svg_is_text(tmp_path: Path) -> None:
-    figure = draw_curves([{"step": 10, "loss": 2.5}, {"step": 20, "loss": 2.25}])
+    figure = draw_charts(run_charts([{"step": 10, "loss": 2.5}, {"step": 20, "loss": 2.25}]).training)
     root = ElementTree.parse(save_figure(figure, tmp_path / "curves.svg")).getroot()
-    assert {"loss", "step"} <= {"".join(element.itertext()) for element in root.iter(f"{SVG}text")}
+    assert {"Loss", "step"} <= {"".join(element.itertext()) for element in root.iter(f"{SVG}text")}
 
 
 def test_classes_may_be_named_in_any_script(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from glsd.reporting.figures.regimes import draw_comparison, draw_regimes, draw_trial_curves, regime_means
+from glsd.reporting.figures.regimes import draw_comparison, draw_regimes
 from glsd.reporting.tables import tidy_table
 
 SETTING, REGIME = "objective.setting", "data.images_per_class"
@@ -61,15 +61,13 @@ def legend_of(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_points_are_means_over_seeds_by_value_with_all_images_where_they_are_said_to_be() -> None:
-    means = regime_means(TRIALS, "knn", REGIME, SETTING, 500.0)
-    vanilla = means["vanilla"]
-    assert [(point.x, point.mean) for point in vanilla] == [(10, 0.3125), (100, 0.5), (500, 0.75)]
-    assert vanilla[0].std == pytest.approx(statistics.stdev([0.25, 0.375]))
-    assert math.isnan(vanilla[1].std)
-    similarity = means["similarity"]
-    assert [(point.x, point.collapsed) for point in similarity] == [(10, True), (100, False), (500, False)]
-    assert math.isnan(similarity[1].mean)
+def test_whiskers_are_one_standard_deviation_over_seeds() -> None:
+    (axes, *_) = draw_regimes(TRIALS, unlimited=500.0).axes
+    whiskers = [container[2][0].get_segments()[0] for container in axes.containers if container[2]]
+    assert len(whiskers) == 1  # only one group has two seeds somewhere
+    low, high = whiskers[0][:, 1]
+    assert (low + high) / 2 == pytest.approx(31.25)
+    assert (high - low) / 2 == pytest.approx(100 * statistics.stdev([0.25, 0.375]))
 
 
 def test_figure_4_has_three_panels_over_a_logarithmic_axis_with_a_tick_for_each_regime() -> None:
@@ -172,30 +170,11 @@ def test_a_comparison_without_groups_names_none() -> None:
     assert not figure.legends
 
 
-def test_every_trial_has_a_curve_that_looks_like_its_group() -> None:
-    curves = {
-        "images per class 10": [("vanilla", ([0, 1], [1.0, 2.0])), ("similarity", ([0, 1], [3.0, None]))],
-        "images per class 20": [("similarity", ([0, 1], [5.0, 6.0])), ("similarity", ([0, 2], [7.0, 8.0]))],
-    }
-    figure = draw_trial_curves(curves, "k-NN (%)")
-    drawn = panels(figure)
-    assert list(drawn) == list(curves)
-    first, second = drawn.values()
-    assert [line.get_ydata().tolist() for line in second.lines] == [[5, 6], [7, 8]]
-    assert np.isnan(first.lines[1].get_ydata()).tolist() == [False, True]
-    looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in (*first.lines, *second.lines)]
-    assert looks[1] == looks[2] == looks[3]
-    assert all(one != other for one, other in zip(looks[0], looks[1], strict=True))
-    assert legend_of(figure) == ["vanilla", "similarity"]
-
-
 def test_where_there_is_nothing_to_draw_or_too_much_nothing_is_drawn() -> None:
     with pytest.raises(ValueError, match="no trial has any of knn, accuracy, error_px"):
         draw_regimes(TRIALS[5:6])
     with pytest.raises(ValueError, match="no trial has knn"):
         draw_comparison(TRIALS[5:6], [SETTING])
-    with pytest.raises(ValueError, match="no trial has a curve"):
-        draw_trial_curves({}, "k-NN (%)")
     many = tidy_table([trial(f"setting {index}", 10, 0, 0.5) for index in range(8)])
     with pytest.raises(ValueError, match="8 groups cannot be told apart"):
         draw_regimes(many)
