@@ -10,8 +10,9 @@ import difflib
 import math
 import re
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import timm
@@ -30,7 +31,6 @@ _STRIDE = re.compile(r"(\w+)_stride(8|16)")
 _VIT_PATCH = re.compile(r"(\w*vit\w*?)_patch(\d+)_(\d+)")
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # whichever of them a model knows
 _SIZE_ERRORS = (AssertionError, IndexError, RuntimeError, ValueError)  # what timm and torch raise for a wrong size
-_SEARCH_PX = 32
 
 
 @dataclass
@@ -197,18 +197,20 @@ class Backbone(nn.Module):
         )
 
     def _sizes_near(self, size: int) -> str:
-        below = (self._takes(other) for other in range(size - 1, max(size - _SEARCH_PX, 0), -1))
-        above = (self._takes(other) for other in range(size + 1, size + _SEARCH_PX))
-        near = [next(filter(None, below), None), next(filter(None, above), None)]
-        found = [other for other in near if other] or list(self.shapes.grids)
+        """The nearest multiples of the patch or the stride, or else the size that the model was made for."""
+        made_for, (height, _) = next(iter(self.shapes.grids.items()))
+        embed = getattr(self.model, "patch_embed", None)
+        unit = embed.patch_size[0] if isinstance(embed, PatchEmbed) else made_for // height
+        below = (size - 1) // unit * unit
+        found = [other for other in (below, below + unit) if other and self._takes(other)] or [made_for]
         return " or ".join(f"{other} px" for other in found)
 
-    def _takes(self, size: int) -> int | None:
+    def _takes(self, size: int) -> bool:
         try:
-            self.shapes.grids[size] = self._probe(size)
+            self._probe(size)
         except _SIZE_ERRORS:
-            return None
-        return size
+            return False
+        return True
 
 
 def build_backbone(name: str, drop_path: float = 0.0) -> Backbone:
@@ -265,15 +267,11 @@ def timm_architecture(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _create(architecture: str, model_args: dict[str, Any], optional: dict[str, Any]) -> nn.Module:
-    """The timm model with those of the optional arguments that it knows; timm lists them nowhere."""
-    try:
-        model: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=0, **model_args, **optional)
-        return model
-    except TypeError as error:
-        # Some models name one argument, some all.
-        _, found, names = str(error).partition("unexpected keyword argument")
-        refused = re.findall(r"'(\w+)'", names)
-        if not found or not optional.keys() & refused:
-            raise
-        rest = {key: value for key, value in optional.items() if key not in refused}
-    return _create(architecture, model_args, rest)
+    """The timm model with as many of the optional arguments as it accepts; timm does not say which these are."""
+    choices = [dict(chosen) for n in range(len(optional), 0, -1) for chosen in combinations(optional.items(), n)]
+    for chosen in choices:
+        with suppress(TypeError):
+            model: nn.Module = timm.create_model(architecture, num_classes=0, **model_args, **chosen)
+            return model
+    plain: nn.Module = timm.create_model(architecture, num_classes=0, **model_args)
+    return plain
