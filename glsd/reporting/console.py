@@ -1,103 +1,102 @@
 """What jobs print when they end, and while a sweep runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from glsd.evaluation.verdict import COLLAPSE_MEASURES, standard_error
 from glsd.runs.directory import BACKBONE, CONFIG
 from glsd.runs.log import FIGURES, METRICS, TENSORBOARD
+from glsd.runs.records import Evaluation, Matched, Summary
 from glsd.runs.sweep import TrialState
 from glsd.storage.uris import joined
 
 
-def score_table(found: Mapping[str, Any]) -> str:
+def score_table(found: Evaluation) -> str:
     """An evaluation for people.
 
     The random initialisation is the honest zero of an encoder: convolutions alone tell many images apart.
     """
-    lines = [f"{found['model']} ({found['backbone']}, {found['resize']} px resized, {found['crop']} px cropped)"]
-    if "knn" in found:
-        knn = found["knn"]
-        lines += ["", f"k-NN accuracy: {knn['num_anchors']:,} images vote on {knn['num_queries']:,}"]
-        beside = {result["k"]: result for result in knn["untrained"]}
-        for result in knn["results"]:
-            error = 100 * standard_error(result["top1"], knn["num_queries"])
+    lines = [f"{found.model} ({found.backbone}, {found.resize} px resized, {found.crop} px cropped)"]
+    if (knn := found.knn) is not None:
+        lines += ["", f"k-NN accuracy: {knn.num_anchors:,} images vote on {knn.num_queries:,}"]
+        beside = {score.k: score for score in knn.untrained}
+        for score in knn.results:
+            error = 100 * standard_error(score.top1, knn.num_queries)
             lines.append(
-                f"  k = {result['k']:<4} {100 * result['top1']:5.1f} % +- {error:.1f}   "
-                f"top {result['num_top']}: {100 * result['top5']:5.1f} %   "
-                f"untrained {100 * beside[result['k']]['top1']:5.1f} %"
+                f"  k = {score.k:<4} {100 * score.top1:5.1f} % +- {error:.1f}   "
+                f"top {score.num_top}: {100 * score.top5:5.1f} %   "
+                f"untrained {100 * beside[score.k].top1:5.1f} %"
             )
-        lines.append(f"  always the most frequent class  {100 * knn['majority']:5.1f} %")
-    for probe, name in (("linear", "linear, SGD"), ("linear_quick", "linear, L-BFGS")):
-        if probe in found:
-            result = found[probe]
-            top5 = f"top {result['num_top']}: {100 * result['top5']:.1f} %"
-            lines += ["", f"{name}: {100 * result['top1']:.1f} %   {top5}"]
-    if "correspondence" in found:
-        result = found["correspondence"]
+        lines.append(f"  always the most frequent class  {100 * knn.majority:5.1f} %")
+    for layer, name in ((found.linear, "linear, SGD"), (found.linear_quick, "linear, L-BFGS")):
+        if layer is not None:
+            top5 = f"top {layer.num_top}: {100 * layer.top5:.1f} %"
+            lines += ["", f"{name}: {100 * layer.top1:.1f} %   {top5}"]
+    if (matched := found.correspondence) is not None:
         lines += [
             "",
-            f"correspondence of {result['num_images']:,} images and their mirrored, recoloured views of "
-            f"{result['size']} px",
-            *_correspondence_lines("all locations", result),
+            f"correspondence of {matched.num_images:,} images and their mirrored, recoloured views of "
+            f"{matched.size} px",
+            *_correspondence_lines("all locations", matched, matched.untrained),
         ]
-        for scene in result.get("scenes", {}).get("pairs", []):
+        for scene in matched.scenes.pairs if matched.scenes is not None else []:
             lines += [
-                f"correspondence of {Path(scene['image_a']).name} and {Path(scene['image_b']).name}",
-                *_correspondence_lines(f"{scene['num_locations']} locations", scene),
+                f"correspondence of {Path(scene.image_a).name} and {Path(scene.image_b).name}",
+                *_correspondence_lines(f"{scene.num_locations} locations", scene, scene.untrained),
             ]
-    if "collapse" in found:
-        result = found["collapse"]
-        lines += ["", f"collapse: {result['verdict']}", *(f"  {reason}" for reason in result["reasons"])]
-        for name, value in result["metrics"].items():
+    if (collapse := found.collapse) is not None:
+        lines += ["", f"collapse: {collapse.verdict}", *(f"  {reason}" for reason in collapse.reasons)]
+        for name, value in collapse.metrics.items():
             title, meaning = COLLAPSE_MEASURES[name]
             lines.append(f"  {title:<31} {value:9.3g}   {meaning}")
-    if skipped := found["skipped"]:
-        lines += ["", f"could not be decoded: {len(skipped):,}, such as {skipped[0]['uri']}: {skipped[0]['reason']}"]
+    if skipped := found.skipped:
+        lines += ["", f"could not be decoded: {len(skipped):,}, such as {skipped[0].uri}: {skipped[0].reason}"]
     return "\n".join(lines)
 
 
-def _correspondence_lines(locations: str, result: Mapping[str, Any]) -> list[str]:
+def _correspondence_lines(locations: str, trained: Matched, untrained: Matched) -> list[str]:
     """The table of a correspondence: of all locations, and of the most similar ones."""
-    rows = ((locations, "accuracy", "error_px"), (f"most similar {result['num_top']}", "accuracy_top", "error_top_px"))
+    shown = [
+        (locations, [(side.accuracy, side.error_px) for side in (trained, untrained)]),
+        (f"most similar {trained.num_top}", [(side.accuracy_top, side.error_top_px) for side in (trained, untrained)]),
+    ]
     lines = []
-    for name, accuracy, error_px in rows:
-        sides = (
-            f"{100 * side[accuracy]:5.1f} % right, {side[error_px]:6.1f} px off"
-            for side in (result, result["untrained"])
-        )
-        lines.append(f"  {name:<15} " + "   untrained ".join(sides))
+    for name, sides in shown:
+        texts = (f"{100 * share:5.1f} % right, {error_px:6.1f} px off" for share, error_px in sides)
+        lines.append(f"  {name:<15} " + "   untrained ".join(texts))
     return lines
 
 
-def closing_words(out: str, summary: dict[str, Any]) -> str:
+def closing_words(out: str, summary: Summary) -> str:
     """What a run says when it has ended: what was reached, where things lie, and how to go on."""
-    lines = [f"{summary['steps']:,} steps, {summary['images_seen']:,} images seen; loss {summary['loss']:.3f}"]
-    if "knn" in summary:
-        error = 100 * standard_error(summary["knn"], summary["num_queries"])
+    lines = [f"{summary.steps:,} steps, {summary.images_seen:,} images seen; loss {summary.loss:.3f}"]
+    if summary.knn is not None:
+        assert summary.num_queries is not None
+        assert summary.knn_untrained is not None
+        assert summary.knn_majority is not None
+        error = 100 * standard_error(summary.knn, summary.num_queries)
         lines += [
-            f"k-NN {100 * summary['knn']:.1f} %   +- {error:.1f} (k = {summary['knn_k']}; "
-            f"{summary['num_anchors']:,} images vote on {summary['num_queries']:,} others)",
-            f"     {100 * summary['knn_untrained']:.1f} %   {_beginning(summary)}",
-            f"     {100 * summary['knn_majority']:.1f} %   always the most frequent class",
+            f"k-NN {100 * summary.knn:.1f} %   +- {error:.1f} (k = {summary.knn_k}; "
+            f"{summary.num_anchors:,} images vote on {summary.num_queries:,} others)",
+            f"     {100 * summary.knn_untrained:.1f} %   {_beginning(summary)}",
+            f"     {100 * summary.knn_majority:.1f} %   always the most frequent class",
         ]
     lines += [
         "",
         f"backbone  {joined(out, BACKBONE)}",
         f"config    {joined(out, CONFIG)}",
         f"metrics   {joined(out, METRICS)}, and tensorboard --logdir {joined(out, TENSORBOARD)}",
-        *([f"pictures  {joined(out, FIGURES)}"] if summary.get("figures", True) else []),
+        *([f"pictures  {joined(out, FIGURES)}"] if summary.figures else []),
         "",
-        summary["timm"],
+        summary.timm,
     ]
     return "\n".join(lines)
 
 
-def _beginning(summary: dict[str, Any]) -> str:
+def _beginning(summary: Summary) -> str:
     """What the run started from."""
-    if "init_from" in summary:
-        return f"before training, as in {summary['init_from']}"
+    if summary.init_from is not None:
+        return f"before training, as in {summary.init_from}"
     return "the same backbone at random initialisation"
 
 

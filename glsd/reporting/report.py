@@ -1,13 +1,12 @@
 """`glsd report`: which page a folder gets, and where it is written."""
 
-import json
 from pathlib import Path
 
 from glsd.reporting.pages.evaluation import evaluation_page
 from glsd.reporting.pages.run import run_page
 from glsd.reporting.pages.sweep import sweep_page
-from glsd.runs.directory import CONFIG, DATA, EVALUATION, RunDirectory
-from glsd.runs.sweep import SWEEP
+from glsd.runs.directory import CONFIG, RunDirectory
+from glsd.runs.records import DATA, EVALUATION, SWEEP, Evaluation, read_record
 from glsd.storage.replacing import replace_file
 from glsd.storage.uris import is_remote
 
@@ -33,8 +32,8 @@ def report(path: str, out: str | None = None) -> str:
         page = sweep_page(path)
     elif folder.sizes().keys() >= {CONFIG, DATA}:
         page = run_page(folder)
-    elif (evaluation := folder.read(EVALUATION)) is not None:
-        page = evaluation_page(folder, json.loads(evaluation))
+    elif (evaluation := read_record(folder, Evaluation)) is not None:
+        page = evaluation_page(folder, evaluation)
     else:
         raise ValueError(
             f"{path} is neither a run nor an evaluation nor a sweep: it holds no {CONFIG} with {DATA}, no {EVALUATION} "

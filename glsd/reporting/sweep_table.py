@@ -1,12 +1,13 @@
 """The trials of a sweep as a tidy table, and the axes that make a trial."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from glsd.config import flatten
 from glsd.reporting.tables import SEED, SETTING, tidy_table, varied
+from glsd.runs.records import Evaluation
 from glsd.runs.sweep import TrialState
 
 Together = Sequence[Sequence[str]]
@@ -50,19 +51,23 @@ def goes_with(trials: pd.DataFrame, axis: str, other: str) -> bool:
     return bool(trials.groupby(other, dropna=False)[axis].nunique(dropna=False).max() <= 1)
 
 
-def top1(evaluation: Mapping[str, Any], side: str, config: Mapping[str, Any]) -> float | None:
+def top1(
+    evaluation: Evaluation | None, side: Literal["results", "untrained"], config: Mapping[str, Any]
+) -> float | None:
     """The k-NN accuracy at the k of the settings; None where it was not measured."""
-    results = evaluation["knn"][side] if "knn" in evaluation else []
-    return next((result["top1"] for result in results if result["k"] == config["evaluation.k"]), None)
+    if evaluation is None or evaluation.knn is None:
+        return None
+    scores = getattr(evaluation.knn, side)
+    return next((score.top1 for score in scores if score.k == config["evaluation.k"]), None)
 
 
 def _row(state: TrialState, keys: Sequence[str]) -> dict[str, Any]:
     """The settings and results of a trial."""
     config = flatten(state.config or {})
-    found = state.evaluation or {}
+    found = state.evaluation
     tested = [line["knn"] for line in state.metrics if line.get("knn") is not None and line["step"]]
-    measured = {} if state.status == "not finite" else found
-    correspondence = measured.get("correspondence", {})
+    measured = None if state.status == "not finite" else found
+    matched = None if measured is None else measured.correspondence
     steps, seconds = int(state.last("step") or 0), state.train_seconds
     images_seen = steps * config.get("optim.batch_size", 0)
     return {
@@ -82,8 +87,8 @@ def _row(state: TrialState, keys: Sequence[str]) -> dict[str, Any]:
         "knn": top1(measured, "results", config),
         "knn_online": tested[-1] if tested else None,
         "knn_untrained": top1(found, "untrained", config),
-        "majority": found["knn"]["majority"] if "knn" in found else None,
-        **{name: correspondence.get(name) for name in ("accuracy", "accuracy_top", "error_px", "error_top_px")},
+        "majority": found.knn.majority if found is not None and found.knn is not None else None,
+        **{name: getattr(matched, name, None) for name in ("accuracy", "accuracy_top", "error_px", "error_top_px")},
         "images_per_s": images_seen / seconds if seconds else None,
         "train_hours": seconds / 3600,
         "gpu_hours": seconds * state.gpus / 3600,

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from glsd.runs.records import Manifest
 from glsd.storage.files import read
 from glsd.storage.replacing import whole_folder
 from glsd.storage.uris import absolute, is_remote, joined, resolved
@@ -88,11 +89,9 @@ def newest_checkpoint(run: str) -> str | None:
     return next(reversed(checkpoints(run).values()), None)
 
 
-def manifest(checkpoint: str) -> dict[str, Any]:
+def manifest(checkpoint: str) -> Manifest:
     """Step, files and facts of a complete checkpoint."""
-    content, _ = read(joined(absolute(checkpoint), _MANIFEST))
-    facts: dict[str, Any] = json.loads(content)
-    return facts
+    return Manifest.model_validate_json(read(joined(absolute(checkpoint), _MANIFEST))[0])
 
 
 def load_checkpoint(checkpoint: str) -> dict[str, Any]:
@@ -103,9 +102,9 @@ def load_checkpoint(checkpoint: str) -> dict[str, Any]:
     """
     import torch
 
-    expected = manifest(checkpoint)["files"][_STATE]
+    expected = manifest(checkpoint).files[_STATE]
     content, _ = read(joined(absolute(checkpoint), _STATE))
-    if len(content) != expected["bytes"] or _digest(content) != expected["sha256"]:
+    if len(content) != expected.bytes or _digest(content) != expected.sha256:
         raise ValueError(
             f"{checkpoint}/state.pt is damaged: it is not what its manifest.json describes; use another one"
         )

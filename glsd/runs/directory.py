@@ -19,13 +19,10 @@ from glsd.data.index import Index
 from glsd.runs.environment import environment
 from glsd.runs.lease import NAME as LEASE
 from glsd.runs.lease import TIMES, LeaseTimes, held_lease, holds_lease, read_holder
+from glsd.runs.records import DATA, ENVIRONMENT, RunData, Summary, read_record, write_record
 from glsd.storage.folder import Folder
 
-CONFIG, DATA, ENVIRONMENT, SUMMARY = "config.yaml", "data.json", "environment.json", "summary.json"
-EVALUATION = "evaluation.json"  # of `glsd evaluate`, in a folder of its own
-BACKBONE = "backbone"
-
-
+CONFIG, BACKBONE = "config.yaml", "backbone"
 _DATA_NAMES = {
     "digest": "digest of all names and sizes",
     "knn_digest": "digest of all names and sizes of the tested images",
@@ -65,12 +62,12 @@ class RunDirectory(Folder):
             raise ValueError(f"{self.out}/{CONFIG} is not a configuration of this version of glsd: {error}") from error
         self._refuse("settings", saved.differences(config))
 
-    def claim(self, config: Config, data: Mapping[str, Any]) -> None:
+    def claim(self, config: Config, data: RunData) -> None:
         """Make this the run of `config` on `data`, or check that it is.
 
         Args:
             config: the run's settings.
-            data: what identifies its images, such as the index's digest, their number and sources; JSON values.
+            data: what identifies its images.
 
         Raises:
             ValueError: the directory holds another run, with all that differs, or files that are not a run's.
@@ -78,52 +75,45 @@ class RunDirectory(Folder):
         self.check_config(config)
         self.check_data(data)
         if self.read(CONFIG) is None:
-            self.write(DATA, _json(data))
-            self.write(ENVIRONMENT, _json(environment()))
+            write_record(self, data)
+            write_record(self, environment())
             self.write(CONFIG, config.to_yaml().encode())  # last: with it the directory is a run
 
-    def identity(self, index: Index, tested: Index | None) -> dict[str, Any]:
-        """What identifies the images of a run, and where they lie: for the images that it was begun with as they were
-        written then, wherever they lie now.
+    def identity(self, index: Index, tested: Index | None) -> RunData:
+        """What identifies the images of a run, and where they lie.
+
+        If they are the images that the run was started with, it names them as the run did then, also where they have
+        been moved since.
         """
-        saved = json.loads(self.read(DATA) or b"{}")
+        saved = read_record(self, RunData)
         identity: dict[str, Any] = {}
         for prefix, images in (("", index), ("knn_", tested)):
             if images is not None:
                 facts = {"sources": images.sources, "images": len(images), "digest": images.digest}
+                if saved is not None and images.has_digest(getattr(saved, f"{prefix}digest")):
+                    facts |= {name: getattr(saved, prefix + name) for name in ("sources", "digest")}
                 identity |= {prefix + name: fact for name, fact in facts.items()}
-                if images.has_digest(saved.get(f"{prefix}digest")):
-                    identity |= {key: saved[key] for key in (f"{prefix}sources", f"{prefix}digest")}
-        return identity
+        return RunData(**identity)
 
-    def check_data(self, data: Mapping[str, Any]) -> None:
+    def check_data(self, data: RunData) -> None:
         """Refuse a run on other data.
 
         Raises:
             ValueError: the run has other data; the message says in what they differ.
         """
-        if self.read(CONFIG) is None:
-            return
-        saved, given = json.loads(self.read(DATA) or b"{}"), json.loads(_json(data))
-        keys = [*saved, *(key for key in given if key not in saved)]
-        self._refuse(
-            "data",
-            {
-                _DATA_NAMES.get(key, key): (saved.get(key), given.get(key))
-                for key in keys
-                if saved.get(key) != given.get(key)
-            },
-        )
+        saved = None if self.read(CONFIG) is None else read_record(self, RunData)
+        if saved is not None:
+            pairs = {key: (getattr(saved, key), getattr(data, key)) for key in RunData.model_fields}
+            self._refuse("data", {_DATA_NAMES.get(key, key): pair for key, pair in pairs.items() if pair[0] != pair[1]})
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
+    def finish(self, summary: Summary) -> None:
         """Mark the run as finished; the last file that it writes."""
-        self.write(SUMMARY, _json(summary))
+        write_record(self, summary)
 
     @property
-    def finished(self) -> dict[str, Any] | None:
+    def finished(self) -> Summary | None:
         """The summary of a finished run; None while it is not finished."""
-        content = self.read(SUMMARY)
-        return None if content is None else dict(json.loads(content))
+        return read_record(self, Summary)
 
     @contextmanager
     def lease(self, on_wait: Callable[[str], None] = print, times: LeaseTimes = TIMES) -> Iterator[str]:
@@ -173,7 +163,3 @@ class RunDirectory(Folder):
                 f"{self.out} is a run with other {kind}:\n" + "\n".join(lines) + "\n"
                 f"Choose another --out for a new run, or the {kind} it was started with to go on."
             )
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(dict(content), indent=2) + "\n").encode()

@@ -5,9 +5,9 @@ import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import glsd.config
+from glsd.runs.records import Environment
 
 PACKAGES = (
     *("glsd", "ray", "pyarrow", "torch", "torchvision", "timm"),
@@ -15,14 +15,14 @@ PACKAGES = (
 )
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """What a result may depend on besides settings and data: versions, platform, commit. No variables, no names."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {package: _version(package) for package in PACKAGES},
-        "git_commit": _git_commit(),
-    }
+    return Environment(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages={package: _version(package) for package in PACKAGES},
+        git_commit=_git_commit(),
+    )
 
 
 def _version(package: str) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
 
 from glsd.runs.directory import RunDirectory
+from glsd.runs.records import SkippedLine
 from glsd.storage.replacing import replace_file
 
 METRICS, SKIPPED, TENSORBOARD, FIGURES = "metrics.jsonl", "skipped.jsonl", "tensorboard", "figures"
@@ -45,12 +46,10 @@ class RunLog:
         self._run, self._external = run, external
         self._folder = Path(run.path) if run.is_local else Path(tempfile.mkdtemp(prefix="glsd-log-"))
         self._folder.mkdir(parents=True, exist_ok=True)
-        metrics, skipped = (
-            [line for line in lines if line["step"] <= resume_step] for lines in (read_metrics(run), read_skipped(run))
-        )
-        self._metrics = self._reopen(METRICS, metrics)
-        self._skipped = self._reopen(SKIPPED, skipped)
-        self._skipped_ids = {line["image_id"] for line in skipped}
+        skipped = [line for line in read_skipped(run) if line.step <= resume_step]
+        self._metrics = self._reopen(METRICS, [line for line in read_metrics(run) if line["step"] <= resume_step])
+        self._skipped = self._reopen(SKIPPED, [line.json_values() for line in skipped])
+        self._skipped_ids = {line.image_id for line in skipped}
         self._events = SummaryWriter(logdir=str(self._folder / TENSORBOARD), purge_step=resume_step + 1)
 
     def __enter__(self) -> "RunLog":
@@ -78,7 +77,8 @@ class RunLog:
         """Add an image that could not be decoded up to a step; again is the same as once."""
         if image_id not in self._skipped_ids:
             self._skipped_ids.add(image_id)
-            _append(self._skipped, {"step": step, "image_id": image_id, "uri": uri, "reason": reason})
+            line = SkippedLine(step=step, image_id=image_id, uri=uri, reason=reason)
+            _append(self._skipped, line.json_values())
 
     def sync(self) -> None:
         """Make all that was logged so far durable: on the disk, or on the object store."""
@@ -100,7 +100,7 @@ class RunLog:
                 closing.callback(stream.close)
             self.sync()
 
-    def _reopen(self, name: str, lines: list[dict[str, Any]]) -> TextIO:
+    def _reopen(self, name: str, lines: Sequence[Mapping[str, Any]]) -> TextIO:
         path = self._folder / name
         replace_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
         return path.open("a", encoding="utf-8", newline="\n")
@@ -111,9 +111,9 @@ def read_metrics(run: RunDirectory | str | os.PathLike[str]) -> list[dict[str, A
     return _read_lines(run if isinstance(run, RunDirectory) else RunDirectory(run), METRICS)
 
 
-def read_skipped(run: RunDirectory) -> list[dict[str, Any]]:
-    """The images that a run could not decode: `{"step": ..., "image_id": ..., "uri": ..., "reason": ...}`."""
-    return _read_lines(run, SKIPPED)
+def read_skipped(run: RunDirectory) -> list[SkippedLine]:
+    """The images that a run could not decode."""
+    return [SkippedLine.model_validate(line) for line in _read_lines(run, SKIPPED)]
 
 
 def _read_lines(run: RunDirectory, name: str) -> list[dict[str, Any]]:

@@ -1,24 +1,19 @@
 """How the trials of a sweep stand, read from its folder alone: for the live table and for the report."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
 
-from glsd.runs.directory import CONFIG, EVALUATION
+from glsd.runs.directory import CONFIG
 from glsd.runs.log import read_metrics
+from glsd.runs.records import SWEEP, Evaluation, Outcome, Status, SweepFile, SweepTrial, read_record
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
 
-SWEEP, TRIALS, OUTCOME = "sweep.json", "trials", "outcome.json"
-EVALUATED = "evaluation"
-"""Folder of a trial's evaluation, in its run directory."""
-
-Status = Literal["finished", "stopped", "collapsed", "not finite", "failed"]
-"""How a trial ended: at its last epoch, by the scheduler, by its collapse, by a loss that is not finite (the table's
-NA), or by an error, after which it is tried again when the sweep is started again."""
+TRIALS, EVALUATED = "trials", "evaluation"
+"""Folder of the trials in a sweep's folder, and of a trial's evaluation in its run directory."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +36,7 @@ class TrialState:
     """The run's settings; None until it has started."""
     metrics: list[dict[str, Any]]
     """What the run has logged."""
-    evaluation: dict[str, Any] | None
-    """Its `evaluation.json`."""
+    evaluation: Evaluation | None
 
     def last(self, key: str) -> int | float | None:
         """The newest value of a metric."""
@@ -70,8 +64,8 @@ class TrialState:
         """`healthy` or `collapsed`: by how it ended, its evaluation or its last reading; empty where unknown."""
         if self.status == "collapsed":
             return "collapsed"  # though its last checkpoint, which is evaluated, may be of before
-        if self.evaluation is not None and "collapse" in self.evaluation:
-            return str(self.evaluation["collapse"]["verdict"])
+        if self.evaluation is not None and self.evaluation.collapse is not None:
+            return self.evaluation.collapse.verdict
         collapsed = self.last("collapsed")
         return "" if collapsed is None else "collapsed" if collapsed else "healthy"
 
@@ -86,33 +80,32 @@ def trial_states(out: str, known: Sequence[TrialState] = ()) -> list[TrialState]
     Raises:
         ValueError: the folder is no sweep.
     """
-    content = Folder(out).read(SWEEP)
-    if content is None:
+    sweep = read_record(Folder(out), SweepFile)
+    if sweep is None:
         raise ValueError(f"{out} is no sweep: it has no {SWEEP}")
     ended = {state.name: state for state in known if state.ended}
-    trials = json.loads(content)["trials"]
-    return [ended[name] if name in ended else _state(out, name, facts) for name, facts in trials.items()]
+    return [ended[name] if name in ended else _state(out, name, trial) for name, trial in sweep.trials.items()]
 
 
-def _state(out: str, name: str, facts: dict[str, Any]) -> TrialState:
-    gpus = facts.get("gpus", 0.0)
-    facts = {key: facts[key] for key in ("data", "overrides", "num_images", "steps")}
+def _state(out: str, name: str, trial: SweepTrial) -> TrialState:
     place = joined(out, f"{TRIALS}/{name}")
     folder = Folder(place)
-    config, ended = folder.read(CONFIG), json.loads(folder.read(OUTCOME) or b"null")
+    config, ended = folder.read(CONFIG), read_record(folder, Outcome)
     return TrialState(
         name=name,
-        **facts,
-        status=ended["status"] if ended else "waiting" if config is None else "started",
-        message=ended["message"] if ended else "",
-        gpus=ended["gpus"] if ended else gpus,
+        data=trial.data,
+        overrides=trial.overrides,
+        num_images=trial.num_images,
+        steps=trial.steps,
+        status=ended.status if ended else "waiting" if config is None else "started",
+        message=ended.message if ended else "",
+        gpus=ended.gpus if ended else trial.gpus,
         config=None if config is None else yaml.safe_load(config),
         metrics=[] if config is None else read_metrics(place),
         evaluation=evaluation(folder),
     )
 
 
-def evaluation(folder: Folder) -> dict[str, Any] | None:
-    """The `evaluation.json` of a trial."""
-    content = folder.read(f"{EVALUATED}/{EVALUATION}")
-    return None if content is None else dict(json.loads(content))
+def evaluation(folder: Folder) -> Evaluation | None:
+    """What the evaluation of a trial found; None where there is none yet."""
+    return read_record(folder, Evaluation, f"{EVALUATED}/")

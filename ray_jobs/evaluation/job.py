@@ -4,9 +4,8 @@ What the probes (`ray_jobs.evaluation.probes`) find is `evaluation.json` in the 
 probes of the same model and data add to, and figures.
 """
 
-import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,11 +19,11 @@ from glsd.data.scenes import read_scenes
 from glsd.data.sources import Sources
 from glsd.encoder.encoder import Encoder, model_digest, teacher_encoder
 from glsd.runs.checkpoints import load_checkpoint, manifest, newest_checkpoint
-from glsd.runs.directory import EVALUATION
 from glsd.runs.environment import environment
 from glsd.runs.lease import NAME as LEASE
 from glsd.runs.lease import TIMES, held_lease
 from glsd.runs.log import FIGURES
+from glsd.runs.records import EVALUATION, Evaluation, FileRecord, read_record, write_record
 from glsd.storage.folder import Folder
 from glsd.weights.load import load_model
 from ray_jobs.cluster.resources import check_ranks, check_resources
@@ -45,7 +44,7 @@ def evaluate(
     options: EvaluateOptions = EvaluateOptions(),
     job: JobSettings = JobSettings(),
     line: ProgressLine | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Probe a frozen backbone (Sec. 4.3, 4.6, 4.7).
 
     Args:
@@ -90,8 +89,8 @@ def evaluate(
         with cluster(job):
             if "linear" in options.probes:
                 check_ranks(job, check_resources(job))
-            probing = Probing(model, encoder, images, job, line, found["skipped"])
-            _measure(probing, options, folder, photographed, state, found)
+            probing = Probing(model, encoder, images, job, line, found.skipped)
+            found = _measured(probing, options, folder, photographed, state, found)
         if folder is not None and options.figures:
             with tempfile.TemporaryDirectory(prefix="glsd-") as drawn:
                 probing.picture(options.probes, others, photographed, Path(drawn))
@@ -102,16 +101,16 @@ def evaluate(
     return found
 
 
-def _measure(
+def _measured(
     probing: Probing,
     options: EvaluateOptions,
     folder: Folder | None,
     photographed: Photographed | None,
-    state: dict[str, Any] | None,
-    found: dict[str, Any],
-) -> None:
-    """Add what each probe measures to what was found, and write it as soon as it is known."""
-    measures: dict[Probe, Callable[[], dict[str, Any]]] = {
+    state: Mapping[str, Any] | None,
+    found: Evaluation,
+) -> Evaluation:
+    """The evaluation with what each probe measures, written as soon as it is known."""
+    measures: dict[Probe, Callable[[], FileRecord]] = {
         "knn": partial(probing.knn, options.ks),
         "linear": partial(probing.linear, options.linear, folder),
         "linear_quick": probing.linear_quick,
@@ -119,11 +118,12 @@ def _measure(
         "collapse": partial(probing.collapse, state),
     }
     for probe in dict.fromkeys(options.probes):
-        found[probe] = measures[probe]()
+        measured = measures[probe]()
         torch.cuda.empty_cache()  # the tasks of the next one may be on the same GPU
-        found["skipped"] = probing.skipped()
+        found = found.model_copy(update={probe: measured, "skipped": probing.skipped()})
         if folder is not None:
-            folder.write(EVALUATION, (json.dumps(found, indent=2) + "\n").encode())
+            write_record(folder, found)
+    return found
 
 
 def _checkpoint_state(model: str) -> dict[str, Any] | None:
@@ -152,42 +152,41 @@ def _resized(encoder: Encoder, options: EvaluateOptions) -> Encoder:
 
 def _begun(
     folder: Folder | None, model: str, encoder: Encoder, index: Index, tested: Index | None, anchors: str
-) -> dict[str, Any]:
+) -> Evaluation:
     """The head of `evaluation.json`, or the evaluation that the folder holds already.
 
     Raises:
         ValueError: it holds another one.
     """
-    identity = {
-        "model_digest": model_digest(encoder),
-        "data_digest": index.digest,
-        "test_digest": None if tested is None else tested.digest,
-        "anchors": anchors,
-    }
-    found = {
-        "model": model,
-        "backbone": encoder.config.model.backbone,
-        "data": index.sources,
-        "test": None if tested is None else tested.sources,
-        "num_images": len(index) + (len(tested) if tested else 0),
-        "classes": index.classes,
-        "resize": encoder.config.evaluation.resize,
-        "crop": encoder.config.evaluation.crop,
-        **identity,
-        "skipped": [],
-        "environment": environment(),
-    }
-    content = None if folder is None else folder.read(EVALUATION)
-    if content is None:
+    found = Evaluation(
+        model=model,
+        backbone=encoder.config.model.backbone,
+        data=index.sources,
+        test=None if tested is None else tested.sources,
+        num_images=len(index) + (len(tested) if tested else 0),
+        classes=index.classes,
+        resize=encoder.config.evaluation.resize,
+        crop=encoder.config.evaluation.crop,
+        model_digest=model_digest(encoder),
+        data_digest=index.digest,
+        test_digest=None if tested is None else tested.digest,
+        anchors=anchors,
+        skipped=[],
+        environment=environment(),
+    )
+    there = None if folder is None else read_record(folder, Evaluation)
+    if folder is None or there is None:
         return found
-    assert folder is not None
-    there: dict[str, Any] = json.loads(content)
-    for key, images in (("data_digest", index), ("test_digest", tested)):
-        if images is not None and images.has_digest(there.get(key)):
-            identity[key] = there[key]
-    if different := [key for key in identity if there.get(key) != identity[key]]:
+    are_same = {
+        "model_digest": there.model_digest == found.model_digest,
+        "data_digest": index.has_digest(there.data_digest),
+        "test_digest": there.test_digest is None if tested is None else tested.has_digest(there.test_digest),
+        "anchors": there.anchors == anchors,
+    }
+    if different := [key for key, is_same in are_same.items() if not is_same]:
         raise ValueError(
-            f"{folder.out} holds the evaluation of {there.get('model')} on {there.get('data')}, which differs in "
+            f"{folder.out} holds the evaluation of {there.model} on {there.data}, which differs in "
             f"{', '.join(different)}; choose another --out"
         )
-    return there | found | {key: there[key] for key in (*PROBES, "skipped") if key in there}
+    measured = {key: getattr(there, key) for key in (*PROBES, "skipped") if key in there.model_fields_set}
+    return found.model_copy(update=measured)

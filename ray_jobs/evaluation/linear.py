@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import ray
@@ -33,6 +32,7 @@ from glsd.evaluation.linear import initial_probe, linear_accuracy, linear_step
 from glsd.evaluation.linear_units import LinearSource
 from glsd.runs.checkpoints import checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
 from glsd.runs.directory import RunDirectory
+from glsd.runs.records import LinearFound
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
 from ray_jobs.cluster.files import share_files
@@ -76,7 +76,7 @@ def linear_probe(
     settings: JobSettings,
     folder: Folder,
     line: ProgressLine,
-) -> dict[str, Any]:
+) -> LinearFound:
     """Train a linear layer on the anchors of the split and test it after the last epoch, which need not be the best.
 
     It belongs within `with cluster(settings)`. What it learns is kept in a folder below `LINEAR` in `folder` that
@@ -125,7 +125,7 @@ def linear_probe(
     layer = load_checkpoint(checkpoints(run.location)[num_steps])["layer"]
     logits = functional.linear(test_features.cpu(), layer["weight"], layer["bias"])
     accuracy = linear_accuracy(logits, test_labels.cpu(), num_classes)
-    return accuracy._asdict() | {"epochs": config.epochs, "settings": config.model_dump(mode="json")}
+    return LinearFound(**accuracy._asdict(), epochs=config.epochs, settings=config.model_dump(mode="json"))
 
 
 def linear_worker(plan: LinearPlan) -> None:

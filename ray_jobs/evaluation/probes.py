@@ -26,6 +26,7 @@ from glsd.data.scenes import Scene
 from glsd.data.splits import LabelledImages, LabelledSplit
 from glsd.encoder.encoder import Encoder, model_digest, untrained_encoder
 from glsd.evaluation.correspondence import (
+    CorrespondenceMeans,
     image_pair_correspondence,
     mean_correspondence,
 )
@@ -38,6 +39,17 @@ from glsd.reporting.pictures import (
     picture_image_pairs,
     picture_method,
     picture_nearest,
+)
+from glsd.runs.records import (
+    CollapseFound,
+    CorrespondenceFound,
+    KnnFound,
+    KnnScore,
+    LinearFound,
+    QuickLinearFound,
+    SceneFound,
+    ScenesFound,
+    SkippedImage,
 )
 from glsd.storage.cache import cache_folder, is_kept, kept
 from glsd.storage.folder import Folder
@@ -75,17 +87,15 @@ class Probing:
         images: ProbedImages,
         settings: JobSettings,
         line: ProgressLine,
-        skipped: Sequence[Mapping[str, Any]],
+        skipped: Sequence[SkippedImage],
     ):
         self._model, self._encoder, self._images = model, encoder, images
         self._settings, self._line = settings, line
         self._device = settings.device
         self._features: dict[tuple[Encoder, _Side, int], Features] = {}
-        self._skipped: dict[tuple[str, int], str] = {
-            (entry["uri"], entry["image_id"]): entry["reason"] for entry in skipped
-        }
+        self._skipped: dict[tuple[str, int], str] = {(image.uri, image.image_id): image.reason for image in skipped}
 
-    def knn(self, ks: Sequence[int]) -> dict[str, Any]:
+    def knn(self, ks: Sequence[int]) -> KnnFound:
         """The vote for every k, of the model and of its random initialisation."""
         temperature = self._encoder.config.evaluation.temperature
         of_untrained = self._facts([ks, temperature, len(self._split.classes)], *self._split[:2])
@@ -93,14 +103,14 @@ class Probing:
         results = self._knn_of(self._encoder, ks)
         untrained = kept(_KNN, of_untrained, lambda: [*map(_knn_entry, self._knn_of(self._untrained, ks))])
         voting, tested = (torch.from_numpy(self._labelled(self._encoder, side)[0].labels) for side in _SIDES)
-        return {
-            "temperature": temperature,
-            "num_anchors": results[0].num_anchors,
-            "num_queries": results[0].num_queries,
-            "majority": majority_share(voting, tested),
-            "results": [_knn_entry(result) for result in results],
-            "untrained": untrained,
-        }
+        return KnnFound(
+            temperature=temperature,
+            num_anchors=results[0].num_anchors,
+            num_queries=results[0].num_queries,
+            majority=majority_share(voting, tested),
+            results=[KnnScore(**_knn_entry(result)) for result in results],
+            untrained=[KnnScore(**score) for score in untrained],
+        )
 
     def discard(self) -> None:
         """Delete the model's representations from the cache; those of the random initialisation serve other models."""
@@ -108,7 +118,7 @@ class Probing:
         for index in {id(side.index): side.index for side in self._split[:2]}.values():
             discard(self._encoder, index)
 
-    def linear(self, config: LinearConfig, folder: Folder | None) -> dict[str, Any]:
+    def linear(self, config: LinearConfig, folder: Folder | None) -> LinearFound:
         """SGD on crops, the last epoch's accuracy."""
         split = self._split
         tested = self._extracted(self._encoder, "queries", config.num_blocks)
@@ -123,7 +133,7 @@ class Probing:
             self._line,
         )
 
-    def linear_quick(self) -> dict[str, Any]:
+    def linear_quick(self) -> QuickLinearFound:
         """Logistic regression on the representations that k-NN compares."""
         self._precompute([self._encoder])
         (images, z_bar), (tested, test_z_bar) = (self._labelled(self._encoder, side) for side in _SIDES)
@@ -136,9 +146,9 @@ class Probing:
             len(self._split.classes),
             progress=lambda share: self._line.phase(f"fitting linear layers: {100 * share:.0f} % done"),
         )
-        return found._asdict() | {"validation": [list(entry) for entry in found.validation]}
+        return QuickLinearFound(**found._asdict())
 
-    def correspondence(self, pairs: int, scenes: Photographed | None) -> dict[str, Any]:
+    def correspondence(self, pairs: int, scenes: Photographed | None) -> CorrespondenceFound:
         """The mean over some of the tested images, each against its mirrored and recoloured view; and each scene's.
 
         Both beside those of the random initialisation.
@@ -147,15 +157,16 @@ class Probing:
         chosen = np.sort(np.random.default_rng([0, len(images.image_ids)]).permutation(images.image_ids)[:pairs])
         chosen_images = Selection(images.index, chosen)
         found = self._correspondence_of(self._encoder, chosen_images)
-        found["size"] = self._encoder.config.evaluation.crop
-        found["untrained"] = kept(
+        untrained = kept(
             _CORRESPONDENCE,
             self._facts([], chosen_images),
-            lambda: self._correspondence_of(self._untrained, chosen_images),
+            lambda: self._correspondence_of(self._untrained, chosen_images)._asdict(),
         )
-        return found | ({"scenes": self._scenes(*scenes)} if scenes else {})
+        beside = {"size": self._encoder.config.evaluation.crop, "untrained": untrained}
+        photographed = {"scenes": self._scenes(*scenes)} if scenes else {}
+        return CorrespondenceFound.model_validate(found._asdict() | beside | photographed)
 
-    def collapse(self, state: dict[str, Any] | None) -> dict[str, Any]:
+    def collapse(self, state: Mapping[str, Any] | None) -> CollapseFound:
         """The verdict on the model, on some of the training images; with a checkpoint's state also on its heads.
 
         JSON has no infinities: a measure that is not finite stands in the reasons alone.
@@ -164,11 +175,11 @@ class Probing:
         ids = np.random.default_rng([1, len(images.image_ids)]).permutation(images.image_ids)[:_COLLAPSE_IMAGES]
         probe = partial(collapse_of_part, state=None if state is None else ray.put(state))
         ((metrics, verdict),) = self._on_cluster(probe, self._encoder, images.index, [ids], "probing")
-        return {
-            "verdict": verdict.label,
-            "reasons": list(verdict.reasons),
-            "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
-        }
+        return CollapseFound(
+            verdict=verdict.label,
+            reasons=list(verdict.reasons),
+            metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        )
 
     def picture(
         self, probes: Sequence[Probe], others: Mapping[str, Encoder], scenes: Photographed | None, folder: Path
@@ -196,14 +207,14 @@ class Probing:
             anchors, queries = (self._labelled(self._encoder, side) for side in _SIDES)
             picture_nearest(encoder, anchors, queries, self._split.classes, folder, num_cores())
 
-    def skipped(self) -> list[dict[str, Any]]:
+    def skipped(self) -> list[SkippedImage]:
         """Images that could not be decoded."""
         return [
-            {"image_id": image_id, "uri": uri, "reason": reason}
+            SkippedImage(image_id=image_id, uri=uri, reason=reason)
             for (uri, image_id), reason in sorted(self._skipped.items())
         ]
 
-    def _scenes(self, file: str, scenes: Sequence[Scene]) -> dict[str, Any]:
+    def _scenes(self, file: str, scenes: Sequence[Scene]) -> ScenesFound:
         entries = []
         for number, scene in enumerate(scenes):
             self._line.phase(f"matching {number:,} of {len(scenes):,} scenes")
@@ -219,8 +230,8 @@ class Probing:
                     f"by its homography no location of {scene.image_a} lies within {scene.image_b}"
                 ) from None
             named = {"image_a": scene.image_a, "image_b": scene.image_b, "num_locations": int(pairs[0].num_pairs)}
-            entries.append(named | trained | {"untrained": untrained})
-        return {"file": file, "pairs": entries}
+            entries.append(SceneFound.model_validate(named | trained | {"untrained": untrained}))
+        return ScenesFound(file=file, pairs=entries)
 
     @property
     def _split(self) -> LabelledSplit:
@@ -265,7 +276,7 @@ class Probing:
             results: list[KnnResult] = _result(asked)
         return results
 
-    def _correspondence_of(self, encoder: Encoder, images: Images) -> dict[str, Any]:
+    def _correspondence_of(self, encoder: Encoder, images: Images) -> CorrespondenceMeans:
         """The mean over images, each against its mirrored and recoloured view."""
         ids = images.image_ids
         batches = [ids[start : start + _TASK_IMAGES] for start in range(0, len(ids), _TASK_IMAGES)]
@@ -273,7 +284,7 @@ class Probing:
         matched = [pairs for pairs in found if pairs is not None]
         if not matched:
             raise ValueError(f"none of {len(ids)} images could be decoded, such as {images.index.uri(int(ids[0]))}")
-        return mean_correspondence(matched)._asdict()
+        return mean_correspondence(matched)
 
     def _precompute(self, encoders: Sequence[Encoder]) -> None:
         """Have the z̄ of both sides at hand, those of one index in one pass."""
@@ -335,5 +346,5 @@ def _result(asked: Any) -> Any:
         raise error.cause from None
 
 
-def _knn_entry(result: KnnResult) -> dict[str, Any]:
+def _knn_entry(result: KnnResult) -> dict[str, int | float]:
     return {name: getattr(result, name) for name in ("k", "top1", "top5", "num_top")}

@@ -3,11 +3,9 @@
 All of it is made from the newest checkpoint, so a run that is killed here does this part again.
 """
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,8 +17,9 @@ from glsd.encoder.encoder import load_encoder
 from glsd.reporting.pictures import NUM_PICTURED, picture_learning, picture_method, picture_neighbours
 from glsd.reporting.report import report as report
 from glsd.runs.checkpoints import manifest, newest_checkpoint
-from glsd.runs.directory import BACKBONE, DATA, RunDirectory
+from glsd.runs.directory import BACKBONE, RunDirectory
 from glsd.runs.log import FIGURES, read_metrics
+from glsd.runs.records import RunData, Summary, read_record
 from glsd.weights.timm import export_backbone
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import num_cores
@@ -66,23 +65,24 @@ def finish(prepared: Prepared, figures: bool, device: str, line: ProgressLine) -
         if not run.is_local:
             lines = f"# where {run.uri(BACKBONE)} was copied to a folder {BACKBONE}\n{lines}"
     facts = {"figures": figures, "timm": lines, "timm_difference": export.largest_difference}
-    run.finish(_summary(run, checkpoint, config, split) | facts)
+    run.finish(Summary.model_validate(_reached(prepared, checkpoint) | facts))
 
 
-def _summary(run: RunDirectory, checkpoint: str, config: Config, split: LabelledSplit | None) -> dict[str, Any]:
-    facts = manifest(checkpoint)
-    steps, last = facts["step"], facts["metrics"]
-    summary = {
+def _reached(prepared: Prepared, checkpoint: str) -> dict[str, object]:
+    """The part of the summary that was measured; what was not is left out."""
+    run, config, saved = prepared.run, prepared.config, manifest(checkpoint)
+    last, data = saved.metrics, read_record(run, RunData)
+    reached = {
         "config_digest": config.digest,
-        "steps": steps,
-        "images_seen": steps * config.optim.batch_size,
+        "steps": saved.step,
+        "images_seen": saved.step * config.optim.batch_size,
         "loss": last["loss"],
     }
-    if init_from := json.loads(run.read(DATA) or b"{}").get("init_from"):
-        summary["init_from"] = init_from
-    if split is not None:
+    if data is not None and data.init_from is not None:
+        reached["init_from"] = data.init_from
+    if prepared.split is not None:
         first = next(metrics for metrics in read_metrics(run) if metrics["step"] == 0)
-        summary |= {
+        reached |= {
             "knn": last["knn"],
             "knn_untrained": first["knn"],
             "knn_majority": last["knn_majority"],
@@ -90,4 +90,4 @@ def _summary(run: RunDirectory, checkpoint: str, config: Config, split: Labelled
             "num_anchors": last["knn_anchors"],
             "num_queries": last["knn_queries"],
         }
-    return summary
+    return reached

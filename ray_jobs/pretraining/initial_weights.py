@@ -4,7 +4,6 @@ The copy makes the run independent of its source, which may move or change while
 source's name and the digest of its weights are part of the run's identity.
 """
 
-import json
 import warnings
 from typing import NamedTuple
 
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from glsd.config import Config
 from glsd.encoder.encoder import model_digest
-from glsd.runs.directory import DATA, RunDirectory
+from glsd.runs.directory import RunDirectory
+from glsd.runs.records import RunData, read_record
 from glsd.weights.load import load_model
 
 INIT = "init.safetensors"
@@ -23,7 +23,7 @@ INIT = "init.safetensors"
 class InitialWeights(NamedTuple):
     """A backbone to start from."""
 
-    identity: dict[str, str]
+    identity: dict[str, str | None]
     """What identifies it in `data.json`."""
     content: bytes | None
     """The file `INIT`; None where the run directory has it already."""
@@ -37,9 +37,9 @@ def initial_weights(run: RunDirectory, config: Config, name: str) -> InitialWeig
     Raises:
         ValueError: there is no such model, or it has another backbone than the configuration.
     """
-    saved = json.loads(run.read(DATA) or b"{}")
-    if saved.get("init_from") == name and INIT in run.sizes():
-        return InitialWeights({key: saved[key] for key in ("init_from", "init_digest")}, None)
+    saved = read_record(run, RunData)
+    if saved is not None and saved.init_from == name and INIT in run.sizes():
+        return InitialWeights({"init_from": name, "init_digest": saved.init_digest}, None)
     encoder = load_model(name)
     theirs, ours = encoder.config, config
     if theirs.model.backbone != ours.model.backbone:
@@ -63,7 +63,8 @@ def read_initial_weights(run: RunDirectory) -> dict[str, Tensor] | None:
     Raises:
         ValueError: the run started from a backbone whose copy is gone.
     """
-    if "init_from" not in json.loads(run.read(DATA) or b"{}"):
+    data = read_record(run, RunData)
+    if data is None or data.init_from is None:
         return None
     content = run.read(INIT)
     if content is None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from glsd.data.splits import has_classes, labelled_split
 from glsd.data.units import UnitSource
 from glsd.runs.checkpoints import checkpoints, newest_checkpoint
 from glsd.runs.directory import CONFIG, RunDirectory
+from glsd.runs.records import RunData, Summary
 from glsd.runs.trackers import check_loggers
 from glsd.scaling import scaled
 from glsd.storage.uris import check_uri
@@ -57,7 +57,7 @@ class Run:
     """The run directory."""
     checkpoint: str
     """Its last checkpoint, for `glsd.load_encoder`."""
-    summary: dict[str, Any]
+    summary: Summary
     """Steps, losses and, where there are labels, k-NN accuracies as shares."""
 
 
@@ -99,7 +99,7 @@ def pretrain(
         init = None if options.init_from is None else initial_weights(run, config, options.init_from)
         index = indexed(data, config, line)
         tested = indexed(options.knn_data, config, line) if options.knn_data else None
-        identity = run.identity(index, tested) | (init.identity if init is not None else {})
+        identity = run.identity(index, tested).model_copy(update=init.identity if init is not None else {})
         image_ids = regime(index, config.data)
         if config.auto:
             run.check_data(identity)  # other data would derive other settings
@@ -129,7 +129,7 @@ def pretrain(
 def _claim(
     run: RunDirectory,
     config: Config,
-    identity: dict[str, Any],
+    identity: RunData,
     index: Index,
     image_ids: np.ndarray,
     init: InitialWeights | None,

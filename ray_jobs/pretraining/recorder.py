@@ -144,7 +144,7 @@ class Recorder:
         content = state.state_dict() | {"config": config.model_dump(mode="json")}
         save_checkpoint(run.location, state.step, content, facts, partial(run.holds_lease, self._plan.token))
         saved = checkpoints(run.location)
-        knn = {step: manifest(path)["metrics"].get("knn") for step, path in saved.items()}
+        knn = {step: manifest(path).metrics.get("knn") for step, path in saved.items()}
         every = config.keep_every_epochs and config.keep_every_epochs * self._plan.steps_per_epoch
         prune_checkpoints(run.location, kept_steps(knn, every))
 

@@ -5,7 +5,6 @@ command resumes what is not finished, on any machine that reaches the folder, an
 decides what runs when.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ import ray
 from glsd.config import Config
 from glsd.runs.directory import RunDirectory
 from glsd.runs.lease import NAME as LEASE
-from glsd.runs.sweep import SWEEP
+from glsd.runs.records import SWEEP, SweepFile, SweepTrial, read_record, write_record
 from glsd.runs.trackers import check_loggers
 from glsd.storage.folder import Folder
 from ray_jobs.cluster.resources import check_ranks, check_resources, gpu_room
@@ -181,23 +180,18 @@ def _record(
 
     A trial's `gpus` are those of its workers, until its outcome has them.
     """
-    there = json.loads(folder.read(SWEEP) or b'{"trials": {}}')
-    before = there.get("together", [])
+    there = read_record(folder, SweepFile) or SweepFile()
     added = {
-        p.trial.name: {
-            "data": p.trial.data,
-            "overrides": p.trial.overrides,
-            "images": p.images,
-            "num_images": p.num_images,
-            "steps": p.steps,
-            "gpus": gpus,
-        }
+        p.trial.name: SweepTrial(
+            data=p.trial.data,
+            overrides=p.trial.overrides,
+            images=p.images,
+            num_images=p.num_images,
+            steps=p.steps,
+            gpus=gpus,
+        )
         for p in planned
     }
-    content = {
-        "grid": grid,
-        "command": list(command),
-        "together": before + [list(keys) for keys in together if list(keys) not in before],
-        "trials": there["trials"] | added,
-    }
-    folder.write(SWEEP, (json.dumps(content, indent=2) + "\n").encode())
+    new = [list(keys) for keys in together if list(keys) not in there.together]
+    sweep = SweepFile(grid=grid, command=list(command), together=there.together + new, trials=there.trials | added)
+    write_record(folder, sweep)

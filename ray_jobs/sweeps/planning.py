@@ -1,6 +1,5 @@
 """What trials a sweep has, before Ray is asked for anything."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ from glsd.data.regimes import regime
 from glsd.data.splits import labelled_split
 from glsd.encoder.encoder import untrained_encoder
 from glsd.runs.directory import CONFIG
-from glsd.runs.sweep import SWEEP, TRIALS, TrialState, evaluation
+from glsd.runs.records import SweepFile, TrialImages, read_record
+from glsd.runs.sweep import TRIALS, TrialState, evaluation
 from glsd.scaling import scaled
 from glsd.storage.folder import Folder
 from glsd.storage.uris import absolute, joined
@@ -57,8 +57,7 @@ class PlannedTrial:
     test: Sequence[str]
     out: str
     """Its run directory."""
-    images: Mapping[str, str | int]
-    """What identifies its images."""
+    images: TrialImages
     num_images: int
     """Images of its regime."""
     steps: int
@@ -80,7 +79,7 @@ def plan(trials: Sequence[Trial], common: Common, line: ProgressLine) -> list[Pl
         ValueError: something does not fit; the message names it.
     """
     configs = [common.base.with_overrides(trial.overrides) for trial in trials]  # checked before images are listed
-    recorded = json.loads(Folder(common.out).read(SWEEP) or b'{"trials": {}}')["trials"]
+    recorded = (read_record(Folder(common.out), SweepFile) or SweepFile()).trials
     indexes: dict[str, tuple[Index, Index | None]] = {}
     planned, checked = list[PlannedTrial](), set[str]()
     for trial, config in zip(trials, configs, strict=True):
@@ -100,11 +99,13 @@ def plan(trials: Sequence[Trial], common: Common, line: ProgressLine) -> list[Pl
         check_scheduler(common.options.scheduler, [config])
         order = Order(config.seed, num_images, config.optim.batch_size, config.data.unit_size)
         steps = config.optim.epochs * order.steps_per_epoch
-        before = recorded.get(trial.name, {}).get("images", {})
-        images: dict[str, str | int] = {"pairs": common.options.pairs}
-        for key, there in (("digest", index), ("test_digest", tested)):
-            if there is not None:
-                images[key] = before[key] if there.has_digest(before.get(key)) else there.digest
+        before = recorded[trial.name].images if trial.name in recorded else None
+        digests = {
+            key: saved if there.has_digest(saved := getattr(before, key, None)) else there.digest
+            for key, there in (("digest", index), ("test_digest", tested))
+            if there is not None
+        }
+        images = TrialImages.model_validate({"pairs": common.options.pairs} | digests)
         out = joined(common.out, f"{TRIALS}/{trial.name}")
         _refuse_other(out, config, before or images, images)
         planned.append(PlannedTrial(trial, config, data, test, out, images, num_images, steps))
@@ -133,15 +134,16 @@ def plan_table(planned: Sequence[PlannedTrial]) -> str:
     return "\n".join([*lines, f"{len(planned)} trials, {sum(p.images_seen for p in planned):,} images in all"])
 
 
-def _refuse_other(place: str, config: Config, before: Mapping[str, Any], images: Mapping[str, Any]) -> None:
+def _refuse_other(place: str, config: Config, before: TrialImages, images: TrialImages) -> None:
     """A trial of this name that was started with other settings or on other images is not this one."""
     folder = Folder(place)
-    if {**before, "pairs": 0} != {**images, "pairs": 0}:
+    if (before.digest, before.test_digest) != (images.digest, images.test_digest):
         raise ValueError(
             f"{place} is a trial on other images; choose another --out, or name the data set as in --data NAME=FOLDER"
         )
-    if before["pairs"] != images["pairs"] and "correspondence" in (evaluation(folder) or {}):
-        raise ValueError(f"{place} was evaluated with --pairs {before['pairs']}; choose that, or another --out")
+    evaluated = evaluation(folder) if before.pairs != images.pairs else None
+    if evaluated is not None and evaluated.correspondence is not None:
+        raise ValueError(f"{place} was evaluated with --pairs {before.pairs}; choose that, or another --out")
     content = folder.read(CONFIG)
     if content is not None and (other := Config.model_validate(yaml.safe_load(content)).differences(config)):
         named = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in other.items())

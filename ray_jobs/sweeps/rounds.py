@@ -1,10 +1,10 @@
 """The trials of a sweep: those of the grid, or those that a search proposes round by round."""
 
-import json
 from collections.abc import Sequence
 
 from glsd.runs.log import read_metrics
-from glsd.runs.sweep import SWEEP, TRIALS, evaluation
+from glsd.runs.records import SweepFile, read_record
+from glsd.runs.sweep import TRIALS, evaluation
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
 from ray_jobs.sweeps.grids import Space, Trial, trials
@@ -19,11 +19,11 @@ def known_trials(space: Space, common: Common) -> list[Trial]:
     """All trials of the grid, or, where a search proposes them, those that this sweep was asked for before."""
     if common.options.search == "random":
         return trials(space, list(common.data), common.options.samples, common.base.seed)
-    content = json.loads(Folder(common.out).read(SWEEP) or b'{"trials": {}}')
+    sweep = read_record(Folder(common.out), SweepFile) or SweepFile()
     return [
-        Trial(name, facts["data"], facts["overrides"])
-        for name, facts in content["trials"].items()
-        if facts["data"] in common.data and space.holds(facts["overrides"])
+        Trial(name, trial.data, trial.overrides)
+        for name, trial in sweep.trials.items()
+        if trial.data in common.data and space.holds(trial.overrides)
     ]
 
 
@@ -65,7 +65,7 @@ def reached(place: str) -> float | None:
         return None
     if status == "not finite":
         return 0.0
-    if found is not None:
-        return float(found["knn"]["results"][0]["top1"])
+    if found is not None and found.knn is not None:
+        return found.knn.results[0].top1
     online = [logged["knn"] for logged in read_metrics(place) if logged["step"] and logged.get("knn") is not None]
     return float(online[-1]) if online else 0.0

@@ -17,7 +17,8 @@ from glsd.config import Config
 from glsd.evaluation.verdict import Collapsed
 from glsd.runs.checkpoints import checkpoints, newest_checkpoint
 from glsd.runs.log import TENSORBOARD, read_metrics
-from glsd.runs.sweep import EVALUATED, OUTCOME, Status, evaluation
+from glsd.runs.records import OUTCOME, Outcome, Status, read_record, write_record
+from glsd.runs.sweep import EVALUATED, evaluation
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
 from glsd.training.loop import NonFiniteLoss
@@ -95,13 +96,14 @@ def _evaluate(trial: PlannedTrial, common: Common, folder: Folder) -> None:
 
 def ended_as(folder: Folder) -> Status | None:
     """How a trial ended; None while it has not, or ended by an error."""
-    status: Status | None = json.loads(folder.read(OUTCOME) or b"{}").get("status")
+    found = read_record(folder, Outcome)
+    status = None if found is None else found.status
     return None if status == "failed" else status
 
 
 def write_outcome(folder: Folder, status: Status, message: str, gpus: float) -> None:
     """Mark a trial as ended."""
-    folder.write(OUTCOME, (json.dumps({"status": status, "message": message, "gpus": gpus}) + "\n").encode())
+    write_record(folder, Outcome(status=status, message=message, gpus=gpus))
 
 
 class _TuneLine(ProgressLine):
@@ -129,12 +131,12 @@ def _report(metrics: Mapping[str, float], config: Config) -> None:
 def _write_hyperparameters(config: Config, folder: Folder) -> None:
     """What the trial varies and what it reached, for TensorBoard's HPARAMS over `SWEEP/trials`."""
     found = evaluation(folder)
-    if found is None:
+    if found is None or found.knn is None or found.correspondence is None:
         return
     settings = {key: value for key, value in config.flat().items() if isinstance(value, int | float | str)}
     reached = {
-        "hparam/knn": found["knn"]["results"][0]["top1"],
-        "hparam/correspondence": found["correspondence"]["accuracy"],
+        "hparam/knn": found.knn.results[0].top1,
+        "hparam/correspondence": found.correspondence.accuracy,
     }
     with tempfile.TemporaryDirectory(prefix="glsd-") as written:
         with SummaryWriter(logdir=written) as writer:

@@ -7,7 +7,7 @@ from typing import Any
 from ray import tune
 
 from glsd.runs.directory import RunDirectory
-from glsd.runs.sweep import OUTCOME
+from glsd.runs.records import OUTCOME
 from glsd.storage.folder import Folder
 from ray_jobs.sweeps.planning import Common, PlannedTrial
 from ray_jobs.sweeps.schedulers import scheduler_of

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from glsd.reporting.console import closing_words
+from glsd.runs.records import Summary
 from ray_jobs.demo import photograph_lists
 
 PROBABILITIES = {
@@ -62,7 +63,14 @@ def test_without_the_photographs_the_demo_says_how_to_install_them(monkeypatch):
         photograph_lists()
 
 
-SUMMARY = {"steps": 390, "images_seen": 12_480, "loss": 5.4321, "figures": True, "timm": "import timm\nmodel = ..."}
+SUMMARY = Summary(
+    config_digest="89ef",
+    steps=390,
+    images_seen=12_480,
+    loss=5.4321,
+    timm="import timm\nmodel = ...",
+    timm_difference=0.0,
+)
 KNN = {
     "knn": 0.705,
     "knn_untrained": 0.684,
@@ -82,7 +90,7 @@ model = ..."""
 
 
 def test_a_run_ends_with_its_knn_beside_the_untrained_and_the_majority_and_says_where_all_lies():
-    assert closing_words("runs/demo", SUMMARY | KNN) == (
+    assert closing_words("runs/demo", SUMMARY.model_copy(update=KNN)) == (
         "390 steps, 12,480 images seen; loss 5.432\n"
         "k-NN 70.5 %   +- 2.0 (k = 20; 2,099 images vote on 525 others)\n"
         "     68.4 %   the same backbone at random initialisation\n"
@@ -92,7 +100,7 @@ def test_a_run_ends_with_its_knn_beside_the_untrained_and_the_majority_and_says_
 
 def test_a_run_that_began_from_a_model_compares_with_that():
     assert "     68.4 %   before training, as in timm:resnet18\n" in closing_words(
-        "runs/demo", SUMMARY | KNN | {"init_from": "timm:resnet18"}
+        "runs/demo", SUMMARY.model_copy(update=KNN | {"init_from": "timm:resnet18"})
     )
 
 
@@ -101,5 +109,5 @@ def test_a_run_without_labels_ends_without_knn():
 
 
 def test_a_run_without_figures_names_no_pictures():
-    text = closing_words("runs/demo", SUMMARY | {"figures": False})
+    text = closing_words("runs/demo", SUMMARY.model_copy(update={"figures": False}))
     assert text.endswith(PLACES.replace("pictures  runs/demo/figures\n", ""))

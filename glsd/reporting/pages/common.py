@@ -9,6 +9,7 @@ from glsd.reporting.page import html
 from glsd.reporting.page.html import Bar, Html
 from glsd.runs.lease import TIMES, read_holder
 from glsd.runs.log import FIGURES
+from glsd.runs.records import SkippedImage
 from glsd.storage.folder import Folder
 
 _MAX_SKIPPED = 50
@@ -48,14 +49,14 @@ def figure_section(folder: Folder) -> dict[str, list[Html]]:
     return {"Figures": blocks} if blocks else {}
 
 
-def skipped_block(skipped: Sequence[Mapping[str, Any]]) -> list[Html]:
+def skipped_block(skipped: Sequence[SkippedImage]) -> list[Html]:
     """The images that could not be decoded, and why."""
     if not skipped:
         return [html.prose("None: every image that was needed could be decoded.")]
     sentence = f"{len(skipped):,} could not be decoded."
     if len(skipped) > _MAX_SKIPPED:
         sentence += f" The first {_MAX_SKIPPED}:"
-    rows = [[str(line["image_id"]), line["uri"], line["reason"]] for line in skipped[:_MAX_SKIPPED]]
+    rows = [[str(image.image_id), image.uri, image.reason] for image in skipped[:_MAX_SKIPPED]]
     return [html.prose(sentence), html.table(["image", "file", "reason"], rows)]
 
 

@@ -25,21 +25,22 @@ from glsd.reporting.pages.common import (
     unfinished_badge,
     verdict_badges,
 )
-from glsd.runs.directory import CONFIG, DATA, ENVIRONMENT, RunDirectory
+from glsd.runs.directory import CONFIG, RunDirectory
 from glsd.runs.log import read_metrics, read_skipped
+from glsd.runs.records import Environment, RunData, Summary, read_record
 
 
 def run_page(run: RunDirectory) -> str:
     """The page of a run, finished or not."""
     config, metrics, summary = _config(run), read_metrics(run), run.finished
-    data = json.loads(run.read(DATA) or b"{}")
-    environment = texts(json.loads(run.read(ENVIRONMENT) or b"{}"))
+    data, environment = read_record(run, RunData), read_record(run, Environment)
+    assert data is not None
     verdict = _verdict(metrics)
     regime = " (a regime of them is trained on)" if config.data.images_per_class or config.data.fraction else ""
     badge = html.badge("good", "finished") if summary is not None else unfinished_badge(run, _so_far(config, metrics))
     lead = (
         f"{config.model.backbone} in the {config.objective.setting} setting: {config.optim.epochs:,} epochs of "
-        f"{data['images']:,} images{regime} in batches of {config.optim.batch_size:,}."
+        f"{data.images:,} images{regime} in batches of {config.optim.batch_size:,}."
     )
     return html.page(
         html.Head("glsd · pretraining", run.name, [badge, *verdict_badges(verdict)], lead),
@@ -51,7 +52,7 @@ def run_page(run: RunDirectory) -> str:
             "Skipped images": skipped_block(read_skipped(run)),
             "Use the backbone": _loading(run, summary),
             "Settings": [*_settings(config), html.prose("The same run again:"), html.code(_command(run, data))],
-            "Data and environment": [html.facts(texts(data)), html.facts(environment)],
+            "Data and environment": [html.facts(texts(found.json_values())) for found in (data, environment) if found],
         },
         footer(run),
     )
@@ -85,7 +86,7 @@ def _verdict(metrics: Sequence[Mapping[str, Any]]) -> Verdict | None:
     return Verdict("collapsed", collapse_verdict(measured).reasons)
 
 
-def _results(config: Config, metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] | None) -> list[Html]:
+def _results(config: Config, metrics: Sequence[Mapping[str, Any]], summary: Summary | None) -> list[Html]:
     blocks: list[Html] = []
     tested = [line for line in metrics if line.get("knn") is not None]
     if tested:
@@ -93,8 +94,8 @@ def _results(config: Config, metrics: Sequence[Mapping[str, Any]], summary: Mapp
         bars = [accuracy("k-NN of the teacher", last["knn"], last["knn_queries"], emphasised=True)]
         if first["step"] == 0 and first is not last:
             bars.append(accuracy("the same backbone before training", first["knn"], first["knn_queries"]))
-        if summary is not None:
-            bars.append(Bar("always the most frequent class", summary["knn_majority"]))
+        if summary is not None and summary.knn_majority is not None:
+            bars.append(Bar("always the most frequent class", summary.knn_majority))
         sentence = (
             f"After step {last['step']:,}, {min(config.evaluation.k, last['knn_anchors'])} neighbours among "
             f"{last['knn_anchors']:,} images vote on {last['knn_queries']:,} others. Whiskers and ± are one standard "
@@ -110,12 +111,12 @@ def _results(config: Config, metrics: Sequence[Mapping[str, Any]], summary: Mapp
     return blocks
 
 
-def _curves(config: Config, metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] | None) -> list[Html]:
+def _curves(config: Config, metrics: Sequence[Mapping[str, Any]], summary: Summary | None) -> list[Html]:
     if steps_per_epoch(metrics) is None:
         return [html.prose("No step has been logged yet.")]
     levels: dict[str, Sequence[Level]] = {"Loss": [("ln I", math.log(config.model.num_prototypes))]}
-    if summary is not None and "knn_majority" in summary:
-        levels["k-NN accuracy, %"] = [("majority", 100 * summary["knn_majority"])]
+    if summary is not None and summary.knn_majority is not None:
+        levels["k-NN accuracy, %"] = [("majority", 100 * summary.knn_majority)]
     hidden = ("loss_global", "loss_local", "matched") if config.objective.weights[1] == 0 else ()
     charts = run_charts(metrics, levels, hidden)
     others = html.details("Schedules and throughput", [_drawn(charts.others)])
@@ -126,12 +127,12 @@ def _drawn(charts: Sequence[Chart]) -> Html:
     return html.charts([(chart.title, chart_svg(chart)) for chart in charts])
 
 
-def _loading(run: RunDirectory, summary: Mapping[str, Any] | None) -> list[Html]:
+def _loading(run: RunDirectory, summary: Summary | None) -> list[Html]:
     ours = loading("import glsd", "glsd.load_encoder", run.out)
     if summary is None:
         return ours
-    difference = f"z̄ differs from that of glsd by {summary['timm_difference']:.2g} at most"
-    return [html.prose(f"With timm alone, whose {difference}:"), html.code(summary["timm"]), *ours]
+    difference = f"z̄ differs from that of glsd by {summary.timm_difference:.2g} at most"
+    return [html.prose(f"With timm alone, whose {difference}:"), html.code(summary.timm), *ours]
 
 
 def _settings(config: Config) -> list[Html]:
@@ -149,12 +150,12 @@ def _settings(config: Config) -> list[Html]:
     ]
 
 
-def _command(run: RunDirectory, data: Mapping[str, Any]) -> str:
-    options = ["--data", *data["sources"]]
-    if "knn_sources" in data:
-        options += ["--knn_data", *data["knn_sources"]]
-    if "init_from" in data:
-        options += ["--init_from", data["init_from"]]
+def _command(run: RunDirectory, data: RunData) -> str:
+    options = ["--data", *data.sources]
+    if data.knn_sources is not None:
+        options += ["--knn_data", *data.knn_sources]
+    if data.init_from is not None:
+        options += ["--init_from", data.init_from]
     options += ["--out", run.out]
     if run.is_local:
         return shlex.join(["glsd", "pretrain", run.uri(CONFIG), *options])

@@ -4,9 +4,8 @@ A sweep that is still running, or in which trials have failed, is reported as fa
 and says why one has no result. Tables and figures are also written into the sweep's folder as files.
 """
 
-import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,8 @@ from glsd.reporting.tables import (
     table_files,
 )
 from glsd.runs.log import FIGURES
-from glsd.runs.sweep import SWEEP, TRIALS, TrialState, trial_states
+from glsd.runs.records import SWEEP, SweepFile, read_record
+from glsd.runs.sweep import TRIALS, TrialState, trial_states
 from glsd.storage.folder import Folder
 
 _SIGNS = ("feature_std", "effective_rank", "k_star_entropy", "information_global", "information_dense")
@@ -49,10 +49,11 @@ def sweep_page(out: str) -> str:
     states, folder = trial_states(out), Folder(out)
     if not states:
         raise ValueError(f"{folder.uri(SWEEP)} names no trial, so there is nothing to report")
-    sweep = json.loads(folder.read(SWEEP) or b"{}")
+    sweep = read_record(folder, SweepFile)
+    assert sweep is not None
     trials = sweep_table(states)
-    axes = sweep_axes(trials, sweep.get("together", []))
-    figures = SweepFigures(trials, axes, states, sweep.get("together", []))
+    axes = sweep_axes(trials, sweep.together)
+    figures = SweepFigures(trials, axes, states, sweep.together)
     made = [figures.results(), figures.curves(), figures.collapse()]
     files = table_files(trials, axes) | {
         f"{FIGURES}/{one.stem}.{kind}": figure_bytes(one.figure, kind)
@@ -64,7 +65,7 @@ def sweep_page(out: str) -> str:
         folder.write(name, content)
     results, curves, collapse = map(_pictures, made)
     num_ended = sum(state.status not in _UNFINISHED for state in states)
-    lead = f"{sweep['grid']}: {num_ended:,} of {len(states):,} trials have ended"
+    lead = f"{sweep.grid}: {num_ended:,} of {len(states):,} trials have ended"
     lead += f"; they differ in {', '.join(axes)}." if axes else "."
     return html.page(
         html.Head("glsd · sweep", Path(folder.path).name, _badges(folder, states), lead),
@@ -128,9 +129,9 @@ def _exceptions(states: Sequence[TrialState], trials: pd.DataFrame) -> Html:
     for state, steps in zip(states, trials["steps"].tolist(), strict=True):
         if state.status in ("finished", *_UNFINISHED) and state.verdict != "collapsed":
             continue
-        found = state.evaluation or {}
-        said = [state.message] * bool(state.message) + found.get("collapse", {}).get("reasons", [])
-        accuracy = top1(found, "results", flatten(state.config or {}))
+        collapse = None if state.evaluation is None else state.evaluation.collapse
+        said = [state.message] * bool(state.message) + ([] if collapse is None else collapse.reasons)
+        accuracy = top1(state.evaluation, "results", flatten(state.config or {}))
         if state.status == "not finite" and accuracy is not None:
             said.append(f"its last checkpoint has a k-NN accuracy of {share_text(accuracy)}")
         collapsed = state.verdict == "collapsed" and state.status != "collapsed"
@@ -223,12 +224,12 @@ def _files(folder: Folder, files: Iterable[str]) -> list[Html]:
     ]
 
 
-def _settings(sweep: Mapping[str, Any], trials: pd.DataFrame, axes: Sequence[str]) -> list[Html]:
+def _settings(sweep: SweepFile, trials: pd.DataFrame, axes: Sequence[str]) -> list[Html]:
     values = [
         (axis, ", ".join(dict.fromkeys(axis_text(axis, value) for value in trials[axis].tolist()))) for axis in axes
     ]
-    facts = html.facts([("grid", sweep["grid"]), *values])
-    if sweep.get("command"):
+    facts = html.facts([("grid", sweep.grid), *values])
+    if sweep.command:
         said = html.prose("The same command resumes what is not finished:")
-        return [facts, said, html.code(shlex.join(sweep["command"]))]
+        return [facts, said, html.code(shlex.join(sweep.command))]
     return [facts, html.prose("The call that made it resumes what is not finished.")]

@@ -19,6 +19,7 @@ from glsd.reporting.report import report
 from glsd.runs.directory import RunDirectory
 from glsd.runs.lease import LeaseTimes
 from glsd.runs.log import RunLog
+from glsd.runs.records import RunData, Summary
 from ray_jobs.cli.main import parse
 from tests.glsd.storage.object_store import object_store
 
@@ -45,7 +46,7 @@ def picture(shade: int) -> bytes:
 def a_run(folder: Path, last_step: int = 40, num_skipped: int = 1, config: Config = CONFIG) -> RunDirectory:
     """A run of 10 steps an epoch, as training leaves it, without a summary."""
     run = RunDirectory(folder)
-    run.claim(config, DATA)
+    run.claim(config, RunData.model_validate(DATA))
     with RunLog(run) as log:
         log.log(0, {"knn": 0.5} | KNN)
         for step in range(5, last_step + 1, 5):
@@ -63,13 +64,14 @@ def a_finished_run(folder: Path, **facts: Any) -> RunDirectory:
     for name, shade in (("matchings", 50), ("crops", 100), ("curves", 150), ("one_of_mine", 200)):
         run.write(f"figures/{name}.png", picture(shade))
     run.write("figures/crops.svg", b"<svg/>")
-    run.finish(SUMMARY)
+    run.finish(Summary.model_validate(SUMMARY))
     return run
 
 
 EVALUATION: dict[str, Any] = {
     "model": "runs/mine", "backbone": "test_resnet", "data": ["train.csv"], "test": ["test.csv"], "num_images": 720,
     "classes": ["cat", "dog"], "resize": 256, "crop": 224, "anchors": "full",
+    "model_digest": "89ef", "data_digest": "0123abcd", "test_digest": "4567cdef",
     "environment": {"python": "3.11", "packages": {"timm": "1"}},
     "skipped": [{"image_id": image_id, "uri": f"{image_id}{HOSTILE}", "reason": "empty"} for image_id in range(60)],
     "knn": {
@@ -87,14 +89,17 @@ EVALUATION: dict[str, Any] = {
     "correspondence": {
         "accuracy": 0.40625, "error_px": 18.25, "accuracy_top": 0.90625, "error_top_px": 5.25, "num_top": 10,
         "num_images": 400, "size": 224,
-        "untrained": {"accuracy": 0.125, "error_px": 60.5, "accuracy_top": 0.25, "error_top_px": 50.5},
+        "untrained": {"accuracy": 0.125, "error_px": 60.5, "accuracy_top": 0.25, "error_top_px": 50.5}
+        | {"num_top": 10, "num_images": 400},
         "scenes": {
             "file": "walls/scenes.csv",
             "pairs": [
                 {
                     "image_a": "/photos/wall <1>.png", "image_b": "/photos/wall 3.png", "accuracy": 0.21875,
-                    "error_px": 40.5, "accuracy_top": 0.75, "error_top_px": 9.25, "num_top": 10, "num_locations": 32,
-                    "untrained": {"accuracy": 0.0625, "error_px": 80.5, "accuracy_top": 0.5, "error_top_px": 70.5},
+                    "error_px": 40.5, "accuracy_top": 0.75, "error_top_px": 9.25, "num_top": 10, "num_images": 1,
+                    "num_locations": 32,
+                    "untrained": {"accuracy": 0.0625, "error_px": 80.5, "accuracy_top": 0.5, "error_top_px": 70.5}
+                    | {"num_top": 10, "num_images": 1},
                 }
             ],
         },
@@ -159,7 +164,7 @@ def test_a_run_that_is_at_work_says_how_far_it_is_and_one_that_is_not_that_it_wa
 
 def test_a_run_that_has_logged_nothing_has_a_report(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "mine")
-    run.claim(CONFIG, DATA)
+    run.claim(CONFIG, RunData.model_validate(DATA))
     page = Path(report(run.out)).read_text("utf-8")
     assert "interrupted, before its first logged step" in text_of(page)
     assert "Nothing has been measured yet." in section(page, "results")
@@ -168,7 +173,8 @@ def test_a_run_that_has_logged_nothing_has_a_report(tmp_path: Path) -> None:
 
 def test_a_run_without_labels_has_no_accuracy_and_its_loss_may_have_been_infinite(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "mine")
-    run.claim(CONFIG, {key: value for key, value in DATA.items() if not key.startswith("knn")})
+    data = {key: value for key, value in DATA.items() if not key.startswith("knn")}
+    run.claim(CONFIG, RunData.model_validate(data))
     with RunLog(run) as log:
         log.log(10, {"loss": float("inf"), "epoch": 1.0})
         log.log(20, {"loss": 5.0, "epoch": 2.0})
@@ -193,7 +199,7 @@ def test_curves_end_in_the_last_values_and_stand_beside_what_they_are_compared_w
 
 def test_a_run_shows_its_last_verdict_with_the_reasons_for_a_collapse(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "mine")
-    run.claim(CONFIG, DATA)
+    run.claim(CONFIG, RunData.model_validate(DATA))
     step = {"loss": 5.0, "epoch": 1.0, "feature_std": 0.9, "information_dense": 0.25}
     with RunLog(run) as log:
         log.log(10, step)

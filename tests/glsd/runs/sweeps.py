@@ -9,6 +9,7 @@ from typing import Any
 from glsd.config import load_config
 from glsd.runs.directory import RunDirectory
 from glsd.runs.log import RunLog
+from glsd.runs.records import RunData
 from ray_jobs.sweeps.grids import trial_name
 
 EPOCHS, STEPS_PER_EPOCH, BATCH = 4, 10, 32
@@ -62,7 +63,8 @@ def a_sweep(folder: Path, trials: list[ATrial], **facts: Any) -> Path:
 
 def _write(place: Path, trial: ATrial) -> None:
     run = RunDirectory(place)
-    run.claim(BASE.with_overrides(trial.overrides), {"sources": ["/data/photos"], "images": 320, "digest": "0123abcd"})
+    data = RunData(sources=["/data/photos"], images=320, digest="0123abcd")
+    run.claim(BASE.with_overrides(trial.overrides), data)
     with RunLog(run) as log:
         log.log(0, {"knn": 0.125, "knn_anchors": 256, "knn_queries": 64})
         for epoch in range(1, trial.epochs_done + 1):
@@ -82,7 +84,9 @@ def _write(place: Path, trial: ATrial) -> None:
 
 def an_evaluation(trial: ATrial) -> dict[str, Any]:
     return {
-        "model": "runs/mine", "classes": ["cat", "dog"],
+        "model": "runs/mine", "backbone": "test_resnet", "data": ["/data/photos"], "test": None, "num_images": 320,
+        "classes": ["cat", "dog"], "resize": 256, "crop": 224, "model_digest": "89ef", "data_digest": "0123abcd",
+        "test_digest": None, "anchors": "full", "skipped": [], "environment": {"python": "3.11", "packages": {}},
         "knn": {
             "temperature": 0.07, "num_anchors": 256, "num_queries": 64, "majority": 0.0625,
             "results": [
@@ -94,6 +98,10 @@ def an_evaluation(trial: ATrial) -> dict[str, Any]:
         "correspondence": {
             "accuracy": trial.accuracy, "error_px": trial.error_px, "accuracy_top": 0.75, "error_top_px": 4.0,
             "num_top": 10, "num_images": 400, "size": 224,
+            "untrained": {
+                "accuracy": 0.25, "error_px": 30.0, "accuracy_top": 0.5, "error_top_px": 8.0, "num_top": 10,
+                "num_images": 400,
+            },
         },
         "collapse": {
             "verdict": "collapsed" if trial.collapsed else "healthy",

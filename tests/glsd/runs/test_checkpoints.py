@@ -41,11 +41,11 @@ def run(request, tmp_path, monkeypatch) -> Iterator[str]:
 
 def test_what_is_saved_is_read_back_with_its_facts(run):
     state = {"weights": torch.arange(5.0), "step": 3, "centers": {"dense": None}}
-    path = save_checkpoint(run, 3, state, {"knn": 41.5})
+    path = save_checkpoint(run, 3, state, {"metrics": {"knn": 41.5}})
     found = load_checkpoint(path)
     assert torch.equal(found["weights"], state["weights"])
     assert found["centers"] == {"dense": None}
-    assert manifest(path)["knn"] == 41.5
+    assert manifest(path).metrics == {"knn": 41.5}
     assert newest_checkpoint(run) == path
 
 

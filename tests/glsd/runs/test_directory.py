@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pyarrow.fs
@@ -23,11 +22,15 @@ from glsd.runs.checkpoints import save_checkpoint
 from glsd.runs.directory import RunDirectory
 from glsd.runs.lease import NAME, LeaseTimes, read_holder
 from glsd.runs.log import RunLog, read_metrics
+from glsd.runs.records import RunData, Summary, read_record
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
 from tests.glsd.data.encoding import write_jpegs
 
-DATA = {"digest": "0123abcd", "images": 2624, "sources": ["photos"]}
+DATA = RunData(sources=["photos"], images=2624, digest="0123abcd")
+SUMMARY = Summary(
+    config_digest="89ef", steps=40, images_seen=1280, loss=3.25, knn=0.431, timm="import timm", timm_difference=0.0
+)
 QUICK = LeaseTimes(heartbeat_s=0.05, grace_s=0.2, lapse_s=0.3, settle_s=0.05)
 PATIENT = QUICK._replace(lapse_s=60)
 ROOT = Path(__file__).parents[3]
@@ -68,12 +71,12 @@ def test_other_data_are_refused_with_what_changed(run: RunDirectory) -> None:
     run.check_data(DATA)  # it is no run yet
     run.claim(Config(), DATA)
     with pytest.raises(ValueError) as refusal:
-        run.check_data(DATA | {"digest": "4567", "images": 2625})
+        run.check_data(DATA.model_copy(update={"digest": "4567", "images": 2625}))
     names = "digest of all names and sizes"
-    assert f'  {names}: "0123abcd" there, "4567" now\n  images: 2624 there, 2625 now\n' in str(refusal.value)
+    assert f'  images: 2624 there, 2625 now\n  {names}: "0123abcd" there, "4567" now\n' in str(refusal.value)
     assert "sources" not in str(refusal.value)
     with pytest.raises(ValueError, match="other data"):
-        run.claim(Config(), DATA | {"images": 2625})
+        run.claim(Config(), DATA.model_copy(update={"images": 2625}))
 
 
 def test_moved_and_copied_data_are_those_of_the_run_and_other_names_and_sizes_are_not(
@@ -81,14 +84,14 @@ def test_moved_and_copied_data_are_those_of_the_run_and_other_names_and_sizes_ar
 ) -> None:
     write_jpegs(tmp_path, "train/frog/1.jpg", "train/toad/2.jpg", "test/frog/3.jpg", "test/toad/4.jpg")
 
-    def identity(root: Path) -> dict[str, Any]:
+    def identity(root: Path) -> RunData:
         train, test = (build_index(root / name, DataConfig()) for name in ("train", "test"))
         return run.identity(train, test)
 
     run.claim(Config(), identity(tmp_path))
     moved = Path(shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name} moved"), copy_function=shutil.copy))
     assert identity(moved) == identity(tmp_path)
-    assert identity(moved)["knn_sources"] == [str(tmp_path / "test")]
+    assert identity(moved).knn_sources == [str(tmp_path / "test")]
     run.claim(Config(), identity(moved))
     (moved / "test/frog/3.jpg").rename(moved / "test/frog/5.jpg")
     names = "digest of all names and sizes of the tested images"
@@ -104,7 +107,7 @@ def test_a_run_that_was_begun_with_absolute_names_and_times_has_its_data_while_t
 ) -> None:
     write_jpegs(tmp_path, "frog/1.jpg", "toad/2.jpg")
     index = build_index(tmp_path, DataConfig())
-    run.claim(Config(), {"sources": [str(tmp_path)], "images": 2, "digest": index.key})
+    run.claim(Config(), RunData(sources=[str(tmp_path)], images=2, digest=index.key))
     run.claim(Config(), run.identity(index, None))
     os.utime(tmp_path / "frog/1.jpg", ns=(1, 1))
     with pytest.raises(ValueError, match="other data"):
@@ -165,7 +168,7 @@ def test_a_start_that_was_killed_before_its_config_was_written_starts_anew(run: 
     run.write("data.json", b'{"index": "of an ear')
     run.write("lease.json", b"{}")
     run.claim(Config(), DATA)
-    assert json.loads(run.read("data.json") or b"") == DATA
+    assert read_record(run, RunData) == DATA
 
 
 def test_a_config_that_is_not_ours_is_named(run: RunDirectory) -> None:
@@ -211,21 +214,21 @@ def test_a_location_is_the_same_folder_wherever_a_process_works(
 
 def test_a_run_is_finished_when_its_summary_is_there(run: RunDirectory) -> None:
     assert run.finished is None
-    run.finish({"knn": 43.1})
-    assert run.finished == {"knn": 43.1}
+    run.finish(SUMMARY)
+    assert run.finished == SUMMARY
 
 
 def test_a_full_disk_leaves_the_last_good_file(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "mine")
-    run.finish({"knn": 43.1})
+    run.finish(SUMMARY)
     limited = (
         "import resource, signal; from glsd.runs.directory import RunDirectory;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
-        f"RunDirectory({str(tmp_path / 'mine')!r}).finish({{'knn': list(range(10000))}})"
+        f"RunDirectory({str(tmp_path / 'mine')!r}).write('summary.json', bytes(10_000))"
     )
     answer = _python(limited).communicate()[1]
     assert "File too large" in answer
-    assert run.finished == {"knn": 43.1}
+    assert run.finished == SUMMARY
 
 
 def test_a_lease_lasts_as_long_as_its_block_even_when_that_fails(run: RunDirectory) -> None:

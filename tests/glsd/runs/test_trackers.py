@@ -10,6 +10,7 @@ import pytest
 from glsd.config import Config, load_config
 from glsd.runs.directory import RunDirectory
 from glsd.runs.log import RunLog, read_metrics
+from glsd.runs.records import RunData
 from glsd.runs.trackers import check_loggers, external_loggers
 from ray_jobs.pretraining.job import pretrain
 from ray_jobs.settings import JobSettings
@@ -61,7 +62,7 @@ class Kept:
 
 def a_run(folder: Path) -> RunDirectory:
     run = RunDirectory(folder / "mine")
-    run.claim(CONFIG, {"sources": ["photos"], "images": 320})
+    run.claim(CONFIG, RunData(sources=["photos"], images=320, digest="0123abcd"))
     return run
 
 

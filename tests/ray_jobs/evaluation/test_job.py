@@ -23,6 +23,7 @@ from glsd.evaluation.correspondence import correspondence, flip_truth, mean_corr
 from glsd.evaluation.knn import Labelled, knn_accuracies
 from glsd.reporting.console import score_table
 from glsd.runs.lease import TIMES, held_lease
+from glsd.runs.records import Evaluation
 from glsd.storage.folder import Folder
 from ray_jobs.evaluation.job import evaluate
 from ray_jobs.evaluation.options import EvaluateOptions
@@ -122,7 +123,7 @@ def test_every_probe_says_what_it_rests_on(evaluated: Path) -> None:
     assert found["correspondence"]["size"] == 128
     assert 0 <= found["correspondence"]["accuracy"] <= 1
     assert found["linear_quick"]["num_train"] == found["knn"]["num_anchors"]
-    table = score_table(found)
+    table = score_table(Evaluation.model_validate(found))
     for word in ("k = 5", "linear, L-BFGS", "correspondence of", "collapse: healthy", "most frequent class"):
         assert word in table
 
@@ -197,7 +198,8 @@ def test_images_without_labels_can_be_probed_for_collapse_and_not_by_knn(
     found = evaluate(
         uninterrupted.out, str(tmp_path), EvaluateOptions(probes=("collapse", "correspondence"), resize=128, crop=128)
     )
-    assert found["correspondence"]["num_images"] == 6
+    assert found.correspondence is not None
+    assert found.correspondence.num_images == 6
     with pytest.raises(ValueError, match="have no labels, which k-NN and linear layers need"):
         evaluate(uninterrupted.out, str(tmp_path), EvaluateOptions(probes=("knn",), resize=128, crop=128))
 
@@ -211,7 +213,8 @@ def test_images_of_other_classes_can_be_matched_and_not_voted_on(
         Image.fromarray(rng.integers(0, 256, (80, 80, 3), np.uint8)).save(tmp_path / day / "photo.png")
     other = EvaluateOptions(test=(str(tmp_path),), resize=128, crop=128)
     found = evaluate(uninterrupted.out, str(forty), replace(other, probes=("correspondence",)))
-    assert found["correspondence"]["num_images"] == 2
+    assert found.correspondence is not None
+    assert found.correspondence.num_images == 2
     with pytest.raises(ValueError, match="classes that no voting image has"):
         evaluate(uninterrupted.out, str(forty), replace(other, probes=("correspondence", "knn")))
 
@@ -239,12 +242,14 @@ def test_photographs_of_a_scene_are_held_to_their_homography_and_no_gpu_is_used_
         ),
         JobSettings(gpu=False),
     )
-    same, mirrored = found["correspondence"]["scenes"]["pairs"]
-    for model in (same, same["untrained"]):
-        assert (model["accuracy"], model["error_px"]) == (1.0, 0.0)
-    assert Path(mirrored["image_b"]).name == "mirrored.png"
-    assert 0 <= mirrored["accuracy"] < 1
-    assert mirrored["num_locations"] == same["num_locations"] > 1
+    assert found.correspondence is not None
+    assert found.correspondence.scenes is not None
+    same, mirrored = found.correspondence.scenes.pairs
+    for model in (same, same.untrained):
+        assert (model.accuracy, model.error_px) == (1.0, 0.0)
+    assert Path(mirrored.image_b).name == "mirrored.png"
+    assert 0 <= mirrored.accuracy < 1
+    assert mirrored.num_locations == same.num_locations > 1
     assert (out / "figures" / "scenes.svg").exists()
     assert "correspondence of photo.png and mirrored.png" in score_table(found)
     with pytest.raises(ValueError, match="--scenes is for the probe correspondence"):
@@ -288,7 +293,8 @@ def test_the_model_may_be_named_relative_to_where_the_command_runs(
     found = evaluate(
         Path(uninterrupted.out).name, str(forty), EvaluateOptions(probes=("collapse",), resize=128, crop=128)
     )
-    assert "input_gradient_norm" in found["collapse"]["metrics"]  # the heads were there
+    assert found.collapse is not None
+    assert "input_gradient_norm" in found.collapse.metrics  # the heads were there
 
 
 def test_a_run_on_all_images_has_no_smaller_regime(uninterrupted: Run, forty: Path) -> None:

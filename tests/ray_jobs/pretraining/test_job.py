@@ -47,10 +47,11 @@ def test_a_run_logs_every_step_once_and_the_k_nn_of_the_teacher_from_before_trai
     assert [line["step"] for line in metrics if "knn" in line] == KNN_STEPS
     assert all(math.isfinite(line["loss"]) for line in metrics[1:])
     summary = uninterrupted.summary
-    assert summary["steps"] == TOTAL_STEPS
-    assert summary["images_seen"] == TOTAL_STEPS * 8
-    assert (summary["knn_untrained"], summary["knn"]) == (metrics[0]["knn"], metrics[-1]["knn"])
-    assert 0 < summary["knn_majority"] < 1
+    assert summary.steps == TOTAL_STEPS
+    assert summary.images_seen == TOTAL_STEPS * 8
+    assert (summary.knn_untrained, summary.knn) == (metrics[0]["knn"], metrics[-1]["knn"])
+    assert summary.knn_majority is not None
+    assert 0 < summary.knn_majority < 1
 
 
 def test_a_corrupt_image_is_replaced_and_listed_once_with_its_reason(uninterrupted: Run, forty: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_run_directory_holds_its_settings_last_and_best_checkpoint_backbone_an
     out = Path(uninterrupted.out)
     assert Config.model_validate(yaml.safe_load((out / "config.yaml").read_text("utf-8"))) == small_run()
     assert json.loads((out / "data.json").read_bytes())["images"] == 40
-    assert json.loads((out / "summary.json").read_bytes()) == uninterrupted.summary
+    assert json.loads((out / "summary.json").read_bytes()) == uninterrupted.summary.json_values()
     assert not (out / "lease.json").exists()
     assert list((out / "tensorboard").iterdir())
     for name in ("crops", "matchings", "neighbours"):
@@ -77,17 +78,17 @@ def test_a_run_directory_holds_its_settings_last_and_best_checkpoint_backbone_an
     }
     best = max(measured, key=lambda step: (measured[step], step))
     assert complete_checkpoints(out) == sorted({best, TOTAL_STEPS})
-    assert manifest(uninterrupted.checkpoint)["metrics"]["knn"] == measured[TOTAL_STEPS]
+    assert manifest(uninterrupted.checkpoint).metrics["knn"] == measured[TOTAL_STEPS]
 
 
 def test_the_lines_that_a_run_prints_load_the_backbone_of_the_trained_teacher_in_timm(uninterrupted: Run) -> None:
     names = {"images": torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))}
     encoder = load_encoder(uninterrupted.out).eval()
     with torch.no_grad():
-        exec(uninterrupted.summary["timm"], names)
+        exec(uninterrupted.summary.timm, names)
         difference = (names["z_bar"] - encoder(names["images"])[0]).abs().max().item()
     assert difference <= 1e-5
-    assert uninterrupted.summary["timm_difference"] <= 1e-5
+    assert uninterrupted.summary.timm_difference <= 1e-5
 
 
 def test_a_finished_run_started_again_says_so_and_changes_nothing(
@@ -127,7 +128,7 @@ def test_a_run_that_was_begun_on_images_elsewhere_ends_as_it_would_have_there(
     for name in ("config.yaml", "data.json", "environment.json"):
         shutil.copy(Path(uninterrupted.out) / name, out)
     ended = pretrain(small_run(), str(moved), str(out), PretrainOptions(figures=False))
-    assert ended.summary["loss"] == uninterrupted.summary["loss"]
+    assert ended.summary.loss == uninterrupted.summary.loss
     assert json.loads((out / "data.json").read_bytes())["sources"] == [str(forty)]
 
 

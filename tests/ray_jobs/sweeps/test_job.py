@@ -168,9 +168,8 @@ def test_a_sweep_is_killed_then_one_of_its_trials_and_ends_as_if_nothing_had_hap
     one, other = (state.evaluation for state in states[:2])
     assert one is not None
     assert other is not None
-    assert one["collapse"]["verdict"] in {"healthy", "collapsed"}
-    for measure in ("correspondence", "collapse"):
-        assert one[measure] == other[measure]
+    assert one.collapse is not None
+    assert (one.correspondence, one.collapse) == (other.correspondence, other.collapse)
 
     left = json.loads((tmp_path / "left.json").read_text())
     assert left["free"] == left["total"]
@@ -187,7 +186,7 @@ def test_trials_that_share_a_backbone_measure_it_untrained_once_and_keep_no_repr
     few, out = base(**{"seed": 77, "optim.epochs": 1, "data.images_per_class": 8}), tmp_path / "sweep"
     before = {entry.path for entry in entries()}
 
-    def evaluations(*rates: float) -> list[dict[str, Any]]:
+    def evaluations(*rates: float) -> list[Evaluation]:
         (tmp_path / "grid.yaml").write_text(f"optim.base_lr: {list(rates)}\n")
         sweep(
             few,
@@ -204,9 +203,9 @@ def test_trials_that_share_a_backbone_measure_it_untrained_once_and_keep_no_repr
         return [e.path for e in entries() if e.path not in before and e.path.name.startswith(start)]
 
     one, other = evaluations(0.001, 0.002)
-    assert one["model_digest"] != other["model_digest"]
-    for probe in ("knn", "correspondence"):
-        assert one[probe]["untrained"] == other[probe]["untrained"]
+    assert one.model_digest != other.model_digest
+    assert one.knn.untrained == other.knn.untrained
+    assert one.correspondence.untrained == other.correspondence.untrained
     (store,) = new("features-")
     assert model_digest(untrained_encoder(few))[:8] in (store / "about.json").read_text()
     embedded = [image_id for line in json_lines(store / "journal.jsonl") for image_id, _ in line]
@@ -220,7 +219,7 @@ def test_trials_that_share_a_backbone_measure_it_untrained_once_and_keep_no_repr
         first |= {"top1": 0.125, "accuracy": 0.125}
         path.write_text(json.dumps(content))
     third = evaluations(0.001, 0.002, 0.003)[2]
-    assert third["knn"]["untrained"][0]["top1"] == third["correspondence"]["untrained"]["accuracy"] == 0.125
+    assert third.knn.untrained[0].top1 == third.correspondence.untrained.accuracy == 0.125
     assert new("features-") == [store]
 
     for path in measured:  # measured again, by the command that evaluates one model, it is the same
@@ -229,7 +228,7 @@ def test_trials_that_share_a_backbone_measure_it_untrained_once_and_keep_no_repr
     again = evaluate(
         run, str(textures), EvaluateOptions(probes=("knn", "correspondence"), ks=(few.evaluation.k,), pairs=4)
     )
-    assert (again["knn"], again["correspondence"]) == (one["knn"], one["correspondence"])
+    assert (again.knn, again.correspondence) == (one.knn, one.correspondence)
     assert len(new("features-")) == 2, "what was evaluated by hand is kept for later probes"
 
 
@@ -248,6 +247,6 @@ def test_optuna_searches_until_it_has_tried_as_many_as_asked_for(
     for state in states:
         assert (state.num_images, state.steps, state.last("step")) == (32, 4, 4)
         assert state.evaluation is not None  # all images vote or are tested, also those that no trial trains on
-        assert state.evaluation["knn"]["num_anchors"] + state.evaluation["knn"]["num_queries"] == 64
+        assert state.evaluation.knn.num_anchors + state.evaluation.knn.num_queries == 64
     rates = [state.overrides["optim.base_lr"] for state in states]
     assert 0.001 <= min(rates) < max(rates) <= 0.1
