@@ -261,24 +261,30 @@ def test_the_command_of_a_report_is_the_same_run_again(tmp_path: Path) -> None:
     again = parse(arguments)
     assert program == "glsd"
     assert (again.config, [*again.data], again.out) == (CONFIG, DATA["sources"], run.out)
-    assert ([*again.knn_data], again.init_from) == (DATA["knn_sources"], "timm:test_resnet")
+    assert ([*again.options.knn_data], again.options.init_from) == (DATA["knn_sources"], "timm:test_resnet")
 
 
 def test_the_command_of_a_report_is_the_same_evaluation_again(tmp_path: Path) -> None:
     folder = an_evaluation(tmp_path / "all")
     (command,) = re.findall(r"<code>(glsd evaluate [^<]*)</code>", Path(report(str(folder))).read_text("utf-8"))
     again = parse(shlex.split(html.unescape(command))[1:])
-    assert (again.model, again.data, again.test, again.out) == ("runs/mine", ("train.csv",), ("test.csv",), str(folder))
-    assert set(again.probes) == EVALUATION.keys() & {"knn", "linear", "linear_quick", "correspondence", "collapse"}
-    assert again.scenes == "walls/scenes.csv"
-    assert (again.resize, again.crop, again.anchors, again.ks, again.pairs) == (
+    options = again.options
+    assert (again.model, again.data, options.test, options.out) == (
+        "runs/mine",
+        ("train.csv",),
+        ("test.csv",),
+        str(folder),
+    )
+    assert set(options.probes) == EVALUATION.keys() & {"knn", "linear", "linear_quick", "correspondence", "collapse"}
+    assert options.scenes == "walls/scenes.csv"
+    assert (options.resize, options.crop, options.anchors, options.ks, options.pairs) == (
         256,
         224,
         "full",
         (10, 20, 100, 200),
         400,
     )
-    assert again.linear == LinearConfig(base_lr=0.002, scale=(0.25, 1.0))
+    assert options.linear == LinearConfig(base_lr=0.002, scale=(0.25, 1.0))
 
 
 def test_an_evaluation_is_reported_with_the_probes_that_were_asked_for(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from glsd.config import Config
 from glsd.encoder.encoder import model_digest, untrained_encoder
 from glsd.runs.checkpoints import load_checkpoint, newest_checkpoint
+from glsd.runs.records import Evaluation
 from glsd.runs.sweep import trial_states
 from ray_jobs.cli.caching import entries
 from ray_jobs.evaluation.job import evaluate
