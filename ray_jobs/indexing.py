@@ -11,9 +11,11 @@ from ray_jobs.progress import ProgressLine
 
 def indexed(sources: Sources, config: Config, line: ProgressLine) -> Index:
     """The index of the sources, with its progress shown."""
-    line.phase("indexing images")
+    line.phase("indexing", "images")
     index = build_index(
-        sources, config.data, progress=lambda count: line.phase(f"indexing images: {count:,} so far") if count else None
+        sources,
+        config.data,
+        progress=lambda count: line.phase("indexing", f"images: {count:,} so far") if count else None,
     )
     for path in (index.path, *map(Path, index.packed)):
         use(path)

@@ -52,7 +52,7 @@ def pack(
     out: str | Folder,
     config: DataConfig = DataConfig(),
     shard_bytes: int = SHARD_BYTES,
-    on_progress: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str, str], None] = lambda *_: None,
     cache_dir: str | Path | None = None,
 ) -> Packed:
     """Write all images of the sources to WebDataset shards, every image once; the same call goes on after a kill.
@@ -62,7 +62,7 @@ def pack(
         out: a new or empty folder, local or a URI that all workers reach.
         config: names of columns; a regime is chosen in training, not here.
         shard_bytes: a shard holds no more than this, unless a single image does.
-        on_progress: told in words what goes on.
+        on_progress: told what is done, and how far it is.
         cache_dir: where the index is kept; by default the user's cache folder.
 
     Raises:
@@ -77,21 +77,21 @@ def pack(
         )
     folder = out if isinstance(out, Folder) else Folder(out)
     folder.check_apart(source)
-    on_progress("indexing images")
-    index = build_index(source, config, cache_dir, lambda count: on_progress(f"indexing images: {count:,} so far"))
+    on_progress("indexing", "images")
+    index = build_index(source, config, cache_dir, lambda count: on_progress("indexing", f"images: {count:,} so far"))
     use(index.path)
     shards = index_shards(index, shard_bytes)
     claim_pack(folder, index, shards)
     missing = missing_shards(shards, folder)
     num_written = len(index) - sum(shard.last - shard.first for shard in missing)
-    on_progress(f"packing {num_written:,}/{len(index):,} images")
+    on_progress("packing", f"{num_written:,}/{len(index):,} images")
     if missing:
         settings = JobSettings(gpu=False)
         with cluster(settings):
             check_resources(settings, index.packed)
             for written in _written(missing, index, folder):
                 num_written += written
-                on_progress(f"packing {num_written:,}/{len(index):,} images")
+                on_progress("packing", f"{num_written:,}/{len(index):,} images")
     assert num_written == len(index), f"{num_written} images were packed, not {len(index)}"
     end = time.monotonic() + _SHOWN_LATE_S
     while (lost := missing_shards(shards, folder)) and time.monotonic() < end:

@@ -59,7 +59,7 @@ def duration_text(seconds: float) -> str:
 
 
 class ProgressLine:
-    """The one progress line of a verb: rewritten in place on a terminal, elsewhere printed every ten seconds or so.
+    """The one progress line of a verb: rewritten in place on a terminal, printed every ten seconds elsewhere.
 
     Args:
         stream: where it is shown; standard error by default.
@@ -81,11 +81,15 @@ class ProgressLine:
     def update(self, metrics: Mapping[str, float]) -> None:
         """Show a step's metrics."""
         width = min(MAX_WIDTH, shutil.get_terminal_size().columns - 1) if self._stream.isatty() else MAX_WIDTH
-        self.phase(progress_text(metrics, width))
+        self._show("step", progress_text(metrics, width))
 
-    def phase(self, text: str) -> None:
-        """Show what goes on, such as 'indexing 1,200 images'; its first word tells whether it is something new."""
-        subject = text.partition(" ")[0]
+    def phase(self, subject: str, detail: str = "") -> None:
+        """Show what is done now, such as 'indexing' and how far it is; elsewhere than on a terminal, a new subject is
+        printed at once, and a new detail when a line is due.
+        """
+        self._show(subject, f"{subject} {detail}".rstrip())
+
+    def _show(self, subject: str, text: str) -> None:
         is_due = self._clock() - self._printed_at >= PRINT_INTERVAL_S
         if self._stream.isatty() or is_due or subject != self._subject:
             self._print(text)
@@ -94,12 +98,12 @@ class ProgressLine:
         self._subject = subject
 
     def note(self, text: str) -> None:
-        """Show a whole text for good, above what comes after."""
+        """Show a whole text, which stays above what comes after."""
         self._stream.write(f"\r\x1b[K{text}\n" if self._stream.isatty() else f"{text}\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """Show the last text for good; what comes after begins on a new line."""
+        """Show the last text; what comes after begins on a new line."""
         if self._pending:
             self._print(self._pending)
         if self._stream.isatty() and self._subject:

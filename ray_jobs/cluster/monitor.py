@@ -36,7 +36,7 @@ GAUGES = {
 class Monitor:
     """News from rank 0 until the driver takes them, oldest first.
 
-    They are `("metrics", {...})`, `("phase", "...")` and `("note", "...")`, which is shown for good.
+    They are `("metrics", {...})`, `("phase", (subject, detail))` and `("note", "...")`, which is shown for good.
     """
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ def _watch(monitor: Handle, line: ProgressLine, stop: threading.Event) -> None:
         asked = None
         for kind, content in news:
             if kind == "phase":
-                line.phase(content)
+                line.phase(*content)
             elif kind == "note":
                 line.note(content)
             else:
@@ -130,9 +130,9 @@ class Reporter:
                 gauge.set(metrics[key], self._tags)
         self._push("metrics", dict(metrics))
 
-    def phase(self, text: str) -> None:
+    def phase(self, subject: str, detail: str = "") -> None:
         """Send what is done now, such as 'k-NN'."""
-        self._push("phase", text)
+        self._push("phase", (subject, detail))
 
     def note(self, text: str) -> None:
         """Send what stays on the screen."""

@@ -116,7 +116,7 @@ def _write(path: Path, features: Features, index: Index, facts: dict[str, Any], 
         for image_ids, rows in features.parts():
             writer.write_batch(_batch(image_ids, rows, index, schema))
             num_written += len(rows)
-            line.phase(f"writing {num_written:,} of {len(features.image_ids):,} rows")
+            line.phase("writing", f"{num_written:,} of {len(features.image_ids):,} rows")
 
 
 def _batch(image_ids: NDArray[np.int64], rows: NDArray[np.float32], index: Index, schema: pa.Schema) -> pa.RecordBatch:

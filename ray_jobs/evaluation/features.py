@@ -224,7 +224,7 @@ def _complete(
     stores, embeddings = list(compress(stores, lacking)), list(compress(embeddings, lacking))
     pending = image_ids[np.any([store.lacks(image_ids) for store in stores], axis=0)] if stores else image_ids[:0]
     num_done = len(image_ids) - len(pending)
-    line.phase(f"{name} {num_done:,} of {len(image_ids):,} images")
+    line.phase(name, f"{num_done:,} of {len(image_ids):,} images")
     if not stores:
         return
     embedded = np.zeros(len(images.index), bool)
@@ -235,7 +235,7 @@ def _complete(
             for store, rows in zip(stores, chunk, strict=True):
                 store.add(rows.some(store.lacks(rows.image_ids)))
             num_done += len(chunk[0].image_ids)
-            line.phase(f"{name} {num_done:,} of {len(image_ids):,} images")
+            line.phase(name, f"{num_done:,} of {len(image_ids):,} images")
     assert num_done == len(image_ids), f"{num_done} images were embedded, not {len(image_ids)}"
 
 

@@ -200,7 +200,7 @@ class _Report:
                 "loss": mean,
                 "seconds_left": (source.num_steps - step) * seconds_per_step,
             }
-            self._reporter.phase(f"linear {progress_text(metrics)}")
+            self._reporter.phase("linear", progress_text(metrics))
 
     def close(self) -> None:
         """Have the driver know the last loss."""

@@ -144,7 +144,7 @@ class Probing:
             test_z_bar,
             test_labels,
             len(self._split.classes),
-            progress=lambda share: self._line.phase(f"fitting linear layers: {100 * share:.0f} % done"),
+            progress=lambda share: self._line.phase("fitting", f"linear layers: {100 * share:.0f} % done"),
         )
         return QuickLinearFound(**found._asdict())
 
@@ -217,7 +217,7 @@ class Probing:
     def _scenes(self, file: str, scenes: Sequence[Scene]) -> ScenesFound:
         entries = []
         for number, scene in enumerate(scenes):
-            self._line.phase(f"matching {number:,} of {len(scenes):,} scenes")
+            self._line.phase("matching", f"{number:,} of {len(scenes):,} scenes")
             photographs = photographs_part(scene, self._encoder.config.data)
             pairs = [
                 image_pair_correspondence(encoder.to(self._device), *photographs, scene.homography).correspondence
@@ -327,7 +327,7 @@ class Probing:
         results: list[list[Any]] = [[]] * len(groups)
         num_done = 0
         while pending:
-            self._line.phase(f"{name} {num_done:,} of {sum(map(len, batches)):,} images")
+            self._line.phase(name, f"{num_done:,} of {sum(map(len, batches)):,} images")
             (done, *_), pending = ray.wait(pending)
             results[order[done]] = _result(done)
             num_done += sum(map(len, groups[order[done]]))

@@ -55,7 +55,7 @@ def voted(
         ks,
         temperature,
         num_classes,
-        progress=lambda share: reporter.phase(f"k-NN: {100 * share:.0f} % of the images that vote are compared"),
+        progress=lambda share: reporter.phase("k-NN:", f"{100 * share:.0f} % of the images that vote are compared"),
     )
     reporter.close()
     return results

@@ -130,8 +130,8 @@ def test_in_a_file_a_line_is_printed_every_ten_seconds_and_the_last_always() -> 
 def test_in_a_file_a_new_phase_is_printed_at_once_and_its_growth_is_not() -> None:
     stream = io.StringIO()
     line = ProgressLine(stream, Clock())
-    for text in ("indexing 0 images", "indexing 100 images", "starting workers"):
-        line.phase(text)
+    for phase in (("indexing", "0 images"), ("indexing", "100 images"), ("starting workers", "")):
+        line.phase(*phase)
     line.update({"step": 1})
     line.close()
     assert stream.getvalue() == "indexing 0 images\nstarting workers\nstep 1\n"
@@ -154,9 +154,9 @@ def test_a_line_that_showed_nothing_leaves_nothing() -> None:
 
 def test_news_are_taken_once_in_order() -> None:
     monitor = Monitor()
-    monitor.push("phase", "k-NN")
+    monitor.push("phase", ("k-NN", ""))
     monitor.push("metrics", {"step": 1.0})
-    assert monitor.take() == [("phase", "k-NN"), ("metrics", {"step": 1.0})]
+    assert monitor.take() == [("phase", ("k-NN", "")), ("metrics", {"step": 1.0})]
     assert monitor.take() == []
 
 

@@ -77,9 +77,9 @@ class Heard(ProgressLine):
         super().__init__(io.StringIO())
         self.phases = list[str]()
 
-    def phase(self, text: str) -> None:
-        self.phases.append(text)
-        super().phase(text)
+    def phase(self, subject: str, detail: str = "") -> None:
+        self.phases.append(f"{subject} {detail}")
+        super().phase(subject, detail)
 
 
 def journal(cache: Path) -> list[str]:
