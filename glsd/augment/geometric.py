@@ -1,20 +1,18 @@
 """G, the geometric part of an augmentation (Sec. 3.2): crop, bicubic resize, flip, from w_geo alone.
 
 The resize is torch's antialiased bicubic on uint8 with channels last, which is Pillow's filter in integers (72 dB). The
-layout is everything: `from_numpy(a)[None].permute(0, 3, 1, 2)` shows torch a channels-last tensor. With the permutation
-first, or the new axis made by numpy (of stride 0), torch does not see it and takes nearly twice the time. The operator
-beneath `torch.nn.functional.interpolate` is called, since that has no `out`.
+order of the calls in `_channels_last` matters: with the permutation first, or the new axis made by numpy (of stride 0),
+torch does not see that channels are last and takes nearly twice the time.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from torch.nn import functional
 
-_resize: Any = torch._C._nn._upsample_bicubic2d_aa  # torch's own annotation has no `out`
 _FLIP_CODES = {1: 1, 2: 0, 3: -1}  # f -> OpenCV's: around the vertical axis, the horizontal axis, both
 
 
@@ -31,12 +29,14 @@ def crop_into(
     for (ul_x, ul_y, lr_x, lr_y, h, w, f), target in zip(geo.astype(np.int64).tolist(), out, strict=True):
         # Copied by numpy: torch would copy as well, in three times the time.
         crop = image[ul_y:lr_y, ul_x:lr_x].copy()
-        _resize(_channels_last(crop), (h, w), False, None, None, out=_channels_last(target))
-        del crop  # or it would be kept while the next one is copied
+        resized = functional.interpolate(_channels_last(crop), (h, w), mode="bicubic", antialias=True)
+        pixels = resized[0].permute(1, 2, 0).numpy()
         if f:
-            cv2.flip(target, _FLIP_CODES[f], dst=target)
+            cv2.flip(pixels, _FLIP_CODES[f], dst=target)
+        else:
+            target[...] = pixels
 
 
 def _channels_last(pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[torch.Tensor, "1 3 height width"]:
-    """The same memory as torch's resize takes and gives it."""
+    """The same memory as torch's resize takes it."""
     return torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)

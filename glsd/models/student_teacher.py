@@ -5,10 +5,10 @@ normalises its views with their own statistics; the running statistics that an e
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from glsd.config import Config
@@ -74,25 +74,6 @@ def build_student_teacher(config: Config) -> tuple[Network, Network]:
     return student, copy.deepcopy(student).requires_grad_(False)
 
 
-@torch.no_grad()
-def ema_update(
-    teacher: Network, student: Network, momentum: float | Tensor, gate: Bool[Tensor, ""] | None = None
-) -> None:
-    """Parameters of the teacher <- momentum * teacher + (1 - momentum) * student, in place (Algorithm 1, line 18).
-
-    Statistics of batch norm are copied. A false `gate` changes nothing. Nothing waits for the device.
-    """
-    weight: float | Tensor = 1 - momentum
-    if gate is not None:
-        weight = weight * gate  # the student is finite even then: the same gate holds back its own update
-    averages: list[Tensor] = list(teacher.parameters())
-    targets: list[Tensor] = list(student.parameters())
-    # One pass without a copy of the parameters; in this overload the weights may lie on the device.
-    torch._foreach_lerp_(averages, targets, [weight] * len(averages) if isinstance(weight, Tensor) else weight)
-    for mine, theirs in zip(_statistics(teacher), _statistics(student), strict=True):
-        mine.copy_(theirs if gate is None else torch.where(gate, theirs, mine))
-
-
 def head_pairs(
     student: Network, teacher: Network, centers: Mapping[Level, Tensor], tau_s: float, tau_t: float
 ) -> dict[Level, HeadPair]:
@@ -110,11 +91,3 @@ def _build_network(config: Config) -> Network:
     shape = (model.hidden_dim, model.bottleneck_dim, model.num_prototypes, model.norm_last_layer)
     levels: tuple[Level, ...] = ("global",) if config.objective.setting == "vanilla" else ("global", "dense")
     return Network(backbone, {level: Head(backbone.dim, *shape) for level in levels})
-
-
-def _statistics(network: Network) -> Iterator[Tensor]:
-    """Buffers that are saved; masks and other derived ones differ with the sizes a network has seen."""
-    for module in network.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                yield buffer

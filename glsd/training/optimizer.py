@@ -1,8 +1,13 @@
-"""AdamW with the paper's parameter groups (Sec. 4.2), and the gradients' treatment before it."""
+"""What changes all weights at once: the clip, AdamW with the paper's parameter groups (Sec. 4.2), the moving average.
+
+`torch._foreach_*` and an optimiser's `found_inf` have no public form: one kernel for all tensors, and a step that the
+device may skip without the host waiting for it. Both are used in this file only.
+"""
 
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 
@@ -52,3 +57,28 @@ def gated_step(optimizer: torch.optim.Optimizer, gate: Tensor) -> None:
     """
     optimizer.found_inf = (~gate).to(torch.float32)  # type: ignore[attr-defined]
     optimizer.step()
+
+
+@torch.no_grad()
+def ema_update(
+    teacher: nn.Module, student: nn.Module, momentum: float | Tensor, gate: Bool[Tensor, ""] | None = None
+) -> None:
+    """Parameters of the teacher <- momentum * teacher + (1 - momentum) * student, in place (Algorithm 1, line 18).
+
+    Statistics of batch norm are copied. A false `gate` changes nothing. Nothing waits for the device.
+    """
+    weight: float | Tensor = 1 - momentum
+    if gate is not None:
+        weight = weight * gate  # the student is finite even then: the same gate holds back its own update
+    averages: list[Tensor] = list(teacher.parameters())
+    targets: list[Tensor] = list(student.parameters())
+    # One pass without a copy of the parameters; in this overload the weights may lie on the device.
+    torch._foreach_lerp_(averages, targets, [weight] * len(averages) if isinstance(weight, Tensor) else weight)
+    for mine, theirs in zip(_statistics(teacher), _statistics(student), strict=True):
+        mine.copy_(theirs if gate is None else torch.where(gate, theirs, mine))
+
+
+def _statistics(network: nn.Module) -> list[Tensor]:
+    """The buffers that are saved. Others, such as masks, differ with the sizes of crops that a network has seen."""
+    saved = network.state_dict().keys()
+    return [buffer for name, buffer in network.named_buffers() if name in saved]

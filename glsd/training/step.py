@@ -12,9 +12,9 @@ from glsd.config import Config
 from glsd.losses.objective import Losses, objective
 from glsd.models.centering import mean_logits, update_centers
 from glsd.models.drop_path import drop_path_keys
-from glsd.models.student_teacher import ema_update, head_pairs
+from glsd.models.student_teacher import head_pairs
 from glsd.training.batch import Batch
-from glsd.training.optimizer import clip_each, gated_step, set_hyperparameters
+from glsd.training.optimizer import clip_each, ema_update, gated_step, set_hyperparameters
 from glsd.training.schedules import Schedule
 from glsd.training.state import TrainState
 

@@ -7,6 +7,8 @@ from glsd.config import Config
 from glsd.data.units import MAX_UNIT_BYTES, unit_bytes
 from glsd.models.backbone import Backbone, build_backbone
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 def check_sizes(config: Config) -> None:
     """Refuse what no run can do, before anything is started.
@@ -28,11 +30,8 @@ def check_sizes(config: Config) -> None:
 
 
 def batch_norm_note(config: Config, workers: int, gpu: bool) -> str | None:
-    """What a user should know about a backbone with batch norm that several workers train on CPUs."""
-    if workers == 1 or gpu:
-        return None
-    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-    if not any(isinstance(layer, kinds) for layer in _without_weights(config).modules()):
+    """What a user should know of a backbone with batch norm that several workers train on CPUs."""
+    if workers == 1 or gpu or not any(isinstance(layer, _BATCH_NORMS) for layer in _without_weights(config).modules()):
         return None
     return (
         f"{config.model.backbone} has batch norm, which is not synchronised on CPUs: each of the {workers} workers "

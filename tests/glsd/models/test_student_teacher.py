@@ -1,16 +1,11 @@
-import copy
-
 import pytest
-import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glsd.config import Config
-from glsd.models.backbone import Backbone
 from glsd.models.centering import Centers
 from glsd.models.drop_path import drop_path_keys
-from glsd.models.head import Head
-from glsd.models.student_teacher import Network, build_student_teacher, ema_update, head_pairs
+from glsd.models.student_teacher import build_student_teacher, head_pairs
 
 SETTINGS = {
     "model.backbone": "test_vit",
@@ -110,74 +105,3 @@ def test_vanilla_has_no_dense_head_and_shares_all_other_initial_weights() -> Non
 def test_crops_that_the_backbone_cannot_take_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="test_vit cannot take crops of 40 px; it takes 32 px or 48 px"):
         build_student_teacher(config_of(augment__local_sizes=(40, 32)))
-
-
-def disturbed(network: nn.Module) -> None:
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(torch.randn_like(parameter))
-        for buffer in network.buffers():
-            buffer.add_(torch.ones_like(buffer))
-
-
-@pytest.mark.parametrize("momentum", [0.75, torch.tensor(0.75)], ids=["float", "tensor"])
-@pytest.mark.parametrize("gate", [None, torch.tensor(True)], ids=["no gate", "gate"])
-def test_teacher_is_the_moving_average_of_the_student(momentum: float | Tensor, gate: Tensor | None) -> None:
-    student, teacher = build_student_teacher(config_of(model__backbone="test_resnet", model__drop_path=0.0))
-    disturbed(student)
-    before = copy.deepcopy(teacher)
-    ema_update(teacher, student, momentum, gate)
-    for new, old, target in zip(teacher.parameters(), before.parameters(), student.parameters(), strict=True):
-        some = slice(None, None, 1 + new.numel() // 1000)
-        pairs = zip(old.flatten()[some].tolist(), target.flatten()[some].tolist(), strict=True)
-        expected = [0.75 * t + 0.25 * s for t, s in pairs]
-        assert new.flatten()[some].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    statistics = dict(student.named_buffers())
-    assert any("running_var" in name for name in statistics)
-    assert all(torch.equal(value, statistics[name]) for name, value in teacher.named_buffers())
-
-
-def test_a_false_gate_leaves_the_teacher_as_it_is() -> None:
-    student, teacher = build_student_teacher(config_of(model__backbone="test_resnet", model__drop_path=0.0))
-    disturbed(student)
-    before = copy.deepcopy(teacher.state_dict())
-    ema_update(teacher, student, 0.75, torch.tensor(False))
-    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-
-
-def test_teacher_of_batch_norm_takes_statistics_of_its_views_and_keeps_the_students() -> None:
-    config = config_of(model__backbone="test_resnet", model__drop_path=0.0)
-    student, teacher = build_student_teacher(config)
-    crops = crops_of(config, num_images=4)
-    shifted = [crops[0] * 3 + 1]
-    torch.testing.assert_close(teacher(shifted)[0].z, student(shifted)[0].z)
-    student(crops)
-    ema_update(teacher, student, 1.0)
-    statistics = dict(student.named_buffers())
-    assert all(torch.equal(value, statistics[name]) for name, value in teacher.named_buffers())
-
-
-def test_average_of_swin_ignores_masks_of_sizes_that_only_the_student_saw() -> None:
-    student, teacher = (
-        Network(
-            Backbone(
-                timm.create_model(
-                    "swin_tiny_patch4_window7_224",
-                    num_classes=0,
-                    strict_img_size=False,
-                    embed_dim=8,
-                    num_heads=(1, 2, 2, 4),
-                ),
-                "small swin",
-            ),
-            {"global": Head(64, 8, 4, 16, norm_last_layer=True)},
-        )
-        for _ in range(2)
-    )
-    config = config_of()
-    with torch.no_grad():
-        student(crops_of(config))
-        teacher(crops_of(config)[:1])
-    disturbed(student)
-    ema_update(teacher, student, 0.0)
-    assert all(torch.allclose(a, b) for a, b in zip(teacher.parameters(), student.parameters(), strict=True))
