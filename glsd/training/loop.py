@@ -47,7 +47,8 @@ def steps(
     """Train from `state.step` to the end of the last epoch; what is done between two readings costs no measured time.
 
     With an initialised process group this is one of its workers: rank r of W receives the units i * W + r, and all
-    train the student and the teacher of rank 0. Readings come at the same steps on all of them.
+    train the student and the teacher of rank 0. Readings come at the same steps on all of them. On a CPU with several
+    threads, call `determinism.same_sums` once before, if the results are to be the same bits each time.
 
     Args:
         state: changed in place.

@@ -1,8 +1,8 @@
 """One step of Algorithm 1: forward, loss, backward, clip, AdamW, EMA, centres, over the units of one batch."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,6 @@ from glsd.training.batch import Batch
 from glsd.training.optimizer import clip_each, ema_update, gated_step, set_hyperparameters
 from glsd.training.schedules import Schedule
 from glsd.training.state import TrainState
-
-_filling: Any = torch.utils.deterministic  # torch's own annotation lacks its property
 
 
 class StepReport(NamedTuple):
@@ -59,7 +57,7 @@ def train_step(state: TrainState, units: Units, now: Schedule, config: Config) -
 
     means: list[Tensor] = []
     for index, batch in enumerate(units):
-        with _same_sums(batch.geo.device), _gradients_stay_local(state.replica, until=index == len(units) - 1):
+        with _gradients_stay_local(state.replica, until=index == len(units) - 1):
             losses, bottlenecks = unit_losses(state, batch, now.teacher_temperature, config)
             (losses.total / len(units)).backward()
         means.append(torch.cat([torch.stack(losses).detach().float(), bottlenecks]))
@@ -119,27 +117,6 @@ def mean_metrics(values: Mapping[str, Tensor]) -> dict[str, float]:
     """Numbers of the device as means over the workers, so that all of them judge alike; the host waits for them."""
     stacked = mean_over_workers(torch.stack([value.float() for value in values.values()]))
     return dict(zip(values, stacked.tolist(), strict=True))
-
-
-@contextmanager
-def _same_sums(device: torch.device) -> Iterator[None]:
-    """On a CPU, gradients are the same bits each time, on any fixed number of threads.
-
-    Otherwise threads add up the gradient of a large indexed tensor, such as Swin's table of relative positions with
-    windows of 14, in the order in which they come. An operation that knows no fixed order warns. Where the user has
-    chosen PyTorch's deterministic operations, the choice stands.
-    """
-    if device.type != "cpu" or torch.are_deterministic_algorithms_enabled():
-        yield
-        return
-    filled = _filling.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    _filling.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-        _filling.fill_uninitialized_memory = filled
 
 
 def _gradients_stay_local(student: nn.Module, until: bool) -> AbstractContextManager[None]:

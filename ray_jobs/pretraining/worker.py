@@ -3,7 +3,6 @@
 import itertools
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import ray
 import ray.train
@@ -14,6 +13,7 @@ from glsd.config import Config
 from glsd.evaluation.online_knn import OnlineKnn
 from glsd.evaluation.verdict import Collapsed
 from glsd.runs.checkpoints import checkpoints, load_checkpoint
+from glsd.training.determinism import same_sums
 from glsd.training.loop import Metrics, NonFiniteLoss, steps
 from glsd.training.state import TrainState, initial_state
 from ray_jobs.cluster.files import place_files
@@ -22,10 +22,6 @@ from ray_jobs.pretraining.initial_weights import read_initial_weights
 from ray_jobs.pretraining.recorder import Plan, Recorder
 from ray_jobs.settings import num_cores
 from ray_jobs.workers.stream import received
-
-if TYPE_CHECKING:
-    pass
-
 
 FAILURE = "failure.json"
 """Why the workers of a start failed: the token of its lease, the kind of the error and its message."""
@@ -46,8 +42,11 @@ def train_worker(plan: Plan) -> None:
     place_files(plan.files)
     if plan.torch_threads is not None:
         torch.set_num_threads(plan.torch_threads)
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        same_sums()
     try:
-        _train(plan, ray.train.torch.get_device())
+        _train(plan, device)
     except tuple(_FAILURES.values()) as error:
         kind = next(name for name, kind in _FAILURES.items() if isinstance(error, kind))
         plan.run.write(FAILURE, json.dumps({"token": plan.token, "kind": kind, "message": str(error)}).encode())
@@ -97,7 +96,7 @@ def _train(plan: Plan, device: torch.device) -> None:
                 alarm.sound(metrics)
 
 
-def _knn(plan: Plan, recorder: "Recorder", device: torch.device) -> Callable[[TrainState], Metrics]:
+def _knn(plan: Plan, recorder: Recorder, device: torch.device) -> Callable[[TrainState], Metrics]:
     """The k-NN of the teacher, announced to the driver; nothing where there are no labelled images."""
     if plan.knn is None:
         return lambda _: {}
