@@ -1,6 +1,6 @@
 """D_aug (Sec. 3.2, Algorithm 2): the distributions that w is drawn from, before any pixel is seen.
 
-One generator an image, keyed by (seed, epoch, image_id), fills a table of uniforms with a row for each view; all that
+One generator per image, keyed by (seed, epoch, image_id), fills a table of uniforms with a row for each view; all that
 follows is a pure function of that table, vectorised over images and views. So w of an image depends on nothing else in
 its batch, and a view's w not on how many views follow it. The random resized crop is torchvision's: ten attempts, then
 a central crop.

@@ -1,4 +1,4 @@
-"""G, the geometric part of an augmentation (Sec. 3.2): crop, bicubic resize, flip, from w_geo alone.
+"""G, the geometric part of an augmentation (Sec. 3.2): crop, bicubic resize, flip, from w_geo only.
 
 The resize is torch's antialiased bicubic on uint8 with channels last, which is Pillow's filter in integers (72 dB). The
 order of the calls in `_channels_last` matters: with the permutation first, or the new axis made by numpy (of stride 0),

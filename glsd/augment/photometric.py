@@ -125,7 +125,7 @@ def _photometric(crops: Tensor, pho: Tensor, config: AugmentConfig) -> Tensor:
     x = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255  # (N, 3, S, S)
     parameters = pho[:, :, None, None, None]  # (N, P, 1, 1, 1)
     order, factors = parameters[:, :4], parameters[:, 4:8]
-    # Hue is the dear one of the four. Instead of trying it at each place, the other three are tried before and after.
+    # Hue is the slow one of the four. Instead of trying it at each place, the other three are tried before and after.
     hue_place = ((order == _HUE) * torch.arange(4, device=x.device)[:, None, None, None]).sum(dim=1)  # (N, 1, 1, 1)
     for place in range(3):
         x = _blended(x, order[:, place], factors, applied=hue_place > place)
@@ -190,7 +190,7 @@ def _turned(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def _blur_weights(radius: Tensor, size: int, half: int) -> Tensor:
-    """(N, size, size): row i has the weights of a line's pixels in blurred pixel i; the edge pixels go on outside.
+    """(N, size, size): row i has the weights of a line's pixels in blurred pixel i; the edge pixels continue outside.
 
     A blur is two products with this matrix, whatever the radius, and a radius of 0 gives the identity exactly.
     """

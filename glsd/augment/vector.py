@@ -2,7 +2,7 @@
 
 `geo` is [ul_x, ul_y, lr_x, lr_y, h, w, f]: the crop box [ul_x, lr_x) x [ul_y, lr_y) in integer pixels of the original
 upright image, the size that it is resized to, and f = horizontal flip + 2 * vertical flip. `pho` has the columns of
-`PHOTOMETRIC_FIELDS`; a factor that is not applied has its identity value, so that the columns alone say what happens.
+`PHOTOMETRIC_FIELDS`; a factor that is not applied has its identity value, so that the columns say all that happens.
 """
 
 from typing import Final, NamedTuple

@@ -35,7 +35,7 @@ _SIZE_ERRORS = (AssertionError, IndexError, RuntimeError, ValueError)  # what ti
 
 @dataclass
 class Shapes:
-    """What shapes alone tell of an architecture, whatever its weights; found once a process by `build_backbone`."""
+    """What the shapes of an architecture tell, whatever its weights; `build_backbone` finds it once per process."""
 
     dim: int
     """d, the width of z."""
@@ -145,7 +145,7 @@ class Backbone(nn.Module):
             with register_module_forward_pre_hook(note):
                 parameters, z_bar, z = self._on_meta(size)
             _, height, width, dim = z.shape
-            if height * width < 2:  # PiT gives its class token alone
+            if height * width < 2:  # PiT gives only its class token
                 raise self._without_map()
             pools_itself = z_bar.shape[-1] == dim
             outputs = [z_bar.sum(), z.sum()] if pools_itself else [z.sum()]
@@ -161,7 +161,7 @@ class Backbone(nn.Module):
         return z.shape[1], z.shape[2]
 
     def _on_meta(self, size: int) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Stand-ins of the parameters, and the z̄ and z that they give: a forward pass of shapes alone."""
+        """Stand-ins of the parameters, and the z̄ and z that they give: a forward pass of shapes only."""
         parameters = [torch.empty_like(parameter, device="meta").requires_grad_() for parameter in self.parameters()]
         memo: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in self.model.buffers()}
         memo |= {id(real): stand_in for real, stand_in in zip(self.parameters(), parameters, strict=True)}
@@ -235,7 +235,7 @@ def build_backbone(name: str, drop_path: float = 0.0) -> Backbone:
 
 
 def timm_architecture(name: str) -> tuple[str, dict[str, Any]]:
-    """The timm model and its arguments that a backbone's name stands for; a tag of weights is no part of it.
+    """The timm model and its arguments that a backbone's name stands for; a tag of weights is not part of it.
 
     Raises:
         ValueError: timm has no such model; the nearest spelling is named.

@@ -1,7 +1,7 @@
 """Stochastic depth whose masks are keyed instead of drawn (Sec. 4.2: the student drops paths, the teacher none).
 
-A mask is a function of (seed, step, image, view, layer) alone: the same whatever else is in the batch, on every
-device, with any number of workers and after a resume. `drop_path_keys` folds the first four into one integer a row;
+A mask is a function of (seed, step, image, view, layer) only: the same whatever else is in the batch, on every
+device, with any number of workers and after a resume. `drop_path_keys` folds the first four into one integer per row;
 `keep_scales` turns the rows' keys into the factors of every layer at once; `replace_drop_paths` and `dropping_paths`
 bring the factors to the layers of a timm model. How rates grow with depth is timm's.
 """

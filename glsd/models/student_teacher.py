@@ -32,7 +32,7 @@ class Network(nn.Module):
         crops: Sequence[Float[Tensor, "images _ 3 _ _"]],
         drop_path_keys: Int64[Tensor, "images views"] | None = None,
     ) -> list[ViewOutputs]:
-        """One `ViewOutputs` for each group of equal crops, in order; every group is a batch of its own to batch norm.
+        """One `ViewOutputs` for each group of equal crops, in order; batch norm sees each group as its own batch.
 
         `drop_path_keys` has a column for each view over all groups; without them no path is dropped.
         """
@@ -58,7 +58,7 @@ class Network(nn.Module):
 
 
 def build_student_teacher(config: Config) -> tuple[Network, Network]:
-    """Student and teacher with equal weights, a function of the configuration alone, on the CPU.
+    """Student and teacher with equal weights, a function of only the configuration, on the CPU.
 
     The settings of Table 1 share the weights of f and h̄ under one seed. Random numbers of the caller are neither used
     nor moved on.

@@ -77,7 +77,7 @@ class PadFirstBlock(nn.Module):
 def _shift_mask(
     size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], device: torch.device
 ) -> Float[Tensor, "windows area area"]:
-    """After a shift the last window of each axis holds two regions that are no neighbours: the last one came around."""
+    """After a shift the last window of each axis holds two regions, which are not neighbours."""
     rows, columns = (
         (torch.arange(n, device=device) >= n - w).int() + (torch.arange(n, device=device) >= n - s).int()
         for n, w, s in zip(size, window, shift, strict=True)

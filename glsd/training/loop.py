@@ -14,7 +14,7 @@ from glsd.config import Config
 from glsd.models.student_teacher import Network
 from glsd.training.batch import Batch, Unit, to_device
 from glsd.training.memory import is_out_of_memory, out_of_memory_advice
-from glsd.training.schedules import Schedule, schedule
+from glsd.training.schedules import schedule
 from glsd.training.state import TrainState
 from glsd.training.step import StepReport, train_step
 
@@ -38,7 +38,7 @@ class Reading(NamedTuple):
     probe_is_due: bool
     """Whether the teacher is to be measured."""
     last_unit: Callable[[], Batch]
-    """This worker's last unit of the step, made anew, so that no second one is kept on the device between readings."""
+    """This worker's last unit of the step, made again, so that no second one stays on the device between readings."""
 
 
 def steps(
@@ -87,7 +87,8 @@ def steps(
             if config.objective.setting == "vanilla":
                 del losses["loss_local"], losses["matched"]  # there is neither
             speed = interval.speed(state.step, total_steps, config.optim.batch_size, received.seconds_waited)
-            metrics = {"step": state.step} | losses | _scheduled(now) | speed
+            scheduled = {name: value for name, value in now._asdict().items() if name != "last_layer_is_frozen"}
+            metrics = {"step": state.step} | losses | scheduled | speed
             yield Reading(metrics, checkpoint, probe, received.last_batch)
             reports.clear()
             received.restart()
@@ -133,10 +134,6 @@ def _everyones(image_ids: Sequence[int]) -> list[int]:
     gathered: list[Sequence[int]] = [[]] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, image_ids)
     return sorted({image_id for worker in gathered for image_id in worker})
-
-
-def _scheduled(now: Schedule) -> Metrics:
-    return {name: value for name, value in now._asdict().items() if name != "last_layer_is_frozen"}
 
 
 class _Share:
@@ -194,7 +191,7 @@ class _Interval:
     def speed(self, step: int, total_steps: int, batch_size: int, seconds_waited: float) -> Metrics:
         seconds = time.perf_counter() - self._start
         latest = seconds / (step - self._step)
-        # A slow mean: the first interval warms caches up, and one interval alone is noisy.
+        # A slow mean: the first interval warms caches up, and a single interval is noisy.
         self.seconds_per_step = latest if self.seconds_per_step is None else 0.7 * self.seconds_per_step + 0.3 * latest
         return {
             "images_per_s": batch_size / latest,

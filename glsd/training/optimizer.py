@@ -14,7 +14,7 @@ from torch import Tensor, nn
 def build_optimizer(student: nn.Module) -> torch.optim.AdamW:
     """AdamW over two groups: tensors of two or more dimensions decay, biases and other vectors do not.
 
-    The learning rate and the decay are set anew at every step, see `set_hyperparameters`.
+    The learning rate and the decay are set at every step, see `set_hyperparameters`.
     """
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(
@@ -53,7 +53,7 @@ def clip_each(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Ten
 def gated_step(optimizer: torch.optim.Optimizer, gate: Tensor) -> None:
     """An optimiser step that happens only where the device finds `gate` true; the host does not wait for it.
 
-    Fused optimisers read `found_inf` as a gradient scaler sets it: 1 leaves parameters, moments and step counts alone.
+    Fused optimisers read `found_inf` as a gradient scaler sets it: with 1 nothing changes, not even step counts.
     """
     optimizer.found_inf = (~gate).to(torch.float32)  # type: ignore[attr-defined]
     optimizer.step()

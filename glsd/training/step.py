@@ -106,7 +106,7 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager[Non
 
 
 def mean_over_workers(values: Tensor) -> Tensor:
-    """Mean over the workers of a process group, in place; alone the values themselves, and NCCL is not even started."""
+    """Mean over the workers of a process group, in place; a single worker does not start NCCL."""
     if torch.distributed.is_initialized() and (world_size := torch.distributed.get_world_size()) > 1:
         torch.distributed.all_reduce(values)
         values /= world_size

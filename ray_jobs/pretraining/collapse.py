@@ -40,16 +40,16 @@ class CollapseAlarm:
         """Warn or stop where the teacher has collapsed; the reading that stops a run has been recorded."""
         if not metrics.get("collapsed"):
             return
-        found = f"the teacher has collapsed at step {metrics['step']:,} ({'; '.join(self._watch.reasons)})"
+        found = f"the teacher collapsed at step {metrics['step']:,} ({'; '.join(self._watch.reasons)})"
         if self._plan.config.collapse == "stop":
             kept = max(checkpoints(self._plan.run.location), default=None)
             raise Collapsed(
-                f"{found}, and no training leads out of that. "
+                f"{found}; training does not recover from this. "
                 + ("No checkpoint was due before. " if kept is None else f"The checkpoint of step {kept:,} is kept. ")
                 + _REMEDIES
             )
         if not self._has_warned:
-            self._recorder.warn(f"{found}; the run goes on. {_REMEDIES}")
+            self._recorder.warn(f"{found}; the run continues. {_REMEDIES}")
             self._has_warned = True
 
 

@@ -5,11 +5,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
-import ray
 import ray.train
-import ray.train.torch
 import torch
 
 from glsd.config import Config
@@ -23,10 +21,7 @@ from glsd.training.batch import Unit
 from glsd.training.loop import Metrics
 from glsd.training.state import TrainState
 from ray_jobs.cluster.files import Files
-from ray_jobs.cluster.monitor import Reporter
-
-if TYPE_CHECKING:
-    from ray.actor import ActorHandle
+from ray_jobs.cluster.monitor import Handle, Reporter
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,7 @@ class Plan:
     files: Files
     """The indexes' files, for nodes that lack them."""
     knn: LabelledSplit | None
-    monitor: "ActorHandle[Any]"
+    monitor: Handle
     torch_threads: int | None
     loggers: tuple[Logger, ...] = ()
 
@@ -112,12 +107,12 @@ class Recorder:
             yield unit
 
     def announce(self, phase: str) -> None:
-        """Tell the driver what goes on."""
+        """Tell the driver what this worker does now."""
         if self._rank == 0:
             self._reporter.phase(phase)
 
     def warn(self, text: str) -> None:
-        """Tell the driver what its user should see for good."""
+        """Tell the driver what its user should still see at the end."""
         if self._rank == 0:
             self._reporter.note(text)
 

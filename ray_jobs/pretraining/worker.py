@@ -4,7 +4,6 @@ import itertools
 import json
 from collections.abc import Callable
 
-import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -37,7 +36,7 @@ def train_worker(plan: Plan) -> None:
     plan.run.check_reached(plan.token)
     failure = json.loads(plan.run.read(FAILURE) or b"{}")
     if failure.get("token") == plan.token:
-        # A worker that is started again would only meet the same data or the same loss once more.
+        # A worker that is started again would only meet the same data or the same loss again.
         raise _FAILURES[failure["kind"]](failure["message"])
     place_files(plan.files)
     if plan.torch_threads is not None:
@@ -70,7 +69,7 @@ def _train(plan: Plan, device: torch.device) -> None:
         content = load_checkpoint(checkpoint)
         if other := Config.model_validate(content["config"]).differences(config):
             raise ValueError(
-                f"{checkpoint} is of other settings ({', '.join(other)}); delete it, it is not of this run"
+                f"{checkpoint} has other settings ({', '.join(other)}), so it is not of this run; delete it"
             )
         state.load_state_dict(content)
 
@@ -79,7 +78,7 @@ def _train(plan: Plan, device: torch.device) -> None:
             recorder.announce(f"resuming at step {state.step:,} of {plan.total_steps:,}")
         knn = _knn(plan, recorder, device)
         if state.step == 0:
-            # The teacher before training is the backbone as it was initialised: what all later figures stand beside.
+            # The teacher before training is the backbone as it was initialised: the baseline of all later figures.
             recorder.log({"step": 0} | knn(state), None)
         alarm = None if config.collapse == "ignore" else CollapseAlarm(plan, recorder, start_step)
         watched = recorder.watched(itertools.chain([first], arriving))
