@@ -35,7 +35,7 @@ def gpu_room(gpus: float, per_worker: float) -> int:
 
 
 def unusable_gpu() -> str | None:
-    """Why torch cannot use this machine's GPU, which Ray may see all the same."""
+    """Why torch cannot use this machine's GPU, although Ray sees it."""
     import torch  # takes seconds, and machines without a GPU need not ask
 
     if not torch.cuda.is_available():
@@ -94,10 +94,10 @@ def check_shares(config: Config, workers: int) -> None:
 
 
 def check_ranks(settings: JobSettings, resources: Resources) -> None:
-    """Refuse training workers that would lie on one GPU, where NCCL does not let them meet.
+    """Refuse training workers that would share a GPU, which NCCL does not allow.
 
     Raises:
-        ValueError: says what would do.
+        ValueError: the message says what to change.
     """
     if resources.gpu and settings.workers > 1 and settings.gpus_per_worker <= 0.5:
         raise ValueError(

@@ -115,10 +115,9 @@ class Space:
         """Whether a search over this space may have drawn these settings."""
         if overrides.keys() != self.axes.keys() | self.distributions.keys() | self.fixed.keys():
             return False
-        return (
-            all(overrides[key] == value for key, value in self.fixed.items())
-            and all(overrides[key] in values for key, values in self.axes.items())
-            and all(from_.may_draw(overrides[key]) for key, from_ in self.distributions.items())
+        lists = self.axes | {key: [value] for key, value in self.fixed.items()}
+        return all(overrides[key] in values for key, values in lists.items()) and all(
+            from_.may_draw(overrides[key]) for key, from_ in self.distributions.items()
         )
 
     def trial(self, data: str, varied: Mapping[str, Any]) -> Trial:
@@ -322,9 +321,9 @@ def _zipped(axes: Grid, keys: Sequence[str]) -> Grid:
         raise ValueError(f"axes that go together need equal numbers of values, and {counts}")
     rows = zip(*([_settings(key, value) for value in axes[key]] for key in keys), strict=True)
     values = [{key: value for part in row for key, value in part.items()} for row in rows]
-    first, *others = keys
-    kept = {axis: axes[axis] for axis in axes if axis not in others}
-    return {(" and ".join(keys) if axis == first else axis): values if axis == first else kept[axis] for axis in kept}
+    named = {" and ".join(keys): values}
+    parts = [named if axis == keys[0] else {axis: axes[axis]} for axis in axes if axis not in keys[1:]]
+    return {axis: values for part in parts for axis, values in part.items()}
 
 
 def _settings(axis: str, value: Any) -> Overrides:

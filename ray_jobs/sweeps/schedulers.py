@@ -1,4 +1,4 @@
-"""Early stopping: which trials of a sweep are worth going on with, by their online k-NN.
+"""Early stopping: which trials of a sweep continue, by their online k-NN.
 
 Trials of different lengths are compared at the same share of their epochs: `progress`, in per cent.
 """
@@ -39,8 +39,8 @@ def check_scheduler(name: Scheduler, configs: Iterable[Config]) -> None:
         first = math.ceil(_GRACE / 100 * epochs)
         if every == 0 or not any(epoch % every == 0 for epoch in range(first, epochs)):
             raise ValueError(
-                f"--scheduler {name} goes by the online k-NN between {_GRACE} % of a trial's epochs and its end, and "
-                f"with evaluation.knn_every_epochs {every} there is none in {epochs} epochs; set it to "
+                f"--scheduler {name} needs an online k-NN between {_GRACE} % of a trial's epochs and its end; with "
+                f"evaluation.knn_every_epochs {every} there is none in {epochs} epochs; set it to "
                 f"{max(1, epochs // 4)} or less"
             )
 
@@ -52,7 +52,7 @@ class _Median(MedianStoppingRule):
         never: Any = math.inf  # which Tune's own annotation, of whole numbers, does not know
         super().__init__(time_attr=_TIME, metric=_METRIC, mode="max", grace_period=_GRACE, min_time_slice=never)
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, float]) -> None:
         """A trial that ended without a k-NN says nothing about the others."""
         if _TIME in result and _METRIC in result:
             super().on_trial_complete(tune_controller, trial, result)
