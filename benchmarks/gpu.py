@@ -39,8 +39,9 @@ import torch
 import glsd.training.step as step_module
 from glsd.augment.multicrop import multicrop_batch
 from glsd.augment.photometric import photometric_device
-from glsd.config import Config, load_config
+from glsd.config import Config
 from glsd.evaluation.knn import Labelled, knn_accuracies
+from glsd.presets.load import load_config
 from glsd.training.batch import Unit, to_device
 from glsd.training.schedules import schedule
 from glsd.training.state import initial_state

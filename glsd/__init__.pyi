@@ -1,8 +1,6 @@
 from .augment.multicrop import Views as Views
 from .augment.multicrop import multicrop as multicrop
 from .config import Config as Config
-from .config import load_config as load_config
-from .config import presets as presets
 from .encoder.encoder import Encoder as Encoder
 from .encoder.encoder import load_encoder as load_encoder
 from .geometry import cell_diagonals as cell_diagonals
@@ -12,6 +10,8 @@ from .losses.objective import objective as objective
 from .matching import Matches as Matches
 from .matching import match_by_geometry as match_by_geometry
 from .matching import match_by_similarity as match_by_similarity
+from .presets.load import load_config as load_config
+from .presets.load import presets as presets
 from .weights.timm import export_backbone as export_backbone
 
 __all__ = [

@@ -6,41 +6,22 @@ what is ours alone. How many machines run it is not science and lives elsewhere,
 `digest` on a laptop and on a cluster.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from glsd.record import Record, documentation, explained, flatten, nested, unknown
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
-SCALED = (
-    "optim.batch_size",
-    "optim.epochs",
-    "optim.warmup_epochs",
-    "optim.teacher_momentum",
-    "model.num_prototypes",
-    "objective.teacher_temperature",
-    "objective.teacher_temperature_warmup_epochs",
-    "checkpoint_every_epochs",
-)
-"""Settings that can be derived from the number of images, in the order in which they depend on each other."""
-
 Setting = Literal["vanilla", "similarity", "geometric"]
-
-
-class Record(BaseModel):
-    """A frozen record whose unknown keys are errors and whose attribute docstrings are its documentation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataConfig(Record):
@@ -283,8 +264,6 @@ class Config(Record):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, the order of the images, the augmentations and the drop-path masks (glsd)."""
-    auto: tuple[str, ...] = ()
-    """Settings that a run derives from the number of its images by `glsd.scaling`; a flag takes one out (glsd)."""
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -302,22 +281,25 @@ class Config(Record):
     keep_every_epochs: Size | None = None
     """Keep the checkpoint of every so many epochs for good; null keeps only the last and the best (glsd)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_auto(cls, tree: Any) -> Any:
+        """Runs and checkpoints of version 0.1 hold an empty `auto`."""
+        return {k: v for k, v in tree.items() if k != "auto" or v} if isinstance(tree, dict) else tree
+
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        if unknown := [key for key in self.auto if key not in SCALED]:
-            raise ValueError(f"auto cannot hold {unknown[0]!r}; it can hold {', '.join(SCALED)}")
         keep, every = self.keep_every_epochs, self.checkpoint_every_epochs
-        if keep is not None and keep % every and "checkpoint_every_epochs" not in self.auto:
+        if keep is not None and keep % every:
             raise ValueError(
                 f"keep_every_epochs {keep} is not a multiple of checkpoint_every_epochs {every}; make it one"
             )
-        derived = {"optim.warmup_epochs", "optim.epochs"} & set(self.auto)
-        if not derived and self.optim.warmup_epochs > self.optim.epochs:
+        if self.optim.warmup_epochs > self.optim.epochs:
             raise ValueError(
                 f"optim.warmup_epochs {self.optim.warmup_epochs} is more than optim.epochs {self.optim.epochs}; "
                 f"use {self.optim.epochs // 10} or another number up to {self.optim.epochs}"
             )
-        if "optim.batch_size" not in self.auto and self.optim.batch_size % self.data.unit_size:
+        if self.optim.batch_size % self.data.unit_size:
             raise ValueError(
                 f"optim.batch_size {self.optim.batch_size} is not a multiple of data.unit_size {self.data.unit_size}; "
                 f"use data.unit_size {_largest_divisor(self.optim.batch_size, self.data.unit_size)}"
@@ -335,7 +317,7 @@ class Config(Record):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "Config":
-        """This configuration with dotted leaves replaced, validated as a whole; what is given is no longer `auto`.
+        """This configuration with dotted leaves replaced, validated as a whole.
 
         Raises:
             ValueError: a key does not exist (the nearest spelling is named) or a value is impossible.
@@ -343,18 +325,11 @@ class Config(Record):
         >>> Config().with_overrides({"optim.epochs": 30}).optim.epochs
         30
         """
-        tree = self.model_dump()
-        leaves = flatten(tree)
-        for key, value in overrides.items():
-            if key not in leaves:
-                raise ValueError(_unknown("setting", key, leaves))
-            *path, leaf = key.split(".")
-            node = tree
-            for name in path:
-                node = node[name]
-            node[leaf] = value
-        tree["auto"] = [key for key in tree["auto"] if key not in overrides]
-        return _validated(tree, "the configuration")
+        return validated(nested(overridden(self.flat(), overrides)))
+
+    def for_images(self, num_images: int) -> "Config":  # noqa: ARG002 (other configurations follow from it)
+        """The configuration of a run on that many images: this one."""
+        return self
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its dotted key."""
@@ -370,110 +345,28 @@ class Config(Record):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """The preset of this name, or the YAML file at this path, with dotted overrides.
+def overridden(flat: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their dotted keys, some of them replaced.
 
     Raises:
-        ValueError: no such preset or file, an unknown key, or an impossible value; the message names it.
+        ValueError: a key does not exist; the message names the nearest spelling.
     """
-    text = str(name)
-    if text in presets():
-        source, content = f"preset {text}", (resources.files("glsd") / "presets" / f"{text}.yaml").read_text("utf-8")
-    elif Path(text).suffix in {".yaml", ".yml"} and Path(text).is_file():
-        source, content = text, _read(text)
-    else:
-        raise ValueError(f"{_unknown('preset', text, presets())} (or give the path of a YAML file)")
-    try:
-        given = yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError) as error:  # the latter of dates that are none
-        raise ValueError(f"{source} is not valid YAML: {error}") from error
-    if not isinstance(given, Mapping | None):
-        raise ValueError(f"{source} holds no settings; write one a line, such as `seed: 0` or `optim.epochs: 100`")
-    tree: dict[str, Any] = {}
-    for key, value in (given or {}).items():
-        _put(tree, str(key), value, source)
-    return _validated(tree, source).with_overrides(overrides or {})
+    for key in overrides:
+        if key not in flat:
+            raise ValueError(unknown("setting", key, flat))
+    return {**flat, **overrides}
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+def validated(tree: Mapping[str, Any]) -> Config:
+    """The configuration of nested settings.
 
-
-def presets() -> list[str]:
-    """Names of the presets that come with glsd."""
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in (resources.files("glsd") / "presets").iterdir()
-        if entry.name.endswith(".yaml")
-    )
-
-
-def documentation(record: type[Record] = Config, prefix: str = "") -> dict[str, str]:
-    """The documentation of every setting by its dotted key."""
-    lines: dict[str, str] = {}
-    for name, field in record.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Record):
-            lines |= documentation(field.annotation, f"{prefix}{name}.")
-        else:
-            lines[prefix + name] = " ".join((field.description or "").split())
-    return lines
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one of dotted keys.
-
-    >>> flatten({"a": {"b": 1}, "c": 2})
-    {'a.b': 1, 'c': 2}
+    Raises:
+        ValueError: a key does not exist or a value is impossible; the message names it.
     """
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return leaves
-
-
-def _put(tree: dict[str, Any], key: str, value: Any, source: str, prefix: str = "") -> None:
-    """Add what stands under a key, which may be dotted, to a tree of sections."""
-    name, dot, inner = key.partition(".")
-    value = {inner: value} if dot else value
-    is_section = isinstance(value, Mapping)
-    if name in tree and not (is_section and isinstance(tree[name], dict)):
-        raise ValueError(f"{source}: {prefix}{name} is given twice")
-    if not is_section:
-        tree[name] = value
-        return
-    section = tree.setdefault(name, {})
-    for inner, setting in value.items():
-        _put(section, str(inner), setting, source, f"{prefix}{name}.")
-
-
-def _validated(tree: Mapping[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(f"{source}: {explained(error)}") from error
-
-
-def explained(error: ValidationError) -> str:
-    """What is wrong with which settings, in one line."""
-    return "; ".join(_explained(part) for part in error.errors())
-
-
-def _explained(part: Any) -> str:
-    key = ".".join(str(name) for name in part["loc"])
-    if part["type"] == "extra_forbidden":
-        return _unknown("setting", key, documentation())
-    message = part["msg"].removeprefix("Value error, ")
-    if part["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key}: {message}, not {part['input']!r}"
-
-
-def _unknown(kind: str, name: str, known: Any) -> str:
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f"there is no {kind} {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+        raise ValueError(explained(error, documentation(Config))) from error
 
 
 def _largest_divisor(number: int, at_most: int) -> int:

@@ -1,63 +1,49 @@
 """Settings that follow from the number of images, for sets smaller than ImageNet: the preset `small_data`.
 
-The paper's settings are for 1.28 million images. `scaled` moves those that a small set cannot bear; as the set grows it
-reaches the paper's values, but for the epochs, of which a large set gets a hundred. Every rule stands beside its
-reason. They are rules of thumb, to begin with.
+The paper's settings are for 1.28 million images. `small_data` changes those that do not suit a small set. As the set
+grows they reach the paper's values, except the epochs, of which a large set gets a hundred. The reason for each rule
+stands beside it. They are rules of thumb.
 """
 
 import math
-from typing import Any
-
-from glsd.config import SCALED, Config
 
 
-def scaled(config: Config, num_images: int) -> Config:
-    """The configuration with the settings named in `auto` derived from the number of images, and `auto` empty.
+def small_data(
+    num_images: int,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    keep_every_epochs: int | None = None,
+) -> dict[str, int | float]:
+    """The settings for that many images by their dotted keys; they follow the batch size and the epochs that are given.
 
-    Settings depend on each other as they then are: with `optim.epochs` given, the warm-ups follow it.
-
-    Raises:
-        ValueError: the result is no possible configuration.
+    >>> small_data(2000, epochs=60)["optim.warmup_epochs"]
+    2
     """
-    values = config.flat()
-    for key in SCALED:
-        if key in config.auto:
-            values[key] = _derived(key, num_images, values)
-    return config.with_overrides({key: values[key] for key in config.auto} | {"auto": ()})
-
-
-def _derived(key: str, num_images: int, values: dict[str, Any]) -> int | float:
-    batch_size, epochs = int(values["optim.batch_size"]), int(values["optim.epochs"])
-    match key:
-        case "optim.batch_size":
-            # Sixteen steps an epoch or more, so that few images are left out of one; the paper's 512 at most.
-            return _power_of_two(num_images / 16, 32, 512)
-        case "optim.epochs":
-            # Small sets lack steps, not epochs: 1.5 million images seen, within 100 and 800 epochs.
-            return min(800, max(100, round(1.5e6 / num_images)))
-        case "optim.warmup_epochs":
-            # The paper's share, 10 epochs of 300.
-            return math.ceil(epochs / 30)
-        case "optim.teacher_momentum":
-            # The teacher remembers 1 / (1 - lambda) steps: an epoch, within 50 and the paper's 250 steps.
-            return round(1 - 1 / min(250, max(50, num_images / batch_size)), 4)
-        case "model.num_prototypes":
-            # More prototypes than images would leave some without any; the paper's 65536 at most.
-            return _power_of_two(num_images, 1024, 65536)
-        case "objective.teacher_temperature":
-            # A flat teacher has little to say, and a small set has few steps to learn from it: as sharp as the paper's
-            # first epoch up to 10,000 images, the paper's 0.07 from 100,000 on.
-            share = min(1.0, max(0.0, math.log10(num_images / 10_000)))
-            return round(0.04 + 0.03 * share, 4)
-        case "objective.teacher_temperature_warmup_epochs":
-            # The paper's share, 30 epochs of 300.
-            return math.ceil(epochs / 10)
-        case "checkpoint_every_epochs":
-            # Devices wait for seconds while a checkpoint is written: 100 steps between two, but ten epochs at most.
-            keep, steps = values["keep_every_epochs"], max(1, num_images // batch_size)
-            possible = [every for every in (1, 2, 5, 10) if every <= epochs and not (keep and keep % every)]
-            return next((every for every in possible if every * steps >= 100), possible[-1])
-    raise AssertionError(key)
+    if batch_size is None:
+        # 16 steps per epoch or more, so that few images are left out of one; at most the paper's 512.
+        batch_size = _power_of_two(num_images / 16, 32, 512)
+    if epochs is None:
+        # Small sets lack steps, not epochs: 1.5 million images seen, within 100 and 800 epochs.
+        epochs = min(800, max(100, round(1.5e6 / num_images)))
+    # Devices wait for seconds while a checkpoint is written: 100 steps between two, but at most ten epochs.
+    every = [e for e in (1, 2, 5, 10) if e <= epochs and not (keep_every_epochs and keep_every_epochs % e)]
+    steps_per_epoch = max(1, num_images // batch_size)
+    return {
+        "optim.batch_size": batch_size,
+        "optim.epochs": epochs,
+        # The paper's share, 10 epochs of 300.
+        "optim.warmup_epochs": math.ceil(epochs / 30),
+        # The teacher remembers 1 / (1 - lambda) steps: an epoch, within 50 and the paper's 250 steps.
+        "optim.teacher_momentum": round(1 - 1 / min(250, max(50, num_images / batch_size)), 4),
+        # More prototypes than images would leave some without any; at most the paper's 65536.
+        "model.num_prototypes": _power_of_two(num_images, 1024, 65536),
+        # A flat teacher has little to say, and a small set has few steps to learn from it: as sharp as the paper's
+        # first epoch up to 10,000 images, the paper's 0.07 from 100,000 on.
+        "objective.teacher_temperature": round(0.04 + 0.03 * min(1.0, max(0.0, math.log10(num_images / 10_000))), 4),
+        # The paper's share, 30 epochs of 300.
+        "objective.teacher_temperature_warmup_epochs": math.ceil(epochs / 10),
+        "checkpoint_every_epochs": next((e for e in every if e * steps_per_epoch >= 100), every[-1]),
+    }
 
 
 def _power_of_two(at_most: int | float, low: int, high: int) -> int:

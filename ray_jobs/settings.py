@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from glsd.config import Record
+from glsd.record import Record
 from glsd.runs.trackers import Logger
 
 

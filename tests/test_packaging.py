@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from glsd.config import load_config
-from ray_jobs.cli.verbs import documented_yaml
+from glsd.presets.load import load_config
+from ray_jobs.cli.settings import documented_yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,8 +29,8 @@ def test_an_installed_glsd_works_in_any_folder_with_all_presets(tmp_path):
         environment = os.environ | {"PYTHONPATH": str(installed)}
         return subprocess.check_output(command, cwd=elsewhere, env=environment, text=True)
 
-    code = "import glsd, ray_jobs; from glsd.config import presets; print(glsd.__file__, ray_jobs.__file__, *presets())"
+    code = "import glsd, ray_jobs; print(glsd.__file__, ray_jobs.__file__, *glsd.presets())"
     files = [str(installed / package / "__init__.py") for package in ("glsd", "ray_jobs")]
-    presets = sorted(path.stem for path in (ROOT / "glsd" / "presets").iterdir())
+    presets = sorted(path.stem for path in (ROOT / "glsd" / "presets").glob("*.yaml"))
     assert printed(sys.executable, "-c", code).split() == [*files, *presets]
     assert printed(installed / "bin" / "glsd", "config", "demo") == f"{documented_yaml(load_config('demo'))}\n"

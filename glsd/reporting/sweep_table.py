@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from glsd.config import flatten
+from glsd.record import flatten
 from glsd.reporting.tables import SEED, SETTING, tidy_table, varied
 from glsd.runs.records import Evaluation
 from glsd.runs.sweep import TrialState

@@ -10,17 +10,21 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields, is_dataclass, make_dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any, NoReturn
 
 import tyro
 from pydantic import ValidationError
 
-from glsd.config import Config, explained, load_config, presets
-from ray_jobs.cli.verbs import VERBS
+from glsd.config import Config
+from glsd.presets.load import ScaledConfig, load_config, presets
+from glsd.record import explained
+from ray_jobs.cli.settings import FOLLOWS, overrides
+from ray_jobs.cli.verbs import VERBS, Flattened
+from ray_jobs.settings import JobSettings
 
 
 def _check_no_credentials(arguments: Sequence[str]) -> None:
@@ -99,59 +103,46 @@ def parse(given: list[str]) -> Any:
     program = f"glsd {verb}"
     if preset is None:
         return tyro.cli(arguments, args=rest, prog=program, use_underscores=True)
+    asks_help = bool({"-h", "--help"} & set(rest))
     if preset == "":
         if not rest or rest[0].startswith("-"):
-            if set(rest) & {"-h", "--help"}:
+            if asks_help:
                 print(f"usage: {program} PRESET [OPTIONS]; `{program} PRESET --help` lists them\n\n{arguments.__doc__}")
                 print(f"    Presets: {', '.join(presets())}, or a path to a YAML file")
                 sys.exit(0)
             raise ValueError(f"{program} needs a preset first: {', '.join(presets())}, or a path to a YAML file")
         preset, *rest = rest
         program += f" {preset}"
-    return _with_settings(arguments, load_config(preset), rest, program)
+    config = load_config(preset)
+    if asks_help:
+        _help(arguments, config, program)
+    parsed, words = tyro.cli(arguments, args=rest, prog=program, use_underscores=True, return_unknown_args=True)
+    return replace(parsed, config=config.with_overrides(overrides(words, _options(arguments))))
 
 
-def _with_settings(arguments: type[Any], config: Config, rest: list[str], program: str) -> Any:
-    rest = _judged(config, rest)
+def _help(arguments: type[Any], config: Config, program: str) -> NoReturn:
+    """Print the options of a verb and the settings, and exit."""
     required = {field.name: tyro.MISSING for field in fields(arguments) if field.default is MISSING}
-    default = arguments(**required, config=config)
-    parsed = tyro.cli(arguments, args=rest, prog=program, default=default, use_underscores=True)
-    flags = {argument.partition("=")[0] for argument in rest if argument.startswith("--")}
-    named = {flag.removeprefix("--").replace("-", "_") for flag in flags}
-    remaining = [key for key in parsed.config.auto if key not in named]  # what is given stays as it is given
-    return replace(parsed, config=parsed.config.with_overrides({"auto": remaining}))
+    both = make_dataclass(
+        arguments.__name__, [("verb", Annotated[arguments, Flattened]), ("config", Annotated[Config, Flattened])]
+    )
+    text = arguments.__doc__ or ""
+    if isinstance(config, ScaledConfig):
+        text += f"\n\nEach of these {FOLLOWS}: {', '.join(config.derived)}."
+    default = both(arguments(**required), config)
+    tyro.cli(both, args=["--help"], prog=program, description=text, default=default, use_underscores=True)
+    raise AssertionError("tyro exits after --help")
 
 
-def _judged(config: Config, rest: list[str]) -> list[str]:
-    """The arguments as tyro takes them, once the settings among them were judged together, in our own words.
-
-    Of an impossible value tyro prints pydantic's whole report. No value is None to it, and null in YAML and in what is
-    said of the settings.
-
-    Raises:
-        ValueError: a value is impossible.
-    """
-    known, given = config.flat(), dict[str, list[str | None]]()
-    arguments, key = list[str](), ""
-    for argument in rest:
-        flag, mark, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-        if flag:
-            key = flag.removeprefix("--").replace("-", "_")
-        if flag and key in known:
-            given[key] = []  # a flag that is given again counts alone
-        if key in given and (mark or not flag):
-            nothing = value in {"null", "None"} and not isinstance(known[key], str)
-            value = "None" if nothing else value
-            given[key].append(None if nothing else value)
-        arguments.append(f"{flag}{mark}{value}")
-    overrides: dict[str, Any] = {}
-    for key, values in given.items():
-        if isinstance(known[key], list) or len(values) > 1:
-            overrides[key] = values
-        elif values:
-            overrides[key] = values[0]
-    config.with_overrides(overrides)
-    return arguments
+def _options(record: Any) -> Iterator[str]:
+    """Names of a verb's own options."""
+    for field in fields(record):
+        if is_dataclass(field.default):
+            yield from _options(field.default)
+        elif isinstance(field.default, JobSettings):
+            yield from JobSettings.model_fields
+        else:
+            yield field.name
 
 
 def _overview() -> str:

@@ -9,13 +9,17 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from glsd.config import Config, DataConfig, documentation, load_config
+from glsd.config import Config, DataConfig
+from glsd.presets.load import load_config
+from ray_jobs.cli.settings import documented_yaml
 from ray_jobs.evaluation.options import EvaluateOptions
 from ray_jobs.pretraining.options import PretrainOptions
 from ray_jobs.settings import JobSettings
 from ray_jobs.sweeps.options import SweepOptions
 
 Flattened = tyro.conf.arg(name="")
+Settings = Annotated[Config, tyro.conf.Fixed, tyro.conf.Suppress]
+"""What the verb's preset and the settings on the command line give, which tyro does not read."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Pretrain:
     """Run directory: a folder, or a URI that all workers reach."""
     options: Annotated[PretrainOptions, Flattened] = PretrainOptions()
     job: Annotated[JobSettings, Flattened] = JobSettings()
-    config: Annotated[Config, Flattened] = Config()
+    config: Settings = Config()
 
     def run(self) -> None:
         """Do it."""
@@ -56,7 +60,7 @@ class Demo:
     out: str = "runs/demo"
     """Run directory."""
     job: Annotated[JobSettings, Flattened] = JobSettings()
-    config: Annotated[Config, Flattened] = Config()
+    config: Settings = Config()
 
     def run(self) -> None:
         """Do it."""
@@ -73,7 +77,7 @@ class ShowConfig:
     Example: glsd config paper
     """
 
-    config: Annotated[Config, Flattened] = Config()
+    config: Settings = Config()
 
     def run(self) -> None:
         """Do it."""
@@ -366,30 +370,6 @@ VERBS: dict[str, tuple[type[Any], str | None]] = {
 """Each verb's arguments, and the preset that fills its settings in: a fixed one, the one named next, or none."""
 
 
-def documented_yaml(config: Config) -> str:
-    """The configuration as YAML, with each setting's documentation, a default that differs, and what a run derives."""
-    lines = [
-        "# Above a setting stands what it means and, in brackets, where it is from: places in the paper, the authors'",
-        "# code for what the paper leaves open, or glsd for what is ours alone.",
-        "",
-    ]
-    documents, defaults = documentation(), Config().flat()
-    section = ""
-    for key, value in config.flat().items():
-        *path, leaf = key.split(".")
-        if path and path[0] != section:
-            lines += ["", f"# {getattr(config, path[0]).__doc__}", f"{path[0]}:"]
-        section = path[0] if path else ""
-        indent = "  " * len(path)
-        lines.append(f"{indent}# {documents[key]}")
-        if value != defaults[key]:
-            lines.append(f"{indent}# Default: {_yaml(defaults[key])}")
-        if key in config.auto:
-            lines.append(f"{indent}# In auto: a run derives it from the number of images instead (glsd/scaling.py).")
-        lines.append(f"{indent}{leaf}: {_yaml(value)}")
-    return "\n".join(lines)
-
-
 @contextmanager
 def _importing() -> Iterator[None]:
     """Say so while a job's libraries are imported, which takes seconds; on a terminal the words are gone afterwards."""
@@ -409,9 +389,3 @@ def _telling(phase: str) -> Iterator[None]:
     with ProgressLine() as line:
         line.phase(phase)
         yield
-
-
-def _yaml(value: Any) -> str:
-    import yaml
-
-    return str(yaml.safe_dump(value, default_flow_style=True, width=1000)).removesuffix("\n").removesuffix("\n...")

@@ -23,11 +23,11 @@ from glsd.data.samples import value_range_note
 from glsd.data.sources import Sources
 from glsd.data.splits import has_classes, labelled_split
 from glsd.data.units import UnitSource
+from glsd.presets.load import ScaledConfig
 from glsd.runs.checkpoints import checkpoints, newest_checkpoint
 from glsd.runs.directory import CONFIG, RunDirectory
 from glsd.runs.records import RunData, Summary
 from glsd.runs.trackers import check_loggers
-from glsd.scaling import scaled
 from glsd.storage.uris import check_uri
 from ray_jobs.cluster.files import share_files
 from ray_jobs.cluster.monitor import start_monitor
@@ -86,7 +86,7 @@ def pretrain(
     """
     check_loggers(job.loggers)
     run = RunDirectory(out)
-    if not config.auto:
+    if not isinstance(config, ScaledConfig):
         run.check_config(config)  # the cheapest check comes first
     for sources in (data, options.knn_data):
         run.check_apart(sources)
@@ -101,10 +101,9 @@ def pretrain(
         tested = indexed(options.knn_data, config, line) if options.knn_data else None
         identity = run.identity(index, tested).model_copy(update=init.identity if init is not None else {})
         image_ids = regime(index, config.data)
-        if config.auto:
-            run.check_data(identity)  # other data would derive other settings
-            derived = config.auto
-            config = scaled(config, len(image_ids))
+        if isinstance(config, ScaledConfig):
+            run.check_data(identity)  # other settings would follow from other data
+            derived, config = config.derived, config.for_images(len(image_ids))
             line.note(f"for {len(image_ids):,} images: " + ", ".join(f"{key} {config.flat()[key]}" for key in derived))
             run.check_config(config)
         # A new directory becomes this run's when it is sure that the run can start, so that a remedy may change it.

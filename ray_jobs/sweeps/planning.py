@@ -15,7 +15,6 @@ from glsd.encoder.encoder import untrained_encoder
 from glsd.runs.directory import CONFIG
 from glsd.runs.records import SweepFile, TrialImages, read_record
 from glsd.runs.sweep import TRIALS, TrialState, evaluation
-from glsd.scaling import scaled
 from glsd.storage.folder import Folder
 from glsd.storage.uris import absolute, joined
 from ray_jobs.cluster.resources import check_shares
@@ -90,7 +89,7 @@ def plan(trials: Sequence[Trial], common: Common, line: ProgressLine) -> list[Pl
             indexes[trial.data] = index, tested
         index, tested = indexes[trial.data]
         num_images = len(regime(index, config.data))
-        config = scaled(config, num_images)
+        config = config.for_images(num_images)
         if (sizes := config.model_dump_json(include=_SIZES)) not in checked:
             check_sizes(config)
             check_map(untrained_encoder(config), config.model.backbone)

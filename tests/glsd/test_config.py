@@ -7,8 +7,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glsd.config import Config, LinearConfig, documentation, load_config, presets
-from ray_jobs.cli.verbs import documented_yaml
+from glsd.config import Config, LinearConfig
+from glsd.presets.load import load_config, presets
+from glsd.record import documentation
+from ray_jobs.cli.settings import documented_yaml
 
 SOURCE = r"(Sec\. [1-4A](\.\d)*|Table \d|Eq\. \d|Algorithm \d|authors' code|glsd)"
 
@@ -19,7 +21,7 @@ def test_every_preset_survives_the_way_through_yaml(name, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(config.to_yaml())
     assert load_config(path) == config
-    assert load_config(path).digest == config.digest
+    assert load_config(path).for_images(2000).digest == config.for_images(2000).digest
 
 
 def test_the_paper_preset_has_the_papers_values():
@@ -75,7 +77,6 @@ def test_the_paper_preset_has_the_papers_values():
         "evaluation.crop": 224,
     }
     assert {key: flat[key] for key in expected} == expected
-    assert not flat["auto"]
 
 
 def test_the_linear_evaluation_has_the_papers_values():
@@ -130,6 +131,12 @@ def test_an_unknown_preset_and_an_unknown_key_in_a_file_are_named_with_the_neare
         load_config(path)
 
 
+def test_the_configuration_of_a_run_of_version_0_1_is_read():
+    assert Config.model_validate({"auto": [], "seed": 3}) == Config(seed=3)
+    with pytest.raises(ValueError, match="auto"):
+        Config.model_validate({"auto": ["optim.epochs"]})
+
+
 def test_a_file_may_spell_its_settings_nested_or_dotted(tmp_path):
     nested, dotted = tmp_path / "nested.yaml", tmp_path / "dotted.yaml"
     nested.write_text("seed: 3\noptim: {epochs: 30, batch_size: 64}\ndata: {value_range: [0, 4095]}\n")
@@ -146,7 +153,7 @@ def test_a_file_may_spell_its_settings_nested_or_dotted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"- optim\n- epochs\n", "holds no settings; write one a line"),
+        (b"- optim\n- epochs\n", "holds no settings; write one per line"),
         (b"just words\n", "holds no settings"),
         (b"seed: \xff\n", "is not UTF-8 text"),
         (b"[]\n", "holds no settings"),
@@ -158,6 +165,9 @@ def test_a_file_may_spell_its_settings_nested_or_dotted(tmp_path):
         (b"optim: {foo: {}}\n", r"there is no setting 'optim\.foo'"),
         (b"seed: {}\n", "seed: Input should be a valid integer"),
         (b"3: 4\n", "there is no setting '3'"),
+        (b"preset: papr\n", "there is no preset 'papr'; did you mean 'paper'"),
+        (b"preset: small_data\noptim.epoch: 4\n", r"there is no setting 'optim\.epoch'; did you mean 'optim\.epochs'"),
+        (b"derived: []\n", "there is no setting 'derived'"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_named_with_what_is_wrong(content, message, tmp_path):
@@ -168,8 +178,8 @@ def test_a_file_that_is_no_configuration_is_named_with_what_is_wrong(content, me
 
 
 def test_every_setting_is_documented_and_its_sources_stand_last():
-    assert documentation().keys() == Config().flat().keys()
-    documents = documentation() | documentation(LinearConfig, "linear.")
+    assert documentation(Config).keys() == Config().flat().keys()
+    documents = documentation(Config) | documentation(LinearConfig, "linear.")
     sourced = re.compile(rf"\S.+ \({SOURCE}(; {SOURCE})*\)\.")
     assert [key for key, text in documents.items() if not sourced.fullmatch(text)] == []
 
@@ -187,9 +197,10 @@ def test_differences_name_exactly_the_settings_that_were_changed(epochs, drop_pa
 
 
 @pytest.mark.parametrize("name", presets())
-def test_the_printed_configuration_is_yaml_of_the_same_settings(name):
+def test_the_printed_configuration_is_yaml_of_the_same_settings(name, tmp_path):
     config = load_config(name)
-    assert Config.model_validate(yaml.safe_load(documented_yaml(config))) == config
+    (tmp_path / "mine.yaml").write_text(documented_yaml(config))
+    assert load_config(tmp_path / "mine.yaml") == config
 
 
 def comments_above_settings(printed: str) -> dict[str, list[str]]:
@@ -210,17 +221,18 @@ def comments_above_settings(printed: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("name", presets())
 def test_above_a_printed_setting_stand_its_documentation_and_its_default_where_it_has_another_value(name):
-    config, defaults = load_config(name), Config().flat()
+    config, defaults = load_config(name).for_images(2000), Config().flat()
     found = comments_above_settings(documented_yaml(config))
     assert found.keys() == defaults.keys()
     for key, comments in found.items():
-        assert comments[0] == documentation()[key]
+        assert comments[0] == documentation(Config)[key]
         printed = [yaml.safe_load(line) for line in comments if line.startswith("Default: ")]
         assert printed == ([] if config.flat()[key] == defaults[key] else [{"Default": defaults[key]}])
 
 
-def test_a_printed_setting_that_a_run_derives_from_the_number_of_its_images_says_so_until_it_is_given():
+def test_a_setting_that_follows_from_the_number_of_images_is_printed_without_a_value_until_it_is_given():
     config = load_config("small_data", {"optim.epochs": 30})
-    found = comments_above_settings(documented_yaml(config))
-    derived = {key for key, comments in found.items() if any(line.startswith("In auto: ") for line in comments)}
-    assert derived == set(load_config("small_data").auto) - {"optim.epochs"}
+    printed = documented_yaml(config)
+    assert Config().flat().keys() - comments_above_settings(printed).keys() == set(config.derived)
+    assert "optim.epochs" not in config.derived
+    assert "# warmup_epochs follows from the number of images" in printed

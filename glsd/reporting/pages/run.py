@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from glsd.config import Config, documentation, explained
+from glsd.config import Config
 from glsd.evaluation.verdict import Verdict, collapse_verdict
+from glsd.record import documentation, explained
 from glsd.reporting.figures.curves import Chart, Level, chart_svg, run_charts, steps_per_epoch
 from glsd.reporting.page import html
 from glsd.reporting.page.html import Bar, Html
@@ -136,7 +137,7 @@ def _loading(run: RunDirectory, summary: Summary | None) -> list[Html]:
 
 
 def _settings(config: Config) -> list[Html]:
-    documents = documentation()
+    documents = documentation(Config)
     changed = [
         [key, json.dumps(value), json.dumps(default), documents[key]]
         for key, (default, value) in Config().differences(config).items()

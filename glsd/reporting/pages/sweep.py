@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from glsd.config import flatten
+from glsd.record import flatten
 from glsd.reporting.figures.canvas import figure_bytes, inline_svg
 from glsd.reporting.figures.regimes import axis_name
 from glsd.reporting.numbers import number_text, share_text

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from glsd.config import load_config
 from glsd.encoder.blocks import block_representations
 from glsd.encoder.encoder import Encoder
 from glsd.models.backbone import build_backbone
+from glsd.presets.load import load_config
 
 CONFIG = load_config("demo")
 

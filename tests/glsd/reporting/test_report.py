@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glsd.config import Config, LinearConfig, load_config
+from glsd.config import Config, LinearConfig
+from glsd.presets.load import load_config
 from glsd.reporting.report import report
 from glsd.runs.directory import RunDirectory
 from glsd.runs.lease import LeaseTimes

@@ -12,9 +12,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from glsd.config import load_config
 from glsd.encoder.encoder import Encoder
 from glsd.models.backbone import Backbone, timm_architecture
+from glsd.presets.load import load_config
 from glsd.weights.targets import export_to
 from glsd.weights.timm import ExportReport
 

@@ -8,8 +8,9 @@ import timm.data
 import torch
 from safetensors.torch import load_file
 
-from glsd.config import Config, load_config
+from glsd.config import Config
 from glsd.encoder.encoder import Encoder, load_encoder, untrained_encoder
+from glsd.presets.load import load_config
 from glsd.weights.timm import export_backbone, write_export
 from tests.processes import exit_code
 

@@ -12,7 +12,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from glsd.config import Config, load_config
+from glsd.config import Config
+from glsd.presets.load import load_config
+from glsd.record import documentation
 from ray_jobs.cli.main import main
 from ray_jobs.cli.verbs import VERBS
 from tests.glsd.runs.sweeps import ATrial, a_sweep
@@ -23,6 +25,20 @@ def photograph(tmp_path: Path) -> Path:
     path = tmp_path / "eine Katze ö.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)).save(path)
     return path
+
+
+def test_the_help_of_a_verb_has_the_documentation_and_the_preset_s_value_of_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "demo", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for key, text in documentation(Config).items():
+        assert f"--{key}" in shown
+        assert text.split(" (")[0][:40] in shown
+    assert (
+        "Name of a timm model with a feature map or patch tokens; the default is Swin-T/7 (Sec. 4.2; Table 1). "
+        "(default: test_resnet)" in shown
+    )
+    assert "--knn_data" in shown
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -48,6 +64,14 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (
             ["config", "demo", "--optim.epochs", "0"],
             "optim.epochs: Input should be greater than or equal to 1, not '0'",
+        ),
+        (["config", "demo", "--optim.epochs"], "--optim.epochs needs a value"),
+        (["config", "demo", "30"], "'30' belongs to no option"),
+        (["pretrain", "demo", "--data", ".", "--out", "mine", "--worker", "2"], "did you mean '--workers'?"),
+        (["pretrain", "demo", "--data", ".", "--out", "mine", "--workers", "0"], "workers: Input should be greater"),
+        (
+            ["config", "small_data", "--data.unit_size", "24"],
+            "optim.batch_size 512 is not a multiple of data.unit_size",
         ),
         (["config", "demo", "--optim.epochs=few"], "optim.epochs: Input should be a valid integer"),
         (["config", "demo", "--data.value_range", "10", "5"], "data: value_range must be [black, white]"),
@@ -121,7 +145,8 @@ def test_a_misspelt_setting_is_answered_with_the_nearest(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["config", "demo", "--optim.epoch", "3"])
     assert ended.value.code == 2
-    assert "--optim.epochs" in capsys.readouterr().err
+    said = "glsd: there is no option '--optim.epoch'; did you mean '--optim.epochs'?\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(
@@ -132,7 +157,10 @@ def test_a_misspelt_setting_is_answered_with_the_nearest(capsys):
         (["--augment.local_sizes", "--augment.num_local_crops", "--objective.setting", "vanilla"], "  local_sizes: []"),
         (["--data.image_column", "null"], "  image_column: 'null'"),
         (["--optim.base_lr", "1e-4"], "  base_lr: 0.0001"),
-        (["--auto", "optim.epochs", "model.num_prototypes", "--optim.epochs", "70"], "auto: [model.num_prototypes]"),
+        (["--augment.local-sizes", "96", "64", "--augment.num_local_crops=4", "2"], "  num_local_crops: [4, 2]"),
+        (["--data.value_range", "0", "4095"], "  value_range: [0.0, 4095.0]"),
+        (["--model.norm_last_layer"], "  norm_last_layer: true"),
+        (["--model.norm_last_layer", "--model.no_norm_last_layer"], "  norm_last_layer: false"),
     ],
 )
 def test_the_last_of_equal_flags_counts_and_names_stay_what_they_are(given, printed, capsys):

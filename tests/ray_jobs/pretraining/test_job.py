@@ -18,6 +18,7 @@ from PIL import Image
 from glsd.config import Config, DataConfig
 from glsd.data.index import build_index
 from glsd.encoder.encoder import load_encoder
+from glsd.presets.load import load_config
 from glsd.runs.checkpoints import load_checkpoint, manifest
 from glsd.training.loop import NonFiniteLoss
 from ray_jobs.pretraining.job import Run, pretrain
@@ -139,8 +140,8 @@ def test_a_run_directory_refuses_other_settings_and_other_data_by_name(
         pretrain(small_run(**{"optim.epochs": 5}), str(forty), uninterrupted.out)
     more = shutil.copytree(forty, tmp_path / "photos")
     shutil.copy(more / "rings" / "002.png", more / "rings" / "another.png")
-    derived = small_run().with_overrides({"auto": ("optim.epochs",)})  # other images would derive other settings
-    for config in (small_run(), derived):
+    given = {key: value for key, value in small_run().flat().items() if key != "optim.epochs"}
+    for config in (small_run(), load_config("small_data", given)):  # other epochs would follow from other images
         with pytest.raises(ValueError, match=r"other data:\n(.*\n)*  images: 40 there, 41 now\n"):
             pretrain(config, str(more), uninterrupted.out)
 

@@ -6,7 +6,8 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import PathPatch, Rectangle
 
 from glsd.augment.multicrop import Views, multicrop
-from glsd.config import Config, load_config
+from glsd.config import Config
+from glsd.presets.load import load_config
 
 CONFIG = load_config("demo", {"augment.vertical_flip": 0.5, "augment.local_scale": (0.02, 0.2)})
 

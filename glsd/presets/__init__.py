@@ -1,0 +1,1 @@
+"""Experiments by name: one YAML file per preset, and what reads them."""
