@@ -1,7 +1,7 @@
 """The demo: 2,624 photographs of solar cells with expert labels, in minutes on two CPU cores.
 
 The package elpv-dataset has the photographs in its folder. Its licence, CC BY-NC-SA 4.0, forbids commercial use, so
-they are downloaded by whoever wants the demo and never part of glsd.
+each user downloads them, and they are not part of glsd.
 """
 
 import csv
@@ -28,7 +28,7 @@ _TESTED = 0.2
 
 
 def demonstrate(config: Config, out: str, job: JobSettings) -> None:
-    """Pretrain on four fifths of the photographs, test by k-NN on the others, and say what came of it.
+    """Pretrain on four fifths of the photographs, test by k-NN on the others, and print the results.
 
     Raises:
         ValueError: the photographs are not installed.

@@ -1,4 +1,4 @@
-"""The pack job: any images into WebDataset tar shards, one Ray Data task a shard.
+"""The pack job: any images into WebDataset tar shards, one Ray Data task per shard.
 
 A shard holds the images as they are, decodable or not, in the order of the index: KEY.jpg with the encoded bytes and
 KEY.cls with the class id, KEY being the image_id; `classes.json` holds the names of the classes, unless they are
@@ -55,7 +55,7 @@ def pack(
     on_progress: Callable[[str, str], None] = lambda *_: None,
     cache_dir: str | Path | None = None,
 ) -> Packed:
-    """Write all images of the sources to WebDataset shards, every image once; the same call goes on after a kill.
+    """Write all images of the sources to WebDataset shards, every image once; make the same call again to resume.
 
     Args:
         source: folders, lists, tars or Parquet files, as `build_index` takes them.
@@ -70,7 +70,7 @@ def pack(
             what to do.
     """
     if shard_bytes < 1:
-        raise ValueError(f"shards of {shard_bytes} bytes hold nothing; 256 MiB is a good size")
+        raise ValueError(f"shards of {shard_bytes} bytes are too small for any image; use 256 MiB")
     if config.images_per_class is not None or config.fraction is not None:
         raise ValueError(
             "pack takes all images; leave out data.images_per_class and data.fraction and set them in training"
@@ -107,7 +107,7 @@ def pack(
 
 
 def _written(shards: list[Shard], index: Index, folder: Folder) -> Iterator[int]:
-    """Write shards on the cluster; gives the number of images of each as it is done."""
+    """Write shards on the cluster; yields the number of images of each when it is written."""
     rows, files = [shard._asdict() for shard in shards], share_files([index])
     write = partial(_write_shards, index=index, files=files, folder=folder)
     tasks = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -125,7 +125,7 @@ def _write_shards(
 ) -> dict[str, NDArray[Any]]:
     """A task: the shards of its rows, normally one.
 
-    Of an exception Ray Data brings home a traceback and no message, so what a user can mend travels as a row.
+    An error that a user can fix is returned as a row, because Ray Data shows only the traceback of an exception.
     """
     num_images, failures = [], []
     for fields in zip(*(rows[field].tolist() for field in Shard._fields), strict=True):

@@ -1,7 +1,7 @@
 """`glsd VERB ...`: the command line.
 
-A verb with settings takes a preset's name (or a YAML file) first, which fills the settings in; each can then be given
-by its dotted key. Verbs that need no cluster import no Ray.
+A verb with settings takes the name of a preset (or a YAML file) first. Each setting can then be given by its dotted
+key. Verbs that need no cluster import no Ray.
 """
 
 import difflib
@@ -28,7 +28,7 @@ from ray_jobs.settings import JobSettings
 
 
 def _check_no_credentials(arguments: Sequence[str]) -> None:
-    """Before anything of them is shown."""
+    """Refuse URIs with credentials before any argument is shown."""
     if uris := [argument for argument in arguments if "://" in argument]:
         from glsd.storage.uris import check_no_credentials  # imports pyarrow
 
@@ -37,7 +37,7 @@ def _check_no_credentials(arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb; what a user can mend is one line on stderr and exit status 2, and so is Ctrl-C with status 130."""
+    """Run a verb. An error that a user can fix is one line on stderr with exit status 2; Ctrl-C has status 130."""
     if arguments is None:
         _prepare_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parse(given).run()
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has seen enough
+    except BrokenPipeError:  # the reader has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except ValidationError as error:
@@ -57,12 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(_failed(str(error)))
     except KeyboardInterrupt:
-        _failed("interrupted; the same command goes on where it was")
+        _failed("interrupted; rerun the same command to resume")
         sys.exit(128 + signal.SIGINT)
 
 
 class _StandardError(io.TextIOWrapper):
-    """Standard error that ends no job: what cannot be written, as its reader has left or a disk is full, is dropped."""
+    """Standard error that ends no job: text is dropped if its reader has left or the disk is full."""
 
     def write(self, text: str) -> int:
         with suppress(OSError):
@@ -71,9 +71,9 @@ class _StandardError(io.TextIOWrapper):
 
 
 def _prepare_streams() -> None:
-    """Streams that take every text: of those that were closed nothing is shown, and what an encoding lacks is escaped.
+    """Make all streams writable: closed ones go nowhere, and characters that an encoding lacks are escaped.
 
-    Files that are opened later would otherwise get the numbers of closed streams, and what libraries print.
+    Otherwise a file that is opened later would get the number of a closed stream, and the text that libraries print.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -153,7 +153,7 @@ def _overview() -> str:
     ]
     for verb, (arguments, _) in VERBS.items():
         lines.append(f"  {verb:<10}{(arguments.__doc__ or '').splitlines()[0]}")
-    return "\n".join([*lines, "", "`glsd VERB --help` says more."])
+    return "\n".join([*lines, "", "`glsd VERB --help` lists its options."])
 
 
 def _failed(message: str) -> int:

@@ -19,12 +19,12 @@ from ray_jobs.sweeps.options import SweepOptions
 
 Flattened = tyro.conf.arg(name="")
 Settings = Annotated[Config, tyro.conf.Fixed, tyro.conf.Suppress]
-"""What the verb's preset and the settings on the command line give, which tyro does not read."""
+"""The preset of the verb with the settings of the command line; tyro does not parse it."""
 
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Pretrain a backbone on unlabelled images; after a kill the same command goes on where it was.
+    """Pretrain a backbone on unlabelled images; rerun the same command to resume.
 
     Example: glsd pretrain small_data --data photos --out runs/photos --optim.epochs 100
     """
@@ -38,7 +38,7 @@ class Pretrain:
     config: Settings = Config()
 
     def run(self) -> None:
-        """Do it."""
+        """Run the verb."""
         with _importing():
             from glsd.reporting.console import closing_words
             from ray_jobs.pretraining.job import pretrain
@@ -63,7 +63,7 @@ class Demo:
     config: Settings = Config()
 
     def run(self) -> None:
-        """Do it."""
+        """Run the verb."""
         with _importing():
             from ray_jobs.demo import demonstrate
 
@@ -80,7 +80,7 @@ class ShowConfig:
     config: Settings = Config()
 
     def run(self) -> None:
-        """Do it."""
+        """Run the verb."""
         print(documented_yaml(self.config))
 
 
@@ -101,7 +101,7 @@ class Preview:
     """Other seeds draw other crops."""
 
     def run(self) -> None:
-        """Do it."""
+        """Run the verb."""
         from glsd.data.images import UndecodableImage, decode
         from glsd.reporting.figures.canvas import save_figure
         from glsd.reporting.figures.image_preview import preview
@@ -114,7 +114,7 @@ class Preview:
         except OSError as error:
             raise ValueError(f"{self.image} cannot be read: {error.strerror}") from error
         except UndecodableImage as error:
-            raise ValueError(f"{self.image} is no image that can be read: {error}") from error
+            raise ValueError(f"{self.image} is not an image that glsd can read: {error}") from error
         print(save_figure(preview(image, config, seed=self.seed), self.out))
 
 
@@ -126,15 +126,15 @@ class Evaluate:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run directory, a checkpoint, an exported backbone, timm:NAME, or timm:NAME=FILE of weights; a file's images are
-    normalised as ImageNet's, or with timm:NAME.TAG=FILE as timm has it for that tag."""
+    """A run directory, a checkpoint, an exported backbone, timm:NAME, or timm:NAME=FILE of weights; images are
+    normalised as ImageNet's, or with timm:NAME.TAG=FILE as timm does for that tag."""
     data: tuple[str, ...]
     """Images that train and vote, labelled for k-NN and linear."""
     options: Annotated[EvaluateOptions, Flattened] = EvaluateOptions()
     job: Annotated[JobSettings, Flattened] = JobSettings()
 
     def run(self) -> None:
-        """Do it."""
+        """Run the verb."""
         with _importing():
             from glsd.reporting.console import score_table
             from ray_jobs.evaluation.job import evaluate
@@ -145,28 +145,28 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Run a grid of settings as trials of Ray Tune, each pretrained and evaluated; goes on after a kill.
+    """Run a grid of settings as trials of Ray Tune, each pretrained and evaluated; rerun to resume.
 
     Example: glsd sweep matching_by_regime --base small_data --data train --test val --seeds 0 1 --out sweeps/regimes
     """
 
     study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
     """matching_by_regime, matching_by_dataset, temperatures, threshold, learning_rate, or a YAML file of dotted keys
-    with lists, or with distributions such as {loguniform: [1e-5, 1e-3]}; with `together: [[KEY, KEY]]` the first values
+    with lists or with distributions such as {loguniform: [1e-5, 1e-3]}; with `together: [[KEY, KEY]]` the first values
     of these lists go together, the second ones, and so on."""
     data: tuple[str, ...]
-    """Images, as for pretrain; of several data sets each as NAME=FOLDER_OR_URI."""
+    """Images, as for pretrain; several data sets are given as NAME=FOLDER_OR_URI each."""
     out: str
     """Folder of the sweep: a folder, or a URI that all workers reach."""
     base: str = "small_data"
-    """Preset or YAML file with what all trials share."""
+    """Preset or YAML file of the settings that all trials share."""
     test: tuple[str, ...] = ()
     """Labelled images that are tested; without them a share of the labelled data is."""
     options: Annotated[SweepOptions, Flattened] = SweepOptions()
     job: Annotated[JobSettings, Flattened] = JobSettings()
 
     def run(self) -> None:
-        """Do it."""
+        """Run the verb."""
         with _importing():
             from glsd.reporting.console import states_table
             from glsd.reporting.report import report
@@ -181,14 +181,14 @@ class Sweep:
         if options.dry_run:
             print(plan_table(planned))
             if options.search == "optuna" and (num_left := options.samples - len(planned)) > 0:
-                print(f"Optuna draws {num_left} more, each when it knows what became of those before")
+                print(f"Optuna draws {num_left} more, each after the results of the earlier ones")
             return
         states = trial_states(self.out)
         with _telling(f"reporting {self.out}"):
             page = report(self.out)
         print(f"{states_table(states)}\n\n{page}")
         if rest := not_ended(planned, states):
-            raise RuntimeError(f"{rest}; the same command goes on with them")
+            raise RuntimeError(f"{rest}; rerun the same command to resume them")
 
     def command(self) -> list[str]:
         """The command line of this call, without what is at its default."""
@@ -217,7 +217,7 @@ class Report:
     """The file; by default report.html in that folder."""
 
     def run(self) -> None:
-        """Do it."""
+        """Run the verb."""
         with _telling(f"reporting {self.source}"):
             from glsd.reporting.report import report
 
@@ -227,7 +227,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Embed:
-    """Write the representations of images to a Parquet file; goes on after a kill.
+    """Write the representations of images to a Parquet file; rerun to resume.
 
     Example: glsd embed runs/photos --data photos --out features.parquet
     """
@@ -243,7 +243,7 @@ class Embed:
     job: Annotated[JobSettings, Flattened] = JobSettings()
 
     def run(self) -> None:
-        """Do it."""
+        """Run the verb."""
         with _importing():
             from ray_jobs.evaluation.embedding import embed
 
@@ -266,14 +266,14 @@ class Convert:
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """New folder."""
     backbone: str | None = None
-    """Name of the timm model; by default the file says it, or its tensors do. Images are normalised as ImageNet's, or
-    with NAME.TAG as timm has it for that tag."""
+    """Name of the timm model; by default it is read from the file or its tensors. Images are normalised as ImageNet's,
+    or with NAME.TAG as timm does for that tag."""
     prefix: str | None = None
-    """What stands before the names of the backbone's tensors, such as encoder_k. for another network than the one that
-    is taken; by default it is found."""
+    """Prefix of the names of the backbone's tensors, such as encoder_k. to take another network than the default; by
+    default it is found."""
 
     def run(self) -> None:
-        """Do it."""
+        """Run the verb."""
         with _telling(f"converting {self.src}"):
             from glsd.weights.foreign import convert
 
@@ -283,7 +283,7 @@ class Convert:
 
 @dataclass(frozen=True)
 class Pack:
-    """Pack images into WebDataset tar shards, their bytes unchanged, with Ray Data; goes on after a kill.
+    """Pack images into WebDataset tar shards, their bytes unchanged, with Ray Data; rerun to resume.
 
     Example: glsd pack data/train s3://bucket/shards
     """
@@ -300,7 +300,7 @@ class Pack:
     """Parquet and CSV: column of labels."""
 
     def run(self) -> None:
-        """Do it."""
+        """Run the verb."""
         with _importing():
             from ray_jobs.packing import pack
             from ray_jobs.progress import ProgressLine
@@ -326,7 +326,7 @@ class Export:
     """The library that loads it."""
 
     def run(self) -> None:
-        """Do it."""
+        """Run the verb."""
         with _telling(f"exporting the backbone of {self.model}"):
             from glsd.weights.load import load_model
             from glsd.weights.targets import export_to
@@ -337,17 +337,17 @@ class Export:
 
 @dataclass(frozen=True)
 class Cache:
-    """List what is kept in the cache folder (GLSD_CACHE), or clear it; all of it can be made again.
+    """List the files in the cache folder (GLSD_CACHE), or delete them; glsd makes them again when needed.
 
     Example: glsd cache --clear representations
     """
 
     clear: Literal["representations", "packed", "indexes", "layers", "all"] | None = None
     """What to delete: representations of images, images packed into tars, indexes of images, linear layers that were
-    trained without --out, or all of these. What a running process of this machine uses stays."""
+    trained without --out, or all of these. What a running process on this machine uses is kept."""
 
     def run(self) -> None:
-        """Do it."""
+        """Run the verb."""
         from ray_jobs.cli.caching import cache_table, clear, cleared_table, entries
 
         print(cache_table(entries()) if self.clear is None else cleared_table(*clear(self.clear)))
@@ -367,12 +367,12 @@ VERBS: dict[str, tuple[type[Any], str | None]] = {
     "pack": (Pack, None),
     "cache": (Cache, None),
 }
-"""Each verb's arguments, and the preset that fills its settings in: a fixed one, the one named next, or none."""
+"""The record of each verb, and the preset of its settings: a fixed one, "" for the one named next, or none."""
 
 
 @contextmanager
 def _importing() -> Iterator[None]:
-    """Say so while a job's libraries are imported, which takes seconds; on a terminal the words are gone afterwards."""
+    """Show that a job's libraries are imported, which takes seconds; a terminal's line is cleared afterwards."""
     is_terminal = sys.stderr.isatty()
     print("importing libraries", end="" if is_terminal else "\n", file=sys.stderr, flush=True)
     try:
@@ -383,7 +383,7 @@ def _importing() -> Iterator[None]:
 
 @contextmanager
 def _telling(phase: str) -> Iterator[None]:
-    """The progress line of what has one phase alone."""
+    """A progress line with a single phase."""
     from ray_jobs.progress import ProgressLine
 
     with ProgressLine() as line:

@@ -25,6 +25,17 @@ class Resources(NamedTuple):
     photometrics: Literal["worker", "device"]
 
 
+def own_device(job: JobSettings) -> str:
+    """Where this process, which is not a worker, computes: on its machine's GPU, if `job.gpu` allows it.
+
+    A trial of a sweep is an actor that reserves no GPU; other processes train on those that it sees.
+    """
+    import torch  # takes seconds
+
+    is_trial = ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+    return "cuda" if job.gpu is not False and not is_trial and torch.cuda.is_available() else "cpu"
+
+
 def gpu_room(gpus: float, per_worker: float) -> int:
     """How many workers fit, each of whose share lies on one GPU.
 

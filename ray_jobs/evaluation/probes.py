@@ -56,7 +56,7 @@ from glsd.storage.folder import Folder
 from glsd.storage.uris import unquote_key
 from ray_jobs.cluster.files import share_files
 from ray_jobs.cluster.monitor import start_monitor, watch
-from ray_jobs.cluster.resources import check_resources
+from ray_jobs.cluster.resources import check_resources, own_device
 from ray_jobs.evaluation.features import Features, Images, Selection, discard, extract, precompute
 from ray_jobs.evaluation.images import ProbedImages
 from ray_jobs.evaluation.linear import linear_probe
@@ -91,7 +91,7 @@ class Probing:
     ):
         self._model, self._encoder, self._images = model, encoder, images
         self._settings, self._line = settings, line
-        self._device = settings.device
+        self._device = own_device(settings)
         self._features: dict[tuple[Encoder, _Side, int], Features] = {}
         self._skipped: dict[tuple[str, int], str] = {(image.uri, image.image_id): image.reason for image in skipped}
 

@@ -31,7 +31,7 @@ from glsd.runs.trackers import check_loggers
 from glsd.storage.uris import check_uri
 from ray_jobs.cluster.files import share_files
 from ray_jobs.cluster.monitor import start_monitor
-from ray_jobs.cluster.resources import check_ranks, check_resources, check_shares
+from ray_jobs.cluster.resources import check_ranks, check_resources, check_shares, own_device
 from ray_jobs.cluster.start import cluster
 from ray_jobs.indexing import indexed
 from ray_jobs.pretraining.checks import batch_norm_note, check_sizes
@@ -116,7 +116,7 @@ def pretrain(
             if note := value_range_note((index, tested), config.data):
                 line.note(note)
             _train(prepared, job, claim, line)
-            finish(prepared, options.figures, job.device, line)
+            finish(prepared, options.figures, own_device(job), line)
         else:
             line.phase(f"{out} is finished: nothing is left to do")
     checkpoint, summary = newest_checkpoint(run.location), run.finished

@@ -105,7 +105,7 @@ def test_ctrl_c_is_heard_while_ray_is_waited_for(interruptible: None, silent: so
     _, said = started.communicate(timeout=300)
     assert time.monotonic() - sent < 10
     assert started.returncode == 130
-    assert said.endswith("\nglsd: interrupted; the same command goes on where it was\n")
+    assert said.endswith("\nglsd: interrupted; rerun the same command to resume\n")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # Ray sets its own deprecated fields

@@ -300,4 +300,4 @@ def test_ctrl_c_ends_a_verb_with_a_sentence(interruptible: None, tmp_path: Path)
     with (tmp_path / "image").open("wb"):  # which waits until the verb reads
         started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=300)  # a signal that came just before the read is seen at its end
-    assert (started.returncode, said) == (130, "glsd: interrupted; the same command goes on where it was\n")
+    assert (started.returncode, said) == (130, "glsd: interrupted; rerun the same command to resume\n")
