@@ -141,7 +141,7 @@ def _options(record: Any) -> Iterator[str]:
             yield from _options(field.default)
         elif isinstance(field.default, JobSettings):
             yield from JobSettings.model_fields
-        else:
+        elif not isinstance(field.default, Config):
             yield field.name
 
 

@@ -68,8 +68,7 @@ def evaluate(
         for sources in (data, options.test):
             folder.check_apart(sources)
         folder.check_own("evaluation", EVALUATION, (LINEAR, LEASE))
-    line = line or ProgressLine()
-    with line, nullcontext() if folder is None else held_lease(folder, line.phase, TIMES):
+    with line or ProgressLine() as line, nullcontext() if folder is None else held_lease(folder, line.phase, TIMES):
         state = _checkpoint_state(model)
         encoder = _resized(load_model(model) if state is None else teacher_encoder(state, model), options)
         if "collapse" not in options.probes:

@@ -86,13 +86,7 @@ def pretrain(
     """
     check_loggers(job.loggers)
     run = RunDirectory(out)
-    if not isinstance(config, ScaledConfig):
-        run.check_config(config)  # the cheapest check comes first
-    for sources in (data, options.knn_data):
-        run.check_apart(sources)
-    if options.init_from is not None:
-        check_uri(options.init_from)
-    check_sizes(config)
+    _check_call(run, config, data, options)
     with line or ProgressLine() as line, run.lease(on_wait=line.phase):
         if options.init_from is not None:
             line.phase(f"reading {options.init_from}")
@@ -103,8 +97,7 @@ def pretrain(
         image_ids = regime(index, config.data)
         if isinstance(config, ScaledConfig):
             run.check_data(identity)  # other settings would follow from other data
-            derived, config = config.derived, config.for_images(len(image_ids))
-            line.note(f"for {len(image_ids):,} images: " + ", ".join(f"{key} {config.flat()[key]}" for key in derived))
+            config = _for_images(config, len(image_ids), line)
             run.check_config(config)
         # A new directory becomes this run's when it is sure that the run can start, so that a remedy may change it.
         claim = partial(_claim, run, config, identity, index, image_ids, init)
@@ -123,6 +116,24 @@ def pretrain(
     assert checkpoint is not None
     assert summary is not None
     return Run(out, checkpoint, summary)
+
+
+def _check_call(run: RunDirectory, config: Config, data: Sources, options: PretrainOptions) -> None:
+    """Refuse what can be refused before the images are read."""
+    if not isinstance(config, ScaledConfig):
+        run.check_config(config)
+    for sources in (data, options.knn_data):
+        run.check_apart(sources)
+    if options.init_from is not None:
+        check_uri(options.init_from)
+    check_sizes(config)
+
+
+def _for_images(config: ScaledConfig, num_images: int, line: ProgressLine) -> Config:
+    """The settings for that many images, which the line shows."""
+    found = config.for_images(num_images)
+    line.note(f"for {num_images:,} images: " + ", ".join(f"{key} {found.flat()[key]}" for key in config.derived))
+    return found
 
 
 def _claim(
