@@ -14,7 +14,7 @@ from glsd.models.backbone import Backbone
 def block_representations(
     encoder: Encoder, images: Float[Tensor, "batch 3 height width"], num_blocks: int
 ) -> Float[Tensor, "batch dim"]:
-    """Representations of the last `num_blocks` blocks side by side, the deepest, z̄, last; of one block z̄ alone.
+    """Representations of the last `num_blocks` blocks side by side, the deepest, z̄, last; of one block only z̄.
 
     A block is represented as the backbone represents the last one: final LayerNorm, then the mean over the tokens of a
     Swin and the [CLS] token (or what else the model pools) of a ViT. Blocks of Swin's earlier stages have another width

@@ -1,7 +1,7 @@
 """The trained teacher as a frozen encoder: image -> (z̄, z), and the preprocessing of the evaluation (Sec. 4.3).
 
 A run trains a student and a teacher, each a backbone with heads; what is evaluated, exported and used is the teacher's
-backbone alone. `load_encoder` finds it in a run, a checkpoint or an exported folder.
+backbone only. `load_encoder` finds it in a run, a checkpoint or an exported folder.
 """
 
 import copy
@@ -138,7 +138,7 @@ def load_encoder(path: str | Path) -> Encoder:
             "file": "; a file of weights is named timm:NAME=FILE, or made an exported backbone by glsd convert",
         }
         raise ValueError(
-            f"{path} is no run with a complete checkpoint, no checkpoint, and no exported backbone "
+            f"{path} is not a run with a complete checkpoint, a checkpoint, or an exported backbone "
             f"({CONFIG_FILE} and {WEIGHTS_FILE}){hints.get(what_is_at(place), '')}"
         ) from error
     return teacher_encoder(state, checkpoint)

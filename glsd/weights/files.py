@@ -31,19 +31,19 @@ def read_foreign(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"{path} is no file; name a file of weights (.safetensors, or written by torch.save)")
+        raise ValueError(f"{path} is not a file; name a file of weights (.safetensors, or written by torch.save)")
     with path.open("rb") as stream:
         beginning = stream.read(len(_LEGACY))
     if beginning[8:9] == b"{":  # after the length of the header
         try:
             return dict(safetensors.torch.load_file(path))
         except SafetensorError as error:
-            raise ValueError(f"{path} is no file of safetensors, or a damaged one: {error}") from error
+            raise ValueError(f"{path} is not a file of safetensors, or is damaged: {error}") from error
     if not beginning.startswith((_ZIP, _LEGACY)):
         raise ValueError(f"{path} was written neither by torch.save nor by safetensors")
     if _is_torchscript(path):
         raise ValueError(
-            f"{path} is a TorchScript archive, a program and not weights alone; save its tensors, "
+            f"{path} is a TorchScript archive, a program and not only weights; save its tensors, "
             "torch.save(torch.jit.load(...).state_dict(), ...), where you trust it"
         )
     try:

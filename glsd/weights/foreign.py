@@ -40,8 +40,6 @@ _BEGINNINGS = {"blocks.": "vit", "layer1.": "resnet", "layers.": "swin", "stages
 """How names of a family begin."""
 
 _ENOUGH = 0.95
-
-
 _FILTER_ERRORS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What timm's filters raise for the weights of another architecture."""
 
@@ -68,10 +66,20 @@ class ConversionReport(NamedTuple):
     ignored: dict[str, int]
     """How many tensors each other part of the file has: heads, student, optimiser."""
 
+    @property
+    def num_tensors(self) -> int:
+        """Of the backbone."""
+        return len(self.matched) + len(self.missing) + len(self.mismatched)
+
+    @property
+    def share(self) -> float:
+        """Of the backbone's tensors, those that are matched."""
+        return len(self.matched) / self.num_tensors
+
     def __str__(self) -> str:
         """The report as lines for a person; empty lists are left out."""
-        total = len(self.matched) + len(self.missing) + len(self.mismatched)
-        lines = [f"{self.layout} layout, backbone {self.backbone}: {len(self.matched)} of {total} tensors matched"]
+        num_matched = f"{len(self.matched)} of {self.num_tensors}"
+        lines = [f"{self.layout} layout, backbone {self.backbone}: {num_matched} tensors matched"]
         for what in ("missing", "mismatched", "unexpected", "resampled"):
             names: tuple[str, ...] = getattr(self, what)
             if names:
@@ -142,41 +150,26 @@ def encoder_of(
         torch.default_generator.manual_seed(0)  # what a file lacks is the same in every conversion
         backbone = build_backbone(name)
     try:
-        fit = _fit(from_huggingface(weights, backbone.model.state_dict()), backbone.model)
+        ours = from_huggingface(weights, backbone.model.state_dict())
+        matched, report = _fit(ours, backbone.model, name, src, layout, ignored)
     except _FILTER_ERRORS as error:
         raise ValueError(f"{src} ({layout} layout) does not fit backbone {name}: {error!r}") from error
-    report = ConversionReport(
-        Path(src),
-        layout,
-        name,
-        tuple(fit.matched),
-        tuple(fit.missing),
-        tuple(fit.unexpected),
-        tuple(fit.mismatched),
-        tuple(fit.resampled),
-        dict(Counter(ignored or {}) + fit.heads),
-    )
-    if fit.mismatched:
+    if report.mismatched:
         raise ValueError(
-            f"{src} does not fit backbone {name}: {len(fit.mismatched)} of its tensors have another shape, as those of "
-            f"another architecture; name the backbone that they are of\n{report}"
+            f"{src} does not fit backbone {name}: {len(report.mismatched)} of its tensors have another shape, as those "
+            f"of another architecture; name the backbone that they are of\n{report}"
         )
-    if fit.share < _ENOUGH:
+    if report.share < _ENOUGH:
         raise ValueError(
-            f"{src} does not fit backbone {name}: {fit.share:.1%} of its tensors are matched, and {_ENOUGH:.0%} must "
-            f"be; name another backbone, or with glsd convert --prefix what stands before its tensors' names, "
+            f"{src} does not fit backbone {name}: {report.share:.1%} of its tensors are matched, and {_ENOUGH:.0%} "
+            f"must be; name another backbone, or with glsd convert --prefix what stands before its tensors' names, "
             f"which in the file begin with {beginnings(weights)}\n{report}"
         )
     config = Config().with_overrides(
-        # A backbone alone has no recipe: no paths are dropped and no local crops made, which not every model can.
-        {
-            "model.backbone": name,
-            "model.drop_path": 0.0,
-            "augment.local_sizes": (),
-            "augment.num_local_crops": (),
-        }
+        # A backbone has no recipe: no paths are dropped and no local crops made, which not every model can.
+        {"model.backbone": name, "model.drop_path": 0.0, "augment.local_sizes": (), "augment.num_local_crops": ()}
     )
-    state = {f"model.{name}": value for name, value in (backbone.model.state_dict() | fit.matched).items()}
+    state = {f"model.{name}": value for name, value in (backbone.model.state_dict() | matched).items()}
     return build_encoder(config, state, str(src), backbone), report
 
 
@@ -194,24 +187,15 @@ def timm_normalization(name: str, tag: str = "") -> dict[str, Any]:
     return {"augment.mean": facts.mean, "augment.std": facts.std}
 
 
-class _Fit(NamedTuple):
-    """Weights in timm's names against a model; see `ConversionReport`."""
-
-    matched: dict[str, Tensor]
-    missing: list[str]
-    unexpected: list[str]
-    mismatched: list[str]
-    resampled: list[str]
-    heads: Counter[str]
-
-    @property
-    def share(self) -> float:
-        """Of the backbone's tensors, those that are matched."""
-        return len(self.matched) / (len(self.matched) + len(self.missing) + len(self.mismatched))
-
-
-def _fit(weights: Mapping[str, Tensor], model: nn.Module) -> _Fit:
-    """Bring weights into the model's names and shapes, by timm's own filter where the model has one, and compare."""
+def _fit(
+    weights: Mapping[str, Tensor],
+    model: nn.Module,
+    name: str,
+    src: str | Path,
+    layout: str = FLAT,
+    ignored: Mapping[str, int] | None = None,
+) -> tuple[dict[str, Tensor], ConversionReport]:
+    """The weights that fit the model `name`, in its names and shapes, by timm's own filter where the model has one."""
     head: dict[str, Tensor] = {}
     if "layers.1.downsample.reduction.weight" in weights and "layers.0.downsample.reduction.weight" not in weights:
         # timm up to 1.0.30 takes a Swin for one in the layout of Swin's authors unless it has a classifier.
@@ -221,25 +205,30 @@ def _fit(weights: Mapping[str, Tensor], model: nn.Module) -> _Fit:
     found: dict[str, Tensor] = head | (dict(weights) if to_timm is None else to_timm(dict(weights), model))
     # The number of batches that a batch norm has seen changes no representation, and old files lack it.
     state = model.state_dict()
-    expected = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    expected = {key: value.shape for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    matched = {key: found[key] for key, shape in expected.items() if key in found and found[key].shape == shape}
     others = [key for key in found if key not in state]
-    heads = [key for key in others if key.startswith(HEADS)]
-    return _Fit(
-        matched={key: found[key] for key in expected if key in found and found[key].shape == expected[key].shape},
-        missing=[key for key in expected if key not in found],
-        unexpected=[key for key in others if key not in heads],
-        mismatched=[
-            f"{key} {tuple(found[key].shape)} for {tuple(expected[key].shape)}"
-            for key in expected
-            if key in found and found[key].shape != expected[key].shape
-        ],
-        resampled=[
+    heads = Counter(key.partition(".")[0] for key in others if key.startswith(HEADS))
+    report = ConversionReport(
+        Path(src),
+        layout,
+        name,
+        matched=tuple(matched),
+        missing=tuple(key for key in expected if key not in found),
+        unexpected=tuple(key for key in others if not key.startswith(HEADS)),
+        mismatched=tuple(
+            f"{key} {tuple(found[key].shape)} for {tuple(shape)}"
+            for key, shape in expected.items()
+            if key in found and key not in matched
+        ),
+        resampled=tuple(
             key
             for key, value in found.items()
             if key.endswith((*TELLING, "pos_embed")) and key in weights and _resampled(weights[key], value, weights)
-        ],
-        heads=Counter(key.partition(".")[0] for key in heads),
+        ),
+        ignored=dict(Counter(ignored or {}) + heads),
     )
+    return matched, report
 
 
 def _resampled(before: Tensor, after: Tensor, weights: Mapping[str, Tensor]) -> bool:
@@ -281,7 +270,7 @@ def _recognised(weights: Mapping[str, Tensor], src: str | Path) -> str:
     Raises:
         ValueError: there is none; the message names the nearest one.
     """
-    fits: dict[str, _Fit] = {}
+    fits: dict[str, ConversionReport] = {}
     families = {family for start, family in _BEGINNINGS.items() if any(key.startswith(start) for key in weights)}
     families |= {family for family in [huggingface_family(weights)] if family}
     for name in itertools.chain(*(names for family, names in _COMMON.items() if family in families)):
@@ -290,7 +279,7 @@ def _recognised(weights: Mapping[str, Tensor], src: str | Path) -> str:
         shapes = {key: value.shape for key, value in model.state_dict().items() if key.endswith(TELLING)}
         as_they_are = {key: value for key, value in ours.items() if shapes.get(key, value.shape) == value.shape}
         try:
-            fits[name] = _fit(as_they_are, model)
+            _, fits[name] = _fit(as_they_are, model, name, src)
         except _FILTER_ERRORS:
             continue
         if fits[name].share == 1 and not fits[name].unexpected:

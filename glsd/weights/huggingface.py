@@ -15,6 +15,7 @@ from glsd.weights.names import (
     Renames,
     depths_and_dims,
     renamed,
+    renames,
     safetensors_bytes,
     settings,
     swin_facts,
@@ -48,7 +49,7 @@ def from_huggingface(weights: Mapping[str, Tensor], model: Mapping[str, Tensor])
     left = renamed(weights, _DINOV2_AS_VIT) if family == "vit" else dict(weights)
     found = {}
     for name, value in with_downsampling_moved(model, -1).items():
-        theirs = list(renamed(with_qkv_split({name: value}), _HUGGINGFACE_NAMES[family]))
+        theirs = list(renamed(with_qkv_split({name: value}), renames(family, "huggingface")))
         if all(their in left for their in theirs):
             parts = [left.pop(their) for their in theirs]
             found[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -69,7 +70,7 @@ def export_huggingface(encoder: Encoder, out: str | Path, family: str) -> Export
             return "SwinModel fails where a map is smaller than a window, as its last is"
         return ""
 
-    weights = renamed(with_qkv_split(weights_of(encoder)), _HUGGINGFACE_NAMES[family])
+    weights = renamed(with_qkv_split(weights_of(encoder)), renames(family, "huggingface"))
     processor = {
         "image_processor_type": "BitImageProcessor",  # resizes the shorter side and crops; ViT's makes it square
         "size": {"shortest_edge": config.evaluation.resize},
@@ -166,61 +167,15 @@ _HUGGINGFACE_MODELS = {
 }
 
 
-_TRANSFORMER_BLOCKS: Renames = (
-    (r"\.norm1", ".layernorm_before"),
-    (r"\.norm2", ".layernorm_after"),
-    (r"attn\.proj", "attention.output.dense"),
-    (r"mlp\.fc1", "intermediate.dense"),
-    (r"mlp\.fc2", "output.dense"),
-    (r"^norm", "layernorm"),
-)
-
-
-_HUGGINGFACE_NAMES: dict[str, Renames] = {
-    "swin": (
-        (r"^patch_embed\.proj", "embeddings.patch_embeddings.projection"),
-        (r"^patch_embed\.norm", "embeddings.norm"),
-        (r"^layers", "encoder.layers"),
-        (r"attn\.(query|key|value|relative)", r"attention.self.\1"),
-        *_TRANSFORMER_BLOCKS,
-    ),
-    "vit": (
-        (r"^cls_token", "embeddings.cls_token"),
-        (r"^pos_embed", "embeddings.position_embeddings"),
-        (r"^patch_embed\.proj", "embeddings.patch_embeddings.projection"),
-        (r"^blocks", "encoder.layer"),
-        (r"attn\.(query|key|value)", r"attention.attention.\1"),
-        *_TRANSFORMER_BLOCKS,
-    ),
-    "resnet": (
-        (r"^layer(\d)\.(\d+)", lambda found: f"encoder.stages.{int(found[1]) - 1}.layers.{found[2]}"),
-        (r"downsample\.0", "shortcut.convolution"),
-        (r"downsample\.1", "shortcut.normalization"),
-        (r"^conv1", "embedder.embedder.convolution"),
-        (r"^bn1", "embedder.embedder.normalization"),
-        (r"\.conv(\d)", lambda found: f".layer.{int(found[1]) - 1}.convolution"),
-        (r"\.bn(\d)", lambda found: f".layer.{int(found[1]) - 1}.normalization"),
-    ),
-    "convnext": (
-        (r"^stem\.0", "embeddings.patch_embeddings"),
-        (r"^stem\.1", "embeddings.layernorm"),
-        (r"^head\.norm", "layernorm"),
-        (r"^stages\.(\d+)\.downsample", r"encoder.stages.\1.downsampling_layer"),
-        (r"^stages\.(\d+)\.blocks", r"encoder.stages.\1.layers"),
-        (r"\.conv_dw", ".dwconv"),
-        (r"\.norm", ".layernorm"),
-        (r"\.mlp\.fc", ".pwconv"),
-        (r"\.gamma", ".layer_scale_parameter"),
-    ),
-}
-
-
 _ON_HUB = {"embedder.": "resnet", "encoder.layer.": "vit", "encoder.layers.": "swin", "encoder.stages.": "convnext"}
 """Families by how transformers' names begin."""
 
 
 _DINOV2_AS_VIT: Renames = (
-    *_TRANSFORMER_BLOCKS,
+    (r"\.norm1", ".layernorm_before"),
+    (r"\.norm2", ".layernorm_after"),
+    (r"mlp\.fc1", "intermediate.dense"),
+    (r"mlp\.fc2", "output.dense"),
     (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
     (r"^embeddings\.(mask_token|register_tokens)", r"\1"),
 )

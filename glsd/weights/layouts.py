@@ -1,8 +1,8 @@
 """Whose checkpoint a file is, by the names of its tensors, and which of its networks is taken.
 
 `_NETWORKS` lists the layouts that are known. Of several networks it takes the one that the layout's authors evaluate:
-the teacher of DINO, the query encoder of MoCo. A backbone alone is found under any prefix, in timm's names, those of
-these codes or those of Hugging Face's transformers.
+the teacher of DINO, the query encoder of MoCo. A single backbone is found under any prefix, in timm's
+names, those of these codes or those of Hugging Face's transformers.
 """
 
 import re
@@ -18,7 +18,7 @@ from glsd.weights.files import sharded_advice
 from glsd.weights.huggingface import huggingface_family
 
 FLAT = "flat"
-"""Layout of a file that holds a backbone alone."""
+"""Layout of a file that holds only a backbone."""
 
 
 class Part(NamedTuple):
@@ -65,7 +65,7 @@ def backbone_part(content: Mapping[str, Any], prefix: str | None, timm_names: Co
 
 
 def _without_chunks(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """DINOv2's `blocks.CHUNK.I` as `blocks.I`: its chunks go on counting, where the stages of others begin anew."""
+    """DINOv2's `blocks.CHUNK.I` as `blocks.I`: its chunks number all blocks, the stages of others begin at 0."""
     named = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value for name, value in weights.items()}
     return named if len(named) == len(weights) else weights
 
@@ -100,11 +100,7 @@ _NETWORKS = {
     r"target_encoder\.": "I-JEPA",
 }
 """Layouts by what stands before the names of a network. The first that is found in a file is taken."""
-
-
 _PREFIX = r"((?:[^.]+\.)*?)"
-
-
 _PLACED = re.compile(
     _PREFIX + r"(?:embeddings\.patch_embeddings|embedder\.embedder|(?:blocks|layers|layer1|stages)\.\d)"
 )
@@ -116,7 +112,7 @@ _WORKERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_check
 
 
 HEADS = ("head.", "head_dense.", "head_dist.", "fc.", "classifier.", "pooler.", "decoder_", "mask_token")
-"""How names of what is no backbone begin, in the layouts that keep it beside the backbone's names."""
+"""How names of what is not the backbone begin, in the layouts that keep it beside the backbone's names."""
 
 
 TELLING = ("patch_embed.proj.weight", "relative_position_bias_table")

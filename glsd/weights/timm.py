@@ -142,7 +142,7 @@ def refuse_to_replace(out: str | Path, files: Iterable[str]) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or not _is_export(folder, set(files)):
-        raise ValueError(f"{out} is no earlier export and will not be replaced; name an empty or a new folder")
+        raise ValueError(f"{out} is not an earlier export and will not be replaced; name an empty or a new folder")
 
 
 def _is_export(folder: Path, files: set[str]) -> bool:
@@ -185,7 +185,7 @@ def _timm_lines(encoder: Encoder) -> Callable[[Path], str]:
     image = torch.zeros(1, 3, crop, crop, device=next(encoder.parameters()).device)
     z_bar = "model.eval()(images)"
     if encoder.backbone.model(image).shape[1] != encoder.backbone.dim:
-        # Its head goes on after the pooling, as MobileNet's does.
+        # Its head continues after the pooling, as MobileNet's does.
         z_bar = f"model.eval().forward_features(images).mean({(1, 2) if encoder.backbone.channels_last else (2, 3)})"
     return lambda folder: (
         f"import timm\nmodel = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True, num_classes=0)\n"

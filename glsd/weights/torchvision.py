@@ -8,10 +8,10 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from glsd.encoder.encoder import WEIGHTS_FILE, Encoder
 from glsd.weights.names import (
     NOTES,
-    Renames,
     call,
     depths_and_dims,
     renamed,
+    renames,
     safetensors_bytes,
     settings,
     swin_facts,
@@ -31,7 +31,7 @@ def export_torchvision(encoder: Encoder, out: str | Path, family: str) -> Export
     for name, module in encoder.backbone.model.named_modules():
         if family == "swin" and name.endswith(".attn"):
             weights[f"{name}.relative_position_index"] = module.relative_position_index.flatten()
-    weights = renamed(weights, _TORCHVISION_NAMES[family])
+    weights = renamed(weights, renames(family, "torchvision"))
     if family == "convnext":
         weights |= {key: value[:, None, None] for key, value in weights.items() if key.endswith(".layer_scale")}
     model = _TORCHVISION_MODELS[family](encoder)
@@ -106,40 +106,4 @@ _TORCHVISION_MODELS = {
     "vit": _torchvision_vit,
     "resnet": _torchvision_resnet,
     "convnext": _torchvision_convnext,
-}
-
-
-_TORCHVISION_NAMES: dict[str, Renames] = {
-    "swin": (
-        (r"^patch_embed\.proj", "features.0.0"),
-        (r"^patch_embed\.norm", "features.0.2"),
-        (r"^layers\.(\d+)\.blocks", lambda found: f"features.{2 * int(found[1]) + 1}"),
-        (r"^layers\.(\d+)\.downsample", lambda found: f"features.{2 * int(found[1]) + 2}"),
-        (r"mlp\.fc1", "mlp.0"),
-        (r"mlp\.fc2", "mlp.3"),
-    ),
-    "vit": (
-        (r"^cls_token", "class_token"),
-        (r"^pos_embed", "encoder.pos_embedding"),
-        (r"^patch_embed\.proj", "conv_proj"),
-        (r"^norm", "encoder.ln"),
-        (r"^blocks\.(\d+)\.", r"encoder.layers.encoder_layer_\1."),
-        (r"\.norm(\d)", r".ln_\1"),
-        (r"attn\.qkv\.", "self_attention.in_proj_"),
-        (r"attn\.proj", "self_attention.out_proj"),
-        (r"mlp\.fc1", "mlp.0"),
-        (r"mlp\.fc2", "mlp.3"),
-    ),
-    "resnet": (),
-    "convnext": (
-        (r"^stem", "features.0"),
-        (r"^stages\.(\d+)\.downsample", lambda found: f"features.{2 * int(found[1])}"),
-        (r"^stages\.(\d+)\.blocks\.(\d+)\.", lambda found: f"features.{2 * int(found[1]) + 1}.{found[2]}.block."),
-        (r"block\.conv_dw", "block.0"),
-        (r"block\.norm", "block.2"),
-        (r"block\.mlp\.fc1", "block.3"),
-        (r"block\.mlp\.fc2", "block.5"),
-        (r"block\.gamma", "layer_scale"),
-        (r"^head\.norm", "classifier.0"),
-    ),
 }

@@ -155,7 +155,7 @@ def test_loading_an_encoder_leaves_the_callers_random_numbers(tmp_path: Path) ->
 @pytest.mark.parametrize("where", ["", "missing", "checkpoints/step_00000001"])
 def test_a_path_without_an_encoder_is_named(tmp_path: Path, where: str) -> None:
     (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
-    with pytest.raises(ValueError, match="is no run with a complete checkpoint, no checkpoint, and no exported"):
+    with pytest.raises(ValueError, match="is not a run with a complete checkpoint, a checkpoint, or an exported"):
         load_encoder(tmp_path / where)
 
 
@@ -296,7 +296,7 @@ def test_a_timm_name_has_the_hubs_weights_and_their_normalisation(
         ("timm:resnet5", "did you mean 'resnet50'"),
         ("timm:resnet50.of_mine", r"resnet50\.of_mine: timm has no weights of that tag"),
         ("timm:resnet50.of_mine=missing.pth", "timm has no weights of that tag"),
-        ("timm:resnet50=missing.pth", r"missing\.pth is no file"),
+        ("timm:resnet50=missing.pth", r"missing\.pth is not a file"),
         ("missing", r"missing is no run .*: it does not exist$"),
     ],
 )

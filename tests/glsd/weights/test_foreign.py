@@ -625,12 +625,12 @@ def test_a_file_without_weights_or_damaged_is_named(tmp_path: Path) -> None:
     torch.save({"state_dict": {0: torch.ones(2)}}, tmp_path / "nested.pth")
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     for path, said in (
-        (tmp_path / "nothing.pth", "is no file"),
-        (tmp_path, "is no file"),
+        (tmp_path / "nothing.pth", "is not a file"),
+        (tmp_path, "is not a file"),
         (file("notes.txt", b"hello world"), r"written neither by torch\.save nor by safetensors"),
         (file("none.pth", b""), r"written neither by torch\.save nor by safetensors"),
         (file("cut.pth", (tmp_path / "whole.pth").read_bytes()[:500]), "is damaged"),
-        (file("cut.safetensors", (tmp_path / "whole.safetensors").read_bytes()[:500]), "or a damaged one"),
+        (file("cut.safetensors", (tmp_path / "whole.safetensors").read_bytes()[:500]), "or is damaged"),
         (tmp_path / "empty.pth", "holds no weights of a backbone; it has epoch, model_name"),
         (tmp_path / "numbered.pth", "holds a dict, and not tensors by name"),
         (tmp_path / "nested.pth", "holds no weights of a backbone; it has state_dict"),

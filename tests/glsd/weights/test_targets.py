@@ -268,7 +268,7 @@ def test_only_an_export_for_the_same_library_is_replaced(tmp_path: Path) -> None
         export_to(first, tmp_path / target, target)
         for other in targets:
             if other != target:
-                with pytest.raises(ValueError, match="is no earlier export and will not be replaced"):
+                with pytest.raises(ValueError, match="is not an earlier export and will not be replaced"):
                     export_to(second, tmp_path / target, other)
     export_to(second, tmp_path / "torchvision", "torchvision")
     assert json.loads((tmp_path / "torchvision" / "torchvision.json").read_text())["preprocessing"]["center_crop"] == 96
@@ -278,5 +278,5 @@ def test_only_an_export_for_the_same_library_is_replaced(tmp_path: Path) -> None
 def test_a_model_of_someone_elses_is_not_replaced(tmp_path: Path) -> None:
     export_to(encoder_of("vit_tiny_patch16_224", **VIT), tmp_path, "torchvision")
     (tmp_path / "torchvision.json").write_text('{"python": []}')
-    with pytest.raises(ValueError, match="is no earlier export and will not be replaced"):
+    with pytest.raises(ValueError, match="is not an earlier export and will not be replaced"):
         export_to(encoder_of("vit_tiny_patch16_224", **VIT), tmp_path, "torchvision")

@@ -93,7 +93,7 @@ def test_exporting_again_replaces_the_export(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_export_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="is no earlier export and will not be replaced"):
+    with pytest.raises(ValueError, match="is not an earlier export and will not be replaced"):
         export_backbone(untrained_encoder(config()), tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
