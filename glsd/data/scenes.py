@@ -5,7 +5,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from glsd.config import DataConfig
+from glsd.data.images import UndecodableImage, decode
 from glsd.data.sources import read_csv
+from glsd.storage.files import read
 from glsd.storage.listing import what_is_at
 from glsd.storage.uris import absolute, beside
 
@@ -59,3 +62,18 @@ def _scene(uri: str, line_number: int, image_a: str, image_b: str, homography: s
     if not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix) < 3:
         raise ValueError(f"{uri}, line {line_number}: the homography {homography!r} cannot be inverted")
     return Scene(paths[0], paths[1], matrix)
+
+
+def photographs(scene: Scene, limits: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Both images of a scene.
+
+    Raises:
+        ValueError: one cannot be decoded; the message names it.
+    """
+    images = []
+    for uri in (scene.image_a, scene.image_b):
+        try:
+            images.append(decode(read(uri)[0], limits.max_pixels, limits.value_range))
+        except UndecodableImage as error:
+            raise ValueError(f"{uri}: {error}") from error
+    return images[0], images[1]

@@ -163,7 +163,10 @@ def collapse_report(
         batch = to_device(views.arrays() | {"image_id": ids}, config.augment, torch.device(device))
         for name, value in _unit_report(restored, batch, config).items():
             measured.setdefault(name, []).append((float(value), len(ids)))
-    metrics = {name: _weighted_mean(parts) for name, parts in measured.items()}
+    metrics = {
+        name: sum(value * weight for value, weight in parts) / sum(weight for _, weight in parts)
+        for name, parts in measured.items()
+    }
     return metrics, collapse_verdict(metrics)
 
 
@@ -182,7 +185,7 @@ def encoder_collapse(
     """
     _check_number(z_bar)
     metrics = _feature_metrics(z_bar)
-    metrics["rank_me"] = _directions(metrics["effective_rank"], min(z_bar.shape))
+    metrics["rank_me"] = 1 + metrics["effective_rank"] * (min(z_bar.shape) - 1)
     globals_only = encoder.config.augment.model_copy(
         update={"global_size": encoder.config.evaluation.crop, "local_sizes": (), "num_local_crops": ()}
     )
@@ -205,11 +208,6 @@ def _feature_metrics(z_bar: Float[Tensor, "rows dim"]) -> dict[str, Tensor]:
     }
 
 
-def _directions(share: Tensor, most: int) -> Tensor:
-    """RankMe of an `effective_rank` that is a share of the `most` directions possible."""
-    return 1 + share * (most - 1)
-
-
 def _matching_metrics(z: Float[Tensor, "images 2 height width dim"]) -> dict[str, Tensor]:
     """Usage of k* from each of the two global crops to the other."""
     z = z.flatten(2, 3)  # (B, 2, K, d)
@@ -225,17 +223,13 @@ def _unit_report(state: TrainState, batch: Batch, config: Config) -> dict[str, T
     metrics = collapse_metrics(state.teacher, batch, state.centers, config, temperature)
     if "effective_rank" in metrics:
         most = min(2 * len(batch.geo), state.teacher.backbone.dim)
-        metrics["rank_me"] = _directions(metrics["effective_rank"], most)
+        metrics["rank_me"] = 1 + metrics["effective_rank"] * (most - 1)
     crops = batch.crops[0].requires_grad_()
     losses, _ = unit_losses(state, batch, temperature, config)
     (gradient,) = torch.autograd.grad(losses.total * len(batch.geo), crops)
     metrics["loss_share"] = losses.global_loss.detach() / math.log(config.model.num_prototypes)
     metrics["input_gradient_norm"] = gradient.square().mean().sqrt()
     return metrics
-
-
-def _weighted_mean(parts: Sequence[tuple[float, int]]) -> float:
-    return sum(value * weight for value, weight in parts) / sum(weight for _, weight in parts)
 
 
 def _check_number(images: Sized) -> None:

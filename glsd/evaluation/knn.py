@@ -165,4 +165,5 @@ def _directions(z_bar: Float[Tensor, "n dim"], name: str, first_row: int) -> Flo
     if not bool(norm.isfinite().all()):
         row = first_row + int((~norm.isfinite()).flatten().nonzero()[0])
         raise ValueError(f"the representation of {name} {row} is not finite")
-    return (z_bar / norm.clamp_min(torch.finfo(torch.float64).tiny)).float()
+    directions: Tensor = z_bar / norm.clamp_min(torch.finfo(torch.float64).tiny)
+    return directions.float()

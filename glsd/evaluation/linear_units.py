@@ -45,7 +45,7 @@ class LinearSource:
         """`unit` (m,), `crops` (m, S, S, 3) uint8 and `label` (m,) of unit k; an image that stands in for an
         undecodable one brings its own label.
         """
-        from glsd.evaluation.linear import linear_crop  # which imports torch, as tasks alone need it
+        from glsd.evaluation.linear import linear_crop  # which imports torch; only tasks need it
 
         reader = UnitReader(self.order, self.index, self.image_ids, self.limits)
         epoch, unit = reader.read(k)

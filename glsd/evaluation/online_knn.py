@@ -14,6 +14,8 @@ from glsd.encoder.encoder import Encoder, embed
 from glsd.evaluation.knn import Labelled, knn_accuracies, majority_share
 from glsd.models.student_teacher import Network
 
+_BATCH = 64
+
 
 class Preprocessed(NamedTuple):
     """Images as the encoder takes them."""
@@ -109,6 +111,3 @@ def embedded(encoder: Encoder, images: Preprocessed) -> Labelled:
     if not len(images.crops):  # more workers than images
         return Labelled(torch.empty(0, encoder.backbone.dim), images.labels)
     return Labelled(embed(encoder, torch.from_numpy(images.crops).split(_BATCH)), images.labels)
-
-
-_BATCH = 64

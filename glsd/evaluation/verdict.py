@@ -111,5 +111,5 @@ class CollapseWatch:
 
 
 def standard_error(share: float, num_images: int) -> float:
-    """Of a share of that many images: how far chance alone may carry it."""
+    """Of a share of that many images: how far chance may carry it."""
     return math.sqrt(share * (1 - share) / num_images)

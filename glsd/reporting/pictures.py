@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from glsd.augment.multicrop import multicrop
-from glsd.data.samples import one_each
+from glsd.data.index import Index
+from glsd.data.samples import alike, one_each, some_decodable
+from glsd.data.scenes import Scene, photographs
 from glsd.data.splits import LabelledImages, LabelledSplit
 from glsd.encoder.encoder import Encoder, embed
 from glsd.evaluation.correspondence import correspondence, flip_truth, image_pair_correspondence, transformed_view
@@ -29,6 +31,29 @@ NUM_PICTURED = 3
 _NUM_QUERIES, _NUM_NEIGHBOURS, _MAX_ANCHORS = 6, 5, 1000
 _FEWEST_MAPPED = 5
 _DIFFERENT_TOP = 15  # Fig. 12
+
+
+def picture_probes(
+    probes: Sequence[str],
+    encoder: Encoder,
+    models: Mapping[str, Encoder],
+    tested: tuple[Index, np.ndarray],
+    scenes: Sequence[Scene],
+    folder: Path,
+) -> None:
+    """The figures of an encoder's evaluation that need no labels: collapse, and correspondence beside other models."""
+    index, image_ids = tested
+    limits = encoder.config.data
+    images = some_decodable(index, image_ids, limits, 0, NUM_PICTURED)
+    if "collapse" in probes:
+        picture_method(encoder, images, folder)
+    if "correspondence" in probes:
+        picture_correspondences(models, images, folder)
+        if pairs := alike(index, image_ids, limits, NUM_PICTURED):
+            picture_image_pairs(models, [(*pair, None) for pair in pairs], folder / "different_images")
+        if scenes:
+            pictured = [(*photographs(scene, limits), scene.homography) for scene in scenes[:NUM_PICTURED]]
+            picture_image_pairs(models, pictured, folder / "scenes")
 
 
 def picture_method(encoder: Encoder, images: Sequence[tuple[int, np.ndarray]], folder: Path) -> None:

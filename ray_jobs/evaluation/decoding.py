@@ -1,4 +1,4 @@
-"""The task that reads images for an encoder; without torch, whose import takes longer than many a chunk."""
+"""The task that reads images for an encoder; without torch, whose import takes longer than most chunks."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ def read_chunk(
 ) -> dict[str, NDArray[Any]]:
     """A chunk of images as the encoder of `config` takes them, those that cannot be decoded black and with the reason.
 
-    Of an exception Ray Data brings home a traceback and no message, so what a user can mend travels as a row.
+    Ray Data reports an exception's traceback without its message, so what a user can repair travels as a row.
     """
     use_one_core()
     first = int(row["id"][0]) * size

@@ -9,7 +9,7 @@ and, where dense, z (H W d float32, row by row of the map). Rows are in the orde
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -49,7 +49,7 @@ class EmbedReport(NamedTuple):
 def embed(
     model: str, data: Sources, out: str | Path, *, dense: bool = False, job: JobSettings = JobSettings()
 ) -> EmbedReport:
-    """Write the representations of all images; the same call goes on after a kill, and does nothing when it is done.
+    """Write the representations of all images; the same call resumes after a kill, and does nothing when it is done.
 
     Args:
         model: what `load_model` takes.
@@ -79,33 +79,44 @@ def embed(
             return report
         if note := value_range_note((index,), encoder.config.data):
             line.note(note)
-        features = extract(encoder, Selection.all(index), settings=job, line=line, name="embedding", dense=dense)
+        features = extract(encoder, Selection.all(index), settings=job, line=line, dense=dense)
         _write(path, features, index, facts, line)
     return _report(path, facts, index)
 
 
-def _facts(encoder: Encoder, index: Index, dense: bool) -> dict[str, Any]:
-    """What the file's rows depend on."""
-    config = encoder.config
-    size = config.evaluation.crop
-    return {
-        "model": model_digest(encoder),
-        "data": index.digest,
-        "backbone": config.model.backbone,
-        "resize": config.evaluation.resize,
-        "crop": size,
-        "max_pixels": config.data.max_pixels,
-        "value_range": config.data.value_range and list(config.data.value_range),
-        "shape": [*encoder.backbone.grid(size), encoder.backbone.dim] if dense else None,
-    }
+class _Facts(NamedTuple):
+    """What the file's rows depend on, as its metadata have it."""
+
+    model: str
+    data: str
+    backbone: str
+    resize: int
+    crop: int
+    max_pixels: int
+    value_range: list[float] | None
+    shape: list[int] | None
 
 
-def _write(path: Path, features: Features, index: Index, facts: dict[str, Any], line: ProgressLine) -> None:
+def _facts(encoder: Encoder, index: Index, dense: bool) -> _Facts:
+    config, size = encoder.config, encoder.config.evaluation.crop
+    return _Facts(
+        model_digest(encoder),
+        index.digest,
+        config.model.backbone,
+        config.evaluation.resize,
+        size,
+        config.data.max_pixels,
+        config.data.value_range and list(config.data.value_range),
+        [*encoder.backbone.grid(size), encoder.backbone.dim] if dense else None,
+    )
+
+
+def _write(path: Path, features: Features, index: Index, facts: _Facts, line: ProgressLine) -> None:
     dim = features.stored.shape[-1]
     columns = {"image_id": pa.int64(), "uri": pa.string(), "label": pa.string(), "z_bar": pa.list_(pa.float32(), dim)}
-    if facts["shape"] is not None:
-        columns["z"] = pa.list_(pa.float32(), math.prod(facts["shape"]))
-    metadata = {"glsd": json.dumps({**facts, "num_skipped": len(features.skipped)})}
+    if facts.shape is not None:
+        columns["z"] = pa.list_(pa.float32(), math.prod(facts.shape))
+    metadata = {"glsd": json.dumps({**facts._asdict(), "num_skipped": len(features.skipped)})}
     schema = pa.schema(columns.items(), metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -133,7 +144,7 @@ def _batch(image_ids: NDArray[np.int64], rows: NDArray[np.float32], index: Index
     return pa.record_batch([*arrays, *lists], schema=schema)
 
 
-def _report(path: Path, facts: dict[str, Any], index: Index) -> EmbedReport:
+def _report(path: Path, facts: _Facts, index: Index) -> EmbedReport:
     """What a complete file holds.
 
     Raises:
@@ -143,12 +154,12 @@ def _report(path: Path, facts: dict[str, Any], index: Index) -> EmbedReport:
         with pq.ParquetFile(path) as file:
             schema, num_images = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is no Parquet file, and is not overwritten; name another --out") from error
+        raise ValueError(f"{path} is not a Parquet file, and is not overwritten; name another --out") from error
     saved = json.loads((schema.metadata or {}).get(b"glsd", b"null"))
     if saved is None:
-        raise ValueError(f"{path} is no file of glsd embed, and is not overwritten; name another --out")
+        raise ValueError(f"{path} is not a file of glsd embed, and is not overwritten; name another --out")
     if index.has_digest(saved["data"]):
-        facts = facts | {"data": saved["data"]}
-    if others := [key for key, fact in facts.items() if saved[key] != fact]:
+        facts = facts._replace(data=saved["data"])
+    if others := [key for key, fact in facts._asdict().items() if saved[key] != fact]:
         raise ValueError(f"{path} is of another {', '.join(others)}, and is not overwritten; name another --out")
     return EmbedReport(path, num_images, saved["num_skipped"], schema.field("z_bar").type.list_size)

@@ -2,7 +2,7 @@
 
 What is computed is kept in the cache folder, in one store for each encoder (its weights and its preprocessing), data
 set and kind of representation, with a row for every image of the data: other subsets of them and later calls find it
-there until it is discarded, and a call that is killed is gone on with. The driver writes rows as they arrive, in any
+there until it is discarded, and a call that was killed resumes. The driver writes rows as they arrive, in any
 order, by image_id. Equal images have equal rows up to the rounding of floats, whatever the number of workers.
 """
 
@@ -127,7 +127,6 @@ def extract(
     *,
     settings: JobSettings,
     line: ProgressLine,
-    name: str,
     dense: bool = False,
     num_blocks: int = 1,
 ) -> Features:
@@ -139,7 +138,6 @@ def extract(
         settings: `workers` actors, each on a GPU where the cluster has any. One that dies is started again however
             often: Ray Data knows no `max_failures`.
         line: shows how far it is.
-        name: what is shown before that, such as "embedding"; a new first word begins a new line.
         dense: z in place of z̄.
         num_blocks: 1 is z̄, n what `block_representations` makes of the last n blocks.
 
@@ -152,7 +150,7 @@ def extract(
     embedding = _Embedding(encoder, dense, num_blocks)
     index, image_ids = images.index, images.image_ids
     with _stores([embedding], index) as (store,):
-        _complete([store], [embedding], images, settings, line, name)
+        _complete([store], [embedding], images, settings, line)
         state = store.state[image_ids]
         skipped = [(image_id, store.reasons[image_id]) for image_id in image_ids[state == SKIPPED].tolist()]
     if len(skipped) == len(image_ids):
@@ -163,13 +161,11 @@ def extract(
     return Features(image_ids[done], np.flatnonzero(done), skipped, stored, embedding.grid)
 
 
-def precompute(
-    encoders: Sequence[Encoder], images: Images, *, settings: JobSettings, line: ProgressLine, name: str
-) -> None:
-    """Have the cache hold z̄ of images by each of the encoders, for which an image is read and decoded once.
+def precompute(encoders: Sequence[Encoder], images: Images, *, settings: JobSettings, line: ProgressLine) -> None:
+    """Fill the cache with z̄ of the images for each encoder, decoding each image once.
 
     The encoders prepare images alike. An image that any of them lacks is embedded by all that lack images. The other
-    arguments and the errors are those of `extract`, but for images that cannot be decoded, of which nothing is said.
+    arguments and the errors are those of `extract`; images that cannot be decoded raise none.
     """
     every = [_Embedding(encoder, dense=False, num_blocks=1) for encoder in encoders]
     assert len({embedding.preparation for embedding in every}) == 1, "encoders that prepare images in different ways"
@@ -178,7 +174,7 @@ def precompute(
     # No lock is held of a store that lacks nothing: trials that share the untrained backbone would wait for each other.
     if embeddings:
         with _stores(embeddings, images.index) as stores:
-            _complete(stores, embeddings, images, settings, line, name)
+            _complete(stores, embeddings, images, settings, line)
 
 
 def discard(encoder: Encoder, index: Index) -> None:
@@ -193,7 +189,7 @@ def _lacks_any(embedding: "_Embedding", images: Images) -> bool:
 
 @contextmanager
 def _stores(embeddings: Sequence["_Embedding"], index: Index) -> Iterator[list["Store"]]:
-    """The store of each of the embeddings, which differ, for this process alone."""
+    """The store of each of the embeddings, which differ, for only this process."""
     folders = [_folder(embedding, index) for embedding in embeddings]
     with ExitStack() as held:
         for folder in sorted(folders):  # all processes in this order, so that none waits for another in a circle
@@ -216,7 +212,6 @@ def _complete(
     images: Images,
     settings: JobSettings,
     line: ProgressLine,
-    name: str,
 ) -> None:
     """Compute the rows of the images that a store lacks."""
     image_ids = images.image_ids
@@ -224,7 +219,7 @@ def _complete(
     stores, embeddings = list(compress(stores, lacking)), list(compress(embeddings, lacking))
     pending = image_ids[np.any([store.lacks(image_ids) for store in stores], axis=0)] if stores else image_ids[:0]
     num_done = len(image_ids) - len(pending)
-    line.phase(name, f"{num_done:,} of {len(image_ids):,} images")
+    line.phase("embedding", f"{num_done:,} of {len(image_ids):,} images")
     if not stores:
         return
     embedded = np.zeros(len(images.index), bool)
@@ -235,7 +230,7 @@ def _complete(
             for store, rows in zip(stores, chunk, strict=True):
                 store.add(rows.some(store.lacks(rows.image_ids)))
             num_done += len(chunk[0].image_ids)
-            line.phase(name, f"{num_done:,} of {len(image_ids):,} images")
+            line.phase("embedding", f"{num_done:,} of {len(image_ids):,} images")
     assert num_done == len(image_ids), f"{num_done} images were embedded, not {len(image_ids)}"
 
 

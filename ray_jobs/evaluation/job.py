@@ -32,7 +32,18 @@ from ray_jobs.evaluation.checks import check_map, check_options
 from ray_jobs.evaluation.images import probed_images
 from ray_jobs.evaluation.linear import LINEAR, check_batch
 from ray_jobs.evaluation.options import EvaluateOptions, Probe
-from ray_jobs.evaluation.probes import NEEDING_LABELS, PROBES, Photographed, Probing
+from ray_jobs.evaluation.probes import (
+    NEEDING_LABELS,
+    PROBES,
+    Photographed,
+    Probed,
+    collapse,
+    correspondence,
+    knn,
+    linear,
+    linear_quick,
+    picture,
+)
 from ray_jobs.indexing import indexed
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
@@ -75,8 +86,8 @@ def evaluate(
             state = None  # which is several times as large as the encoder
         others = {name: _resized(load_model(name), options) for name in options.beside}
         if "correspondence" in options.probes:
-            for name, probed in {**others, model: encoder}.items():
-                check_map(probed, name)
+            for name, other in {**others, model: encoder}.items():
+                check_map(other, name)
         index = indexed(data, encoder.config, line)
         tested = indexed(options.test, encoder.config, line) if options.test else None
         if note := value_range_note((index, tested), encoder.config.data):
@@ -86,22 +97,20 @@ def evaluate(
             check_batch(options.linear, len(images.trained.image_ids), job.workers)
         found = _begun(folder, model, encoder, index, tested, options.anchors)
         with cluster(job):
-            if "linear" in options.probes:
-                check_ranks(job, check_resources(job))
-            probing = Probing(model, encoder, images, job, line, found.skipped)
-            found = _measured(probing, options, folder, photographed, state, found)
+            probed = Probed(encoder, images, job, line, found.skipped)
+            found = _measured(probed, options, folder, photographed, state, found)
         if folder is not None and options.figures:
             with tempfile.TemporaryDirectory(prefix="glsd-") as drawn:
-                probing.picture(options.probes, others, photographed, Path(drawn))
+                picture(probed, model, options.probes, others, photographed, Path(drawn))
                 for path in sorted(Path(drawn).iterdir()):
                     folder.write(f"{FIGURES}/{path.name}", path.read_bytes())
         if not options.keep:
-            probing.discard()
+            probed.discard()
     return found
 
 
 def _measured(
-    probing: Probing,
+    probed: Probed,
     options: EvaluateOptions,
     folder: Folder | None,
     photographed: Photographed | None,
@@ -109,17 +118,19 @@ def _measured(
     found: Evaluation,
 ) -> Evaluation:
     """The evaluation with what each probe measures, written as soon as it is known."""
-    measures: dict[Probe, Callable[[], FileRecord]] = {
-        "knn": partial(probing.knn, options.ks),
-        "linear": partial(probing.linear, options.linear, folder),
-        "linear_quick": probing.linear_quick,
-        "correspondence": partial(probing.correspondence, options.pairs, photographed),
-        "collapse": partial(probing.collapse, state),
+    measures: dict[Probe, Callable[[Probed], FileRecord]] = {
+        "knn": partial(knn, ks=options.ks),
+        "linear": partial(linear, config=options.linear, folder=folder),
+        "linear_quick": linear_quick,
+        "correspondence": partial(correspondence, pairs=options.pairs, scenes=photographed),
+        "collapse": partial(collapse, state=state),
     }
+    if "linear" in options.probes:
+        check_ranks(probed.job, check_resources(probed.job))
     for probe in dict.fromkeys(options.probes):
-        measured = measures[probe]()
+        measured = measures[probe](probed)
         torch.cuda.empty_cache()  # the tasks of the next one may be on the same GPU
-        found = found.model_copy(update={probe: measured, "skipped": probing.skipped()})
+        found = found.model_copy(update={probe: measured, "skipped": probed.skipped()})
         if folder is not None:
             write_record(folder, found)
     return found
@@ -138,7 +149,7 @@ def _checkpoint_state(model: str) -> dict[str, Any] | None:
 
 
 def _resized(encoder: Encoder, options: EvaluateOptions) -> Encoder:
-    """The encoder with another preprocessing; a crop alone is resized to in the proportion that the model has."""
+    """The encoder with another preprocessing; a crop without a resize keeps the model's proportion of both."""
     evaluation, resize, crop = encoder.config.evaluation, options.resize, options.crop
     if crop is not None and resize is None:
         resize = round(crop * evaluation.resize / evaluation.crop)

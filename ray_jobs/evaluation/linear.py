@@ -1,7 +1,7 @@
 """Linear evaluation (Sec. 4.3) on Ray Train: a layer is trained on the frozen representations of random crops.
 
-The crops of a step are a function of the step, made by CPU workers as in training, so a probe that was killed goes on
-from the checkpoint of its last whole epoch and ends as if nothing had happened.
+The crops of a step are a function of the step, made by CPU workers as in training, so a probe that was killed resumes
+from the checkpoint of its last whole epoch and gives the same result.
 """
 
 import copy
@@ -28,6 +28,7 @@ from glsd.data.splits import LabelledImages, LabelledSplit
 from glsd.data.units import MAX_UNIT_BYTES
 from glsd.encoder.blocks import block_representations
 from glsd.encoder.encoder import Encoder, model_digest
+from glsd.evaluation.knn import Labelled
 from glsd.evaluation.linear import initial_probe, linear_accuracy, linear_step
 from glsd.evaluation.linear_units import LinearSource
 from glsd.runs.checkpoints import checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
@@ -71,8 +72,7 @@ def linear_probe(
     encoder: Encoder,
     split: LabelledSplit,
     config: LinearConfig,
-    test_features: Tensor,
-    test_labels: Tensor,
+    test: Labelled,
     settings: JobSettings,
     folder: Folder,
     line: ProgressLine,
@@ -80,14 +80,13 @@ def linear_probe(
     """Train a linear layer on the anchors of the split and test it after the last epoch, which need not be the best.
 
     It belongs within `with cluster(settings)`. What it learns is kept in a folder below `LINEAR` in `folder` that
-    is named after model, images and settings: the same call goes on where it was, and one that is finished only tests.
+    is named after model, images and settings: the same call resumes, and one that is finished only tests.
 
     Args:
         encoder: frozen.
         split: its anchors train the layer.
         config: the protocol.
-        test_features: (n, D) float32, representations of centre crops, of `config.num_blocks` blocks.
-        test_labels: (n,) their classes.
+        test: representations of centre crops, of `config.num_blocks` blocks, in float32, and their classes.
         settings: workers and devices.
         folder: the evaluation's folder; on several nodes all of them reach it.
         line: shows epochs and losses.
@@ -117,14 +116,14 @@ def linear_probe(
             anchors.labels,
         )
         monitor, frozen = start_monitor(), ray.put(copy.deepcopy(encoder).cpu())
-        dim = test_features.shape[1]
+        dim = test.features.shape[1]
         units = partial(remaining, share(source, share_files([anchors.index])), run.location)
         with run.lease(on_wait=line.phase) as token:
             plan = LinearPlan(config, frozen, dim, num_classes, source, run, token, monitor, resources.torch_threads)
             fit(linear_worker, plan, units, run, resources, monitor, line)
     layer = load_checkpoint(checkpoints(run.location)[num_steps])["layer"]
-    logits = functional.linear(test_features.cpu(), layer["weight"], layer["bias"])
-    accuracy = linear_accuracy(logits, test_labels.cpu(), num_classes)
+    logits = functional.linear(test.features, layer["weight"], layer["bias"])
+    accuracy = linear_accuracy(logits, test.labels, num_classes)
     return LinearFound(**accuracy._asdict(), epochs=config.epochs, settings=config.model_dump(mode="json"))
 
 
@@ -152,7 +151,9 @@ def linear_worker(plan: LinearPlan) -> None:
     # The stream decides where this start continues, so data and weights are of one checkpoint.
     if step := int(first["unit"][0]) // order.units_per_step:
         probe.load_state_dict(load_checkpoint(checkpoints(plan.run.location)[step]))
-    layer = _distributed(probe.layer, device)
+    layer: nn.Module = probe.layer
+    if context.get_world_size() > 1:
+        layer = DistributedDataParallel(layer, device_ids=[device] if device.type == "cuda" else None)
     report = _Report(plan, probe.step)
 
     while probe.step < num_steps:
@@ -219,12 +220,6 @@ def _representations(
         features.append(block_representations(encoder, images, num_blocks).float())
         labels.append(torch.tensor(unit["label"], device=device))
     return torch.cat(features), torch.cat(labels)
-
-
-def _distributed(layer: nn.Linear, device: torch.device) -> nn.Module:
-    if ray.train.get_context().get_world_size() == 1:
-        return layer
-    return DistributedDataParallel(layer, device_ids=[device] if device.type == "cuda" else None)
 
 
 def check_batch(config: LinearConfig, num_images: int, workers: int) -> None:

@@ -1,4 +1,4 @@
-"""A store of representations on disk, written row by row and gone on with after a kill."""
+"""A store of representations on disk, written row by row; after a kill it resumes."""
 
 import json
 import math

@@ -1,19 +1,17 @@
 """The probes' work on a part of the images, as Ray tasks."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from torch import Tensor
+from ray.exceptions import RayTaskError
 
-from glsd.config import DataConfig
-from glsd.data.images import UndecodableImage, decode
+from glsd.data.images import decode
 from glsd.data.index import Index
 from glsd.data.samples import decodable
-from glsd.data.scenes import Scene
 from glsd.encoder.encoder import Encoder
 from glsd.evaluation.collapse import collapse_report, encoder_collapse
 from glsd.evaluation.correspondence import (
@@ -22,53 +20,77 @@ from glsd.evaluation.correspondence import (
     flip_truth,
     transformed_view,
 )
-from glsd.evaluation.knn import KnnResult, knn_accuracies
-from glsd.storage.files import read
-from ray_jobs.cluster.files import Files, place_files
+from glsd.evaluation.knn import KnnResult, Labelled, knn_accuracies
+from ray_jobs.cluster.files import Files, place_files, share_files
 from ray_jobs.cluster.monitor import Handle, Reporter
+from ray_jobs.cluster.resources import check_resources
+from ray_jobs.evaluation.features import Images
+from ray_jobs.progress import ProgressLine
+from ray_jobs.settings import JobSettings
+
+_GPU_TASK_BATCHES = 8
 
 
 def voted(
-    anchors: np.ndarray,
-    anchor_labels: np.ndarray,
-    queries: np.ndarray,
-    labels: np.ndarray,
+    anchors: tuple[np.ndarray, np.ndarray],
+    queries: tuple[np.ndarray, np.ndarray],
     ks: Sequence[int],
     temperature: float,
     num_classes: int,
     torch_threads: int | None,
     monitor: Handle,
 ) -> list[KnnResult]:
-    """The task of k-NN: `knn_accuracies` on its GPU, or by its threads."""
+    """The task of k-NN: `knn_accuracies` on its GPU, or by its threads; both sides are representations and labels."""
     if torch_threads is not None:
         torch.set_num_threads(torch_threads)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Ray gives may not be written to, and is not
-        tensors = [torch.from_numpy(array) for array in (anchors, anchor_labels, queries, labels)]
-    anchor_z_bar, anchor_classes, z_bar, classes = tensors
+        voting, asking = (Labelled(*map(torch.from_numpy, side)) for side in (anchors, queries))
+    # Representations without twice the room for them on the GPU stay in host memory.
+    if ray.get_gpu_ids() and 2 * asking.features.nbytes <= torch.cuda.mem_get_info()[0]:
+        asking = asking._replace(features=asking.features.cuda())
     reporter = Reporter(monitor, "knn")
-    results = knn_accuracies(
-        anchor_z_bar,
-        anchor_classes,
-        moved(z_bar, "cuda" if ray.get_gpu_ids() else "cpu"),
-        classes,
-        ks,
-        temperature,
-        num_classes,
-        progress=lambda share: reporter.phase("k-NN:", f"{100 * share:.0f} % of the images that vote are compared"),
-    )
+
+    def progress(share: float) -> None:
+        reporter.phase("k-NN:", f"{100 * share:.0f} % of the images that vote are compared")
+
+    results = knn_accuracies(voting, asking, ks, temperature, num_classes, progress=progress)
     reporter.close()
     return results
 
 
-def moved(z_bar: Tensor, device: str) -> Tensor:
-    """On the device, or still in host memory where that has not twice the room for them."""
-    if device == "cuda" and 2 * z_bar.nbytes > torch.cuda.mem_get_info()[0]:
-        return z_bar
-    return z_bar.to(device)
+def map_images(
+    function: Callable[..., Any],
+    encoder: Encoder,
+    images: Images,
+    at_once: int,
+    settings: JobSettings,
+    line: ProgressLine,
+    name: str,
+) -> list[Any]:
+    """`function(encoder, index, image_ids)` of `at_once` images each, in order, as tasks wherever there is room."""
+    index, ids = images.index, images.image_ids
+    resources = check_resources(settings, index.packed)
+    gpus = resources.per_worker.get("GPU", 0)
+    # By default a task of a Tune trial would have to fit into what the trial reserves.
+    task = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")(_placed)
+    shared, files = ray.put(encoder.cpu()), share_files([index])
+    batches = [ids[start : start + at_once] for start in range(0, len(ids), at_once)]
+    # A task with a GPU has a process of its own, which imports torch and starts CUDA.
+    size = _GPU_TASK_BATCHES if gpus else 1
+    groups = [batches[start : start + size] for start in range(0, len(batches), size)]
+    asked = [task.remote(shared, function, index, files, group) for group in groups]
+    num_images = dict(zip(asked, (sum(map(len, group)) for group in groups), strict=True))
+    pending, num_done = asked, 0
+    while pending:
+        line.phase(name, f"{num_done:,} of {len(ids):,} images")
+        (done, *_), pending = ray.wait(pending)
+        result_of(done)  # a failure ends the rest
+        num_done += num_images[done]
+    return [result for group in asked for result in result_of(group)]
 
 
-def placed(
+def _placed(
     encoder: Encoder, function: Callable[..., Any], index: Index, files: Files, batches: Sequence[np.ndarray]
 ) -> list[Any]:
     """What a function finds on parts of the images, where the node has the index."""
@@ -76,6 +98,18 @@ def placed(
     torch.set_num_threads(1)
     encoder = encoder.to("cuda" if ray.get_gpu_ids() else "cpu")  # a task sees all GPUs of its node, also without any
     return [function(encoder, index, image_ids) for image_ids in batches]
+
+
+def result_of(asked: Any) -> Any:
+    """What a task returns.
+
+    Raises:
+        BaseException: what it raised, without Ray's wrapping.
+    """
+    try:
+        return ray.get(asked)
+    except RayTaskError as error:
+        raise error.cause from None
 
 
 @torch.no_grad()
@@ -95,20 +129,8 @@ def matched_part(encoder: Encoder, index: Index, image_ids: np.ndarray) -> Corre
     return Correspondence(*(value.cpu() for value in found))
 
 
-def photographs_part(scene: Scene, limits: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Both images of a scene."""
-    images = []
-    for uri in (scene.image_a, scene.image_b):
-        try:
-            content, _ = read(uri)
-            images.append(decode(content, limits.max_pixels, limits.value_range))
-        except UndecodableImage as error:
-            raise ValueError(f"{uri}: {error}") from error
-    return images[0], images[1]
-
-
 def collapse_of_part(
-    encoder: Encoder, index: Index, image_ids: np.ndarray, state: "ray.ObjectRef[dict[str, Any]] | None"
+    encoder: Encoder, index: Index, image_ids: np.ndarray, state: "ray.ObjectRef[Mapping[str, Any]] | None"
 ) -> Any:
     """The signs of a collapse on some images."""
     limits = encoder.config.data

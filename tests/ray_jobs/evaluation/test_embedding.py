@@ -121,11 +121,11 @@ def test_what_is_not_a_file_of_ours_is_left_as_it_is(photos: Path, backbone: str
     notes, table = tmp_path / "notes.txt", tmp_path / "table.parquet"
     notes.write_text("notes")
     pq.write_table(pa.table({"x": [1]}), table)
-    with pytest.raises(ValueError, match=r"notes\.txt is no Parquet file, and is not overwritten; name another --out"):
+    with pytest.raises(ValueError, match=r"notes\.txt is not a Parquet file, and is not overwritten; name another"):
         embed(backbone, str(photos), notes)
-    with pytest.raises(ValueError, match=r"table\.parquet is no file of glsd embed, and is not overwritten"):
+    with pytest.raises(ValueError, match=r"table\.parquet is not a file of glsd embed, and is not overwritten"):
         embed(backbone, str(photos), table)
-    with pytest.raises(ValueError, match="photos is no Parquet file"):
+    with pytest.raises(ValueError, match="photos is not a Parquet file"):
         embed(backbone, str(photos), photos)
     with pytest.raises(ValueError, match=r"features\.csv is written as Parquet; let its name end in \.parquet"):
         embed(backbone, str(photos), tmp_path / "features.csv")

@@ -67,7 +67,7 @@ def images_of(encoder: Encoder, index: Index, image_ids: np.ndarray) -> torch.Te
 def extracted(encoder: Encoder, images: Images, **options: int) -> Features:
     workers = options.pop("workers", 1)
     with ProgressLine() as line:
-        return extract(encoder, images, settings=JobSettings(workers=workers), line=line, name="embedding", **options)
+        return extract(encoder, images, settings=JobSettings(workers=workers), line=line, **options)
 
 
 class Heard(ProgressLine):
@@ -141,7 +141,7 @@ def test_images_are_embedded_by_several_encoders_in_one_pass_each_as_far_as_it_l
     extracted(one, some)
     union = Selection.union(some, more)
     with Heard() as line:
-        precompute([one, other, other], union, settings=JobSettings(), line=line, name="embedding")
+        precompute([one, other, other], union, settings=JobSettings(), line=line)
     assert line.phases == ["embedding 0 of 4 images", "embedding 4 of 4 images"]
     assert embedded_ids(cache) == dict.fromkeys([CORRUPT, 5, 7, 8], 2)
     images = images_of(one, index, np.array([5, 7, 8]))
@@ -177,7 +177,7 @@ def test_a_file_that_is_gone_ends_the_extraction_in_words_and_what_was_computed_
     missing = Path(index.uri(len(index) - 1))
     missing.rename(missing.with_suffix(".away"))
     with pytest.raises(ValueError, match=r"^\S+\.(png|jpg) is gone since the index was made"), Heard() as line:
-        extract(encoder, Selection.all(index), settings=JobSettings(), line=line, name="embedding")
+        extract(encoder, Selection.all(index), settings=JobSettings(), line=line)
     before = journal(cache)
     assert before
     assert line.phases[-1] == f"embedding {len(embedded_ids(cache))} of {len(index)} images"

@@ -72,7 +72,7 @@ def probe(photos: Path, folder: Path | str, protocol: LinearConfig = PROTOCOL, *
     split, settings = split_of(photos), JobSettings(**job)
     tested = embedded(encoder(), preprocessed(encoder(), split.queries, 1))
     with connected(settings), ProgressLine() as line:
-        return linear_probe(encoder(), split, protocol, *tested, settings, Folder(folder), line)
+        return linear_probe(encoder(), split, protocol, tested, settings, Folder(folder), line)
 
 
 @pytest.fixture(scope="module")
