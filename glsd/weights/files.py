@@ -43,7 +43,7 @@ def read_foreign(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} was written neither by torch.save nor by safetensors")
     if _is_torchscript(path):
         raise ValueError(
-            f"{path} is a TorchScript archive, a program and not only weights; save its tensors, "
+            f"{path} is a TorchScript archive, a program and not weights; save its tensors, "
             "torch.save(torch.jit.load(...).state_dict(), ...), where you trust it"
         )
     try:
