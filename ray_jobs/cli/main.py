@@ -5,6 +5,7 @@ key. Verbs that need no cluster import no Ray.
 """
 
 import difflib
+import inspect
 import io
 import os
 import signal
@@ -107,8 +108,8 @@ def parse(given: list[str]) -> Any:
     if preset == "":
         if not rest or rest[0].startswith("-"):
             if asks_help:
-                print(f"usage: {program} PRESET [OPTIONS]; `{program} PRESET --help` lists them\n\n{arguments.__doc__}")
-                print(f"    Presets: {', '.join(presets())}, or a path to a YAML file")
+                print(f"usage: {program} PRESET [OPTIONS]; `{program} PRESET --help` lists them\n")
+                print(f"{inspect.getdoc(arguments)}\n\nPresets: {', '.join(presets())}, or a path to a YAML file")
                 sys.exit(0)
             raise ValueError(f"{program} needs a preset first: {', '.join(presets())}, or a path to a YAML file")
         preset, *rest = rest
@@ -126,7 +127,7 @@ def _help(arguments: type[Any], config: Config, program: str) -> NoReturn:
     both = make_dataclass(
         arguments.__name__, [("verb", Annotated[arguments, Flattened]), ("config", Annotated[Config, Flattened])]
     )
-    text = arguments.__doc__ or ""
+    text = inspect.getdoc(arguments) or ""
     if isinstance(config, ScaledConfig):
         text += f"\n\nEach of these {FOLLOWS}: {', '.join(config.derived)}."
     default = both(arguments(**required), config)
