@@ -45,7 +45,7 @@ from glsd.augment.multicrop import ViewBatch
 from glsd.augment.vector import PHOTOMETRIC_FIELDS, ViewVectors
 from glsd.config import AugmentConfig
 from glsd.data.images import decode, header_size
-from glsd.presets.load import load_config
+from glsd.experiments import load_config
 
 COLUMN = {name: index for index, name in enumerate(PHOTOMETRIC_FIELDS)}
 JITTER = (

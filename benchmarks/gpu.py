@@ -41,7 +41,7 @@ from glsd.augment.multicrop import multicrop_batch
 from glsd.augment.photometric import photometric_device
 from glsd.config import Config
 from glsd.evaluation.knn import Labelled, knn_accuracies
-from glsd.presets.load import load_config
+from glsd.experiments import load_config
 from glsd.training.batch import Unit, to_device
 from glsd.training.schedules import schedule
 from glsd.training.state import initial_state

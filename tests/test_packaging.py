@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glsd.presets.load import load_config
+from glsd.experiments import load_config
 from ray_jobs.cli.settings import documented_yaml
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from glsd.config import Config
-from glsd.presets.load import load_config, presets
+from glsd.experiments import load_config, presets
 from ray_jobs.cli.main import main, parse
 from ray_jobs.cli.verbs import VERBS
 from tests.documents import DOCUMENTS, NOT_RUN, ON_RAY, ROOT, WITHOUT_RAY, arguments, blocks, commands

@@ -23,7 +23,7 @@ sys.meta_path.insert(0, NoRay())
 
 import torch
 
-from glsd.presets.load import load_config
+from glsd.experiments import load_config
 from glsd.data.index import build_index
 from glsd.data.units import UnitSource
 from glsd.training.loop import steps

@@ -21,7 +21,7 @@ import tyro
 from pydantic import ValidationError
 
 from glsd.config import Config
-from glsd.presets.load import ScaledConfig, load_config, presets
+from glsd.experiments import ScaledConfig, load_config, presets
 from glsd.record import explained
 from ray_jobs.cli.settings import FOLLOWS, overrides
 from ray_jobs.cli.verbs import VERBS, Flattened

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from glsd.config import Config
-from glsd.presets.load import SMALL_DATA, ScaledConfig
+from glsd.experiments import SMALL_DATA, ScaledConfig
 from glsd.record import documentation, unknown
 
 FOLLOWS = "follows from the number of images, unless it is given (glsd/scaling.py)"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from glsd.config import Config, DataConfig
-from glsd.presets.load import load_config
+from glsd.experiments import load_config
 from ray_jobs.cli.settings import documented_yaml
 from ray_jobs.evaluation.options import EvaluateOptions
 from ray_jobs.pretraining.options import PretrainOptions

@@ -23,7 +23,7 @@ from glsd.data.samples import value_range_note
 from glsd.data.sources import Sources
 from glsd.data.splits import has_classes, labelled_split
 from glsd.data.units import UnitSource
-from glsd.presets.load import ScaledConfig
+from glsd.experiments import ScaledConfig
 from glsd.runs.checkpoints import checkpoints, newest_checkpoint
 from glsd.runs.directory import CONFIG, RunDirectory
 from glsd.runs.records import RunData, Summary

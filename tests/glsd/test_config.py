@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glsd.config import Config, LinearConfig
-from glsd.presets.load import load_config, presets
+from glsd.experiments import load_config, presets
 from glsd.record import documentation
 from ray_jobs.cli.settings import documented_yaml
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glsd.config import Config
-from glsd.presets.load import ScaledConfig, load_config
+from glsd.experiments import ScaledConfig, load_config
 from glsd.scaling import small_data
 
 

@@ -63,8 +63,8 @@ def _config(run: RunDirectory) -> Config:
     try:
         return Config.model_validate(yaml.safe_load(run.read(CONFIG) or b""))
     except ValidationError as error:
-        message = f"{run.out}/{CONFIG} is not a configuration of this version of glsd: {explained(error)}"
-        raise ValueError(message) from error
+        why = explained(error, documentation(Config))
+        raise ValueError(f"{run.out}/{CONFIG} is not a configuration of this version of glsd: {why}") from error
 
 
 def _so_far(config: Config, metrics: Sequence[Mapping[str, Any]]) -> str:

@@ -4,8 +4,8 @@ from torch import Tensor
 
 from glsd.encoder.blocks import block_representations
 from glsd.encoder.encoder import Encoder
+from glsd.experiments import load_config
 from glsd.models.backbone import build_backbone
-from glsd.presets.load import load_config
 
 CONFIG = load_config("demo")
 

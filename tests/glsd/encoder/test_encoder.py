@@ -12,9 +12,9 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from glsd.config import Config
 from glsd.encoder.encoder import Encoder, build_encoder, embed, load_encoder, model_digest, untrained_encoder
+from glsd.experiments import load_config
 from glsd.models.backbone import build_backbone
 from glsd.models.student_teacher import build_student_teacher
-from glsd.presets.load import load_config
 from glsd.runs.checkpoints import save_checkpoint
 from glsd.weights.foreign import convert
 from glsd.weights.load import load_model

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from glsd.config import Config, LinearConfig
-from glsd.presets.load import load_config
+from glsd.experiments import load_config
 from glsd.reporting.report import report
 from glsd.runs.directory import RunDirectory
 from glsd.runs.lease import LeaseTimes

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glsd.presets.load import load_config
+from glsd.experiments import load_config
 from glsd.runs.directory import RunDirectory
 from glsd.runs.log import RunLog
 from glsd.runs.records import RunData

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 from glsd.config import Config
-from glsd.presets.load import load_config
+from glsd.experiments import load_config
 from glsd.runs.directory import RunDirectory
 from glsd.runs.log import RunLog, read_metrics
 from glsd.runs.records import RunData

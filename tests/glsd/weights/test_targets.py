@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from glsd.encoder.encoder import Encoder
+from glsd.experiments import load_config
 from glsd.models.backbone import Backbone, timm_architecture
-from glsd.presets.load import load_config
 from glsd.weights.targets import export_to
 from glsd.weights.timm import ExportReport
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from glsd.config import Config
 from glsd.encoder.encoder import Encoder, load_encoder, untrained_encoder
-from glsd.presets.load import load_config
+from glsd.experiments import load_config
 from glsd.weights.timm import export_backbone, write_export
 from tests.processes import exit_code
 

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from glsd.config import Config
-from glsd.presets.load import load_config
+from glsd.experiments import load_config
 from glsd.record import documentation
 from ray_jobs.cli.main import main
 from ray_jobs.cli.verbs import VERBS

@@ -34,7 +34,7 @@ import json, os, sys
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from glsd.presets.load import load_config
+from glsd.experiments import load_config
 from ray_jobs.cluster.resources import check_resources
 from ray_jobs.cluster.start import cluster
 from ray_jobs.pretraining.job import pretrain
@@ -89,7 +89,7 @@ A_NODE_IS_LOST = (
 import os, sys, threading, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
-from glsd.presets.load import load_config
+from glsd.experiments import load_config
 from ray_jobs.pretraining.job import pretrain
 
 data, out, settings = sys.argv[1:]

@@ -18,7 +18,7 @@ from PIL import Image
 from glsd.config import Config, DataConfig
 from glsd.data.index import build_index
 from glsd.encoder.encoder import load_encoder
-from glsd.presets.load import load_config
+from glsd.experiments import load_config
 from glsd.runs.checkpoints import load_checkpoint, manifest
 from glsd.training.loop import NonFiniteLoss
 from ray_jobs.pretraining.job import Run, pretrain

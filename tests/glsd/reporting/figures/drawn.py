@@ -7,7 +7,7 @@ from matplotlib.patches import PathPatch, Rectangle
 
 from glsd.augment.multicrop import Views, multicrop
 from glsd.config import Config
-from glsd.presets.load import load_config
+from glsd.experiments import load_config
 
 CONFIG = load_config("demo", {"augment.vertical_flip": 0.5, "augment.local_scale": (0.02, 0.2)})
 

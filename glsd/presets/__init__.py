@@ -1,1 +1,0 @@
-"""Experiments by name: one YAML file per preset, and what reads them."""
