@@ -1,4 +1,4 @@
-"""What jobs print when they end, and while a sweep runs."""
+"""What jobs print at their end, and what a sweep prints while it runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +12,7 @@ from glsd.storage.uris import joined
 
 
 def score_table(found: Evaluation) -> str:
-    """An evaluation for people.
-
-    The random initialisation is the honest zero of an encoder: convolutions alone tell many images apart.
-    """
+    """An evaluation for a terminal, next to the untrained backbone: convolutions tell many images apart untrained."""
     lines = [f"{found.model} ({found.backbone}, {found.resize} px resized, {found.crop} px cropped)"]
     if (knn := found.knn) is not None:
         lines += ["", f"k-NN accuracy: {knn.num_anchors:,} images vote on {knn.num_queries:,}"]
@@ -68,7 +65,7 @@ def _correspondence_lines(locations: str, trained: Matched, untrained: Matched) 
 
 
 def closing_words(out: str, summary: Summary) -> str:
-    """What a run says when it has ended: what was reached, where things lie, and how to go on."""
+    """What a run prints when it has ended: its results, where its files are, and how to load the backbone."""
     lines = [f"{summary.steps:,} steps, {summary.images_seen:,} images seen; loss {summary.loss:.3f}"]
     if summary.knn is not None:
         assert summary.num_queries is not None

@@ -20,9 +20,10 @@ from glsd.evaluation.correspondence import correspondence, flip_truth, image_pai
 from glsd.evaluation.knn import nearest
 from glsd.evaluation.online_knn import Preprocessed, preprocessed
 from glsd.reporting.figures.canvas import save_png_and_svg
+from glsd.reporting.figures.charts import draw_charts
 from glsd.reporting.figures.correspondences import draw_correspondences, top_correspondences
 from glsd.reporting.figures.crops import draw_crops, view_crops
-from glsd.reporting.figures.curves import draw_charts, run_charts
+from glsd.reporting.figures.curves import run_charts
 from glsd.reporting.figures.feature_map import draw_feature_map, umap_available
 from glsd.reporting.figures.matchings import draw_matchings, geometric_pair, similarity_pair
 from glsd.reporting.figures.neighbours import draw_neighbours

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
-from glsd.reporting.figures.curves import LOOKS, Chart, Line, Series, draw_charts, draw_collapse
+from glsd.reporting.figures.charts import LOOKS, Chart, Line, draw_charts
+from glsd.reporting.figures.curves import Series, draw_collapse
 from glsd.reporting.figures.regimes import axis_name, draw_comparison, draw_regimes
 from glsd.reporting.sweep_table import Together, goes_with
 from glsd.reporting.tables import SEED, SETTING, axis_text

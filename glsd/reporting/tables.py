@@ -1,4 +1,4 @@
-"""Tables of a sweep: one row a trial, its summary over seeds, and Table 3's layout with differences to vanilla.
+"""Tables of a sweep: one row per trial, its summary over seeds, and Table 3's layout with differences to vanilla.
 
 A trial is a mapping from column names to values. The columns of what was varied are settings by their dotted keys, as
 everywhere; `MEASURES` are the columns of what was measured. A trial whose `status` is "not finite" is the paper's NA,
@@ -23,6 +23,7 @@ MEASURES = {
 
 SETTING, SEED, VANILLA = "objective.setting", "seed", "vanilla"
 COLLAPSED_MARK, INCOMPLETE_MARK = "†", "*"
+Row = Mapping[Any, Any]
 _SHARES = ("knn", "accuracy", "accuracy_top")
 _REGIMES = ("data.images_per_class", "data.fraction")
 _NOTES = {COLLAPSED_MARK: "collapsed, or some of its seeds (Sec. 4.6)", INCOMPLETE_MARK: "not all seeds have a result"}
@@ -49,7 +50,7 @@ def seed_summary(trials: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     by = [axis for axis in axes if axis != SEED]
     measures = [name for name in MEASURES if name in trials and trials[name].notna().any()]
     counted = trials.assign(
-        trials=1, not_finite=_is(trials, "status", "not finite"), collapsed=_is(trials, "verdict", "collapsed")
+        trials=1, not_finite=holds(trials, "status", "not finite"), collapsed=holds(trials, "verdict", "collapsed")
     )
     grouped = counted.groupby(by or (lambda _: 0), dropna=False, sort=False)
     summary = pd.concat(
@@ -96,7 +97,7 @@ def table_cells(
     header = [*axes, *(_title(measure) for measure in measures), "trials"]
     rows = [
         [*(axis_text(axis, row[axis]) for axis in axes), *(_cell(row, name, form) for name in measures), _counts(row)]
-        for row in _records(summary)
+        for row in summary.to_dict("records")
     ]
     return header, rows
 
@@ -193,6 +194,11 @@ def table_files(trials: pd.DataFrame, axes: Sequence[str]) -> dict[str, bytes]:
     }
 
 
+def holds(trials: pd.DataFrame, column: str, value: str) -> "pd.Series[bool]":
+    """Whether each trial has the value; none has one of a column that is missing."""
+    return (trials[column] == value).astype(bool) if column in trials else pd.Series(False, index=trials.index)
+
+
 def axis_text(axis: str, value: Any) -> str:
     """A value of an axis; a regime without a limit is all images.
 
@@ -216,12 +222,6 @@ def _typed(values: Sequence[Any]) -> "pd.Series[Any]":
     return pd.Series(texts, dtype="str")
 
 
-def _is(trials: pd.DataFrame, column: str, value: str) -> "pd.Series[Any]":
-    if column not in trials:
-        return pd.Series(0, index=trials.index)
-    return (trials[column] == value).astype(int)
-
-
 def _columns(summary: pd.DataFrame) -> tuple[list[str], list[str]]:
     """(axes, measures) of a summary."""
     measures = [name for name in MEASURES if f"{name}_mean" in summary]
@@ -230,15 +230,11 @@ def _columns(summary: pd.DataFrame) -> tuple[list[str], list[str]]:
     return [str(column) for column in summary.columns if column not in others], measures
 
 
-def _records(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in summary.to_dict("records")]
-
-
 def _title(measure: str) -> str:
     return MEASURES[measure] + (" [%]" if measure in _SHARES else "")
 
 
-def _cell(row: Mapping[str, Any], measure: str, form: str) -> str:
+def _cell(row: Row, measure: str, form: str) -> str:
     if not row.get(f"{measure}_count"):
         return "NA" if row["not_finite"] else "–"
     mean, std = (_scaled(row[f"{measure}_{statistic}"], measure) for statistic in ("mean", "std"))
@@ -249,23 +245,23 @@ def _scaled(value: float, measure: str) -> float:
     return 100 * value if measure in _SHARES else value
 
 
-def _counts(row: Mapping[str, Any]) -> str:
+def _counts(row: Row) -> str:
     """How many trials a row stands for: `2 of 3, 1 NA` where one of three has no result, as its loss was not finite."""
     num_measured = max([0, *(count for name, count in row.items() if name.endswith("_count"))])
-    counts = f"{row['trials']}" if num_measured == row["trials"] else f"{num_measured} of {row['trials']}"
-    remarks = {"NA": row["not_finite"], "collapsed": row["collapsed"]}
-    return ", ".join([counts, *(f"{count} {remark}" for remark, count in remarks.items() if count)])
+    counts = [f"{row['trials']}" if num_measured == row["trials"] else f"{num_measured} of {row['trials']}"]
+    counts += [f"{row['not_finite']} NA"] * bool(row["not_finite"])
+    return ", ".join(counts + [f"{row['collapsed']} collapsed"] * bool(row["collapsed"]))
 
 
-def _by_axes(summary: pd.DataFrame, others: Sequence[str]) -> dict[tuple[str, ...], dict[Any, Mapping[str, Any]]]:
+def _by_axes(summary: pd.DataFrame, others: Sequence[str]) -> dict[tuple[str, ...], dict[Any, Row]]:
     """Rows of a summary by the values of the other axes, and by the setting."""
-    found: dict[tuple[str, ...], dict[Any, Mapping[str, Any]]] = {}
-    for row in _records(summary):
+    found: dict[tuple[str, ...], dict[Any, Row]] = {}
+    for row in summary.to_dict("records"):
         found.setdefault(tuple(axis_text(axis, row[axis]) for axis in others), {})[row.get(SETTING)] = row
     return found
 
 
-def _compared(row: Mapping[str, Any] | None, difference: Mapping[str, Any] | None, measure: str) -> str:
+def _compared(row: Row | None, difference: Row | None, measure: str) -> str:
     if row is None:
         return "–"
     text, count = _cell(row, measure, ".1f"), row.get(f"{measure}_count", 0)

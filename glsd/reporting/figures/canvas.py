@@ -183,5 +183,7 @@ def inline_svg(figure: Figure, label: str, hints: Sequence[str] = ()) -> str:
             element.attrib.pop("id", None)  # other figures of the page have the same
         if style := element.get("style"):
             element.set("style", re.sub("#[0-9a-f]{6}", lambda color: _THEME.get(color[0], color[0]), style))
+        for name in {"d", "x", "y", "transform"} & element.attrib.keys():
+            element.set(name, re.sub(r"(\.\d\d)\d+", r"\1", element.attrib[name]))
     root.attrib = {"class": "chart", "viewBox": root.get("viewBox", ""), "role": "img", "aria-label": label}
     return re.sub(r"\n\s*", "", ElementTree.tostring(root, "unicode"))

@@ -14,35 +14,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from glsd.evaluation.correspondence import Correspondence
-from glsd.reporting.figures.canvas import (
-    BLUE,
-    DASHED,
-    MARGIN,
-    ORANGE,
-    PALETTE,
-    TITLE,
-    WIDTH,
-    Image,
-    LineStyle,
-    blank_figure,
-    heading,
-    legend,
-    shortened,
-)
-from glsd.reporting.figures.pairs import cell_centers, draw_link, draw_pair, pair_height
+from glsd.reporting.figures import canvas
+from glsd.reporting.figures.pairs import Look, cell_centers, draw_link, draw_pair, pair_height
 
-_DARK, _LIGHT = "#00000070", "#FFFFFFC0"
-_Look = tuple[str, LineStyle, str, str]
-"""Colour, line, mark and outline."""
-_RIGHT: _Look = (BLUE, "-", "o", _LIGHT)
-_WRONG: _Look = (ORANGE, DASHED, "X", _DARK)
+_RIGHT, _WRONG = Look(canvas.BLUE, outline="#FFFFFFC0"), Look(canvas.ORANGE, canvas.DASHED, "X")
 
 
 class Correspondences(NamedTuple):
     """Some locations of a view, and the location of another view that a model finds most similar to each."""
 
-    view_1: Image
-    view_2: Image
+    view_1: canvas.Image
+    view_2: canvas.Image
     grid_1: tuple[int, int]
     """(H, W) of the first view's feature map."""
     grid_2: tuple[int, int]
@@ -60,8 +42,8 @@ class Correspondences(NamedTuple):
 
 
 def top_correspondences(
-    view_1: Image,
-    view_2: Image,
+    view_1: canvas.Image,
+    view_2: canvas.Image,
     found: Correspondence,
     index: int,
     grid_2: tuple[int, int],
@@ -110,30 +92,30 @@ def draw_correspondences(rows: Sequence[Sequence[Correspondences]]) -> Figure:
     records = [record for row in rows for record in row]
     lines = [records] if num_models == 1 else rows
     bands = [line[first : first + columns] for line in lines for first in range(0, len(line), columns)]
-    width = WIDTH / columns
+    width = canvas.WIDTH / columns
     height = pair_height(width)
     has_truth = any(record.correct is not None for record in records)
-    figure = blank_figure(height * len(bands) + has_truth * TITLE)
+    figure = canvas.blank_figure(height * len(bands) + has_truth * canvas.TITLE)
     for band, shown in enumerate(bands):
         for column, record in enumerate(shown):
             _draw(figure, column * width, band * height, width, record)
     if has_truth:
         keys = [
-            Line2D([], [], color=color, linestyle=style, marker=mark, markersize=4, linewidth=1.2)
-            for color, style, mark, _ in (_RIGHT, _WRONG)
+            Line2D([], [], color=look.color, linestyle=look.linestyle, marker=look.mark, markersize=4, linewidth=1.2)
+            for look in (_RIGHT, _WRONG)
         ]
-        legend(figure, keys, ("right", "wrong"), WIDTH / 2, loc="lower center", ncols=2, handlelength=4)
+        canvas.legend(figure, keys, ("right", "wrong"), canvas.WIDTH / 2, loc="lower center", ncols=2, handlelength=4)
     return figure
 
 
 def _draw(figure: Figure, left: float, top: float, width: float, record: Correspondences) -> None:
     pair = draw_pair(figure, left, top, width, (record.view_1, record.view_2), (record.grid_1, record.grid_2))
     count = "" if record.correct is None else f"{record.correct.sum()} of {len(record.correct)} right"
-    room = width - 2 * MARGIN - 0.07 * len(count)
-    heading(pair.axes, shortened(record.title, room), weight="bold", loc="left")
-    heading(pair.axes, count, loc="right")
+    room = width - 2 * canvas.MARGIN - 0.07 * len(count)
+    canvas.heading(pair.axes, canvas.shortened(record.title, room), weight="bold", loc="left")
+    canvas.heading(pair.axes, count, loc="right")
     for index, ends in enumerate(pair.in_axes(correspondence_links(record))):
-        look: _Look = (PALETTE[index % len(PALETTE)], "-", "o", _DARK)
+        look = Look(canvas.PALETTE[index % len(canvas.PALETTE)])
         if record.correct is not None:
             look = _RIGHT if record.correct[index] else _WRONG
-        draw_link(pair, ends, int(record.source_index[index]), record.grid_1, *look)
+        draw_link(pair, ends, int(record.source_index[index]), record.grid_1, look)

@@ -43,22 +43,8 @@ def view_names(num_views: int) -> list[str]:
     return ["global 1", "global 2", *(f"local {number}" for number in range(1, num_views - 1))]
 
 
-def draw_crops(
-    images: Sequence[Image],
-    geos: Sequence[Float[np.ndarray, "views 7"]],
-    crops: Sequence[Sequence[Image]] | None = None,
-) -> Figure:
-    """Images with the boxes of their views, globals thick and full, locals thin and dashed (Fig. 6).
-
-    With `crops` (the views of each image, in order) each image has a row, its crops beside it; without, images stand
-    in a grid.
-    """
-    if crops is not None:
-        heights = [crops_row_height(len(views)) for views in crops]
-        figure = blank_figure(sum(heights))
-        for row, (image, geo, views) in enumerate(zip(images, geos, crops, strict=True)):
-            draw_crops_row(figure, sum(heights[:row], start=0.0), image, geo, views)
-        return figure
+def draw_crops(images: Sequence[Image], geos: Sequence[Float[np.ndarray, "views 7"]]) -> Figure:
+    """Images in a grid with the boxes of their views, globals thick and full, locals thin and dashed (Fig. 6)."""
     columns = min(len(images), 3 if len(images) % 3 == 0 else 4)
     width = (WIDTH - 2 * MARGIN + GAP) / columns - GAP
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]

@@ -14,7 +14,7 @@ from glsd.geometry import matching_threshold, positions
 from glsd.matching import Matches, match_by_geometry, match_by_similarity
 from glsd.reporting.figures.canvas import PALETTE, WIDTH, Image, blank_figure, halo
 from glsd.reporting.figures.crops import view_crops, view_names
-from glsd.reporting.figures.pairs import cell_centers, draw_link, draw_pair, name_views, pair_height
+from glsd.reporting.figures.pairs import Look, cell_centers, draw_link, draw_pair, name_views, pair_height
 
 
 class MatchedPair(NamedTuple):
@@ -102,7 +102,7 @@ def draw_matching(figure: Figure, left: float, top: float, width: float, pair: M
             )  # fmt: skip
             continue
         row, column = divmod(location, pair.student_grid[1])
-        draw_link(drawn, ends, location, pair.student_grid, PALETTE[(column + 3 * row) % len(PALETTE)])
+        draw_link(drawn, ends, location, pair.student_grid, Look(PALETTE[(column + 3 * row) % len(PALETTE)]))
 
 
 def _pair(

@@ -84,21 +84,22 @@ def name_views(pair: Pair, names: tuple[str, str], between: str) -> None:
         pair.axes.text(x, y - 0.03, text, ha="center", va="bottom", fontsize=FONT_SIZE, color=INK)
 
 
-def draw_link(
-    pair: Pair,
-    ends: Float[np.ndarray, "2 2"],
-    location: int,
-    grid: tuple[int, int],
-    color: str,
-    linestyle: LineStyle = "-",
-    mark: str = "o",
-    outline: str = "#00000070",
-) -> None:
+class Look(NamedTuple):
+    """What a link looks like."""
+
+    color: str
+    linestyle: LineStyle = "-"
+    mark: str = "o"
+    outline: str = "#00000070"
+
+
+def draw_link(pair: Pair, ends: Float[np.ndarray, "2 2"], location: int, grid: tuple[int, int], look: Look) -> None:
     """A line between two points of the axes, with a mark at each.
 
     Lines of one row would lie on each other where both views show it level; they bow by the column of `location`,
     which is one of `grid`. Of two lines that cross, a dashed one is below.
     """
+    color, linestyle, mark, outline = look
     first, second = ends
     bow = (0.5 - (location % grid[1] + 0.5) / grid[1]) * 0.9 / grid[0]
     middle = (first + second) / 2 + (0, bow)

@@ -16,19 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from glsd.reporting.figures.canvas import (
-    FONT_SIZE,
-    INK,
-    MARGIN,
-    TITLE,
-    WIDTH,
-    blank_figure,
-    heading,
-    panel,
-    shortened,
-)
-from glsd.reporting.figures.curves import LOOKS, check_groups, curve_panels, group_legend, style_axes
-from glsd.reporting.tables import SEED, SETTING, axis_text
+from glsd.reporting.figures import canvas
+from glsd.reporting.figures.charts import LOOKS, check_groups, curve_panels, group_legend, style_axes
+from glsd.reporting.tables import SEED, SETTING, axis_text, holds
 
 _PANELS = {
     "knn": ("k-NN accuracy (%)", 100.0),
@@ -76,12 +66,12 @@ def draw_regimes(
     places = trials[x].astype("Float64").fillna(unlimited).astype(float)
     low, high = places.min(), places.max()
     logarithmic = low > 0 and high / low >= _LOG_RATIO
-    figure, grid = curve_panels([title for title, _ in shown.values()], above=TITLE + MARGIN)
+    figure, grid = curve_panels([title for title, _ in shown.values()], above=canvas.TITLE + canvas.MARGIN)
     for axes, measure in zip(grid, shown, strict=True):
         axes.set_xscale("log" if logarithmic else "linear")
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel(label, fontsize=FONT_SIZE, color=INK, labelpad=1.5)
+        axes.set_xlabel(label, fontsize=canvas.FONT_SIZE, color=canvas.INK, labelpad=1.5)
         for index, name in enumerate(names):
             rows = trials[trials[group].astype(str) == name]
             shift = (index - (len(names) - 1) / 2) * _DODGE
@@ -92,7 +82,7 @@ def draw_regimes(
             _draw_group(axes, rows, measure, index, at_mean, at_trial)
         if measure == "knn" and _has_untrained(trials):
             level = 100 * trials["knn_untrained"].astype(float).groupby(places).mean()
-            axes.plot(level.index, level, color=INK, linestyle=":", linewidth=0.9)
+            axes.plot(level.index, level, color=canvas.INK, linestyle=":", linewidth=0.9)
         axes.margins(y=0.12)
     group_legend(figure, names, _marks(trials, "knn" in shown))
     return figure
@@ -118,16 +108,18 @@ def draw_comparison(trials: pd.DataFrame, axes: Sequence[str], measure: str = "k
     of_trial = trials[group].astype(str) if group in axes else pd.Series("all trials", index=trials.index)
     labels = pd.Series([_row_label(row, others) for row in trials.to_dict("records")], index=trials.index)
     rows, names = list(dict.fromkeys(labels)), _groups(of_trial)
-    above, height = TITLE + MARGIN, _ROW_HEIGHT * len(rows) + 0.15
-    figure = blank_figure(above + TITLE + height + 0.42)
-    drawn = panel(figure, _LABEL_WIDTH, above + TITLE, WIDTH - _LABEL_WIDTH - 2 * MARGIN, height)
-    heading(drawn, _PANELS[measure][0], loc="left")
+    above, height = canvas.TITLE + canvas.MARGIN, _ROW_HEIGHT * len(rows) + 0.15
+    figure = canvas.blank_figure(above + canvas.TITLE + height + 0.42)
+    drawn = canvas.panel(
+        figure, _LABEL_WIDTH, above + canvas.TITLE, canvas.WIDTH - _LABEL_WIDTH - 2 * canvas.MARGIN, height
+    )
+    canvas.heading(drawn, _PANELS[measure][0], loc="left")
     for index, name in enumerate(names):
         shift = (index - (len(names) - 1) / 2) * 0.7 / len(names)
         mine = trials[of_trial == name]
         places = labels[mine.index].map(rows.index) + shift
         _draw_group(drawn, mine, measure, index, places, places, across=True)
-    drawn.set_yticks(range(len(rows)), [shortened(label, _LABEL_WIDTH - 0.2) for label in rows])
+    drawn.set_yticks(range(len(rows)), [canvas.shortened(label, _LABEL_WIDTH - 0.2) for label in rows])
     drawn.set_ylim(len(rows) - 0.5, -0.5)
     style_axes(drawn)
     drawn.grid(visible=False, axis="y")
@@ -162,7 +154,7 @@ def _draw_group(
     """The means of a group with their whiskers, and its trials; `across` swaps x and y."""
     color, linestyle, mark = LOOKS[index]
     values = _PANELS[measure][1] * trials[measure].astype(float)
-    collapsed, lost = _is(trials, "verdict", "collapsed"), _is(trials, "status", "not finite")
+    collapsed, lost = holds(trials, "verdict", "collapsed"), holds(trials, "status", "not finite")
     means = pd.DataFrame({"value": values, "collapsed": collapsed}).groupby(at_mean)
     found = means.agg(mean=("value", "mean"), std=("value", "std"), collapsed=("collapsed", "any"))
 
@@ -188,12 +180,6 @@ def _draw_group(
         axes.scatter(x, y, s=28, marker="x", color=color, linewidths=1.3, transform=transform, zorder=5, clip_on=False)
 
 
-def _is(trials: pd.DataFrame, column: str, value: str) -> "pd.Series[bool]":
-    if column not in trials:
-        return pd.Series(False, index=trials.index)
-    return (trials[column] == value).astype(bool)
-
-
 def _has_untrained(trials: pd.DataFrame) -> bool:
     return "knn_untrained" in trials and bool(trials["knn_untrained"].notna().any())
 
@@ -208,10 +194,10 @@ def _marks(trials: pd.DataFrame, with_level: bool) -> list[tuple[Artist, str]]:
     """The marks of a figure that stand for no group, with what they mean."""
     marks: list[tuple[Artist, str]] = []
     if with_level and _has_untrained(trials):
-        marks.append((Line2D([], [], color=INK, linestyle=":", linewidth=0.9), "untrained"))
-    if _is(trials, "verdict", "collapsed").any():
-        hollow = Line2D([], [], color=INK, linestyle="", marker="o", markersize=4.5, markerfacecolor="white")
+        marks.append((Line2D([], [], color=canvas.INK, linestyle=":", linewidth=0.9), "untrained"))
+    if holds(trials, "verdict", "collapsed").any():
+        hollow = Line2D([], [], color=canvas.INK, linestyle="", marker="o", markersize=4.5, markerfacecolor="white")
         marks.append((hollow, "collapsed"))
-    if _is(trials, "status", "not finite").any():
-        marks.append((Line2D([], [], color=INK, linestyle="", marker="x", markersize=4.5), "NA"))
+    if holds(trials, "status", "not finite").any():
+        marks.append((Line2D([], [], color=canvas.INK, linestyle="", marker="x", markersize=4.5), "NA"))
     return marks

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from glsd.config import Config
 from glsd.evaluation.verdict import Verdict, collapse_verdict
 from glsd.record import documentation, explained
-from glsd.reporting.figures.curves import Chart, Level, chart_svg, run_charts, steps_per_epoch
+from glsd.reporting.figures.charts import Chart, Level, chart_svg
+from glsd.reporting.figures.curves import run_charts, steps_per_epoch
 from glsd.reporting.page import html
 from glsd.reporting.page.html import Bar, Html
 from glsd.reporting.pages.common import (

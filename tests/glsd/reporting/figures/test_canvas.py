@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from glsd.reporting.figures.canvas import save_figure, save_png_and_svg
+from glsd.reporting.figures.charts import draw_charts
 from glsd.reporting.figures.crops import draw_crops
-from glsd.reporting.figures.curves import draw_charts, run_charts
+from glsd.reporting.figures.curves import run_charts
 from tests.glsd.reporting.figures.drawn import photo
 
 SVG = "{http://www.w3.org/2000/svg}"

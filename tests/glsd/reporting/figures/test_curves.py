@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from glsd.reporting.figures.curves import Chart, Line, chart_svg, draw_charts, draw_collapse, run_charts
+from glsd.reporting.figures.charts import Chart, Line, chart_svg, draw_charts
+from glsd.reporting.figures.curves import draw_collapse, run_charts
 
 
 def panels(figure: Figure) -> dict[str, Axes]:

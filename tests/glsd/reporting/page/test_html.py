@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from glsd.reporting.figures.curves import Chart, Line, chart_svg
+from glsd.reporting.figures.charts import Chart, Line, chart_svg
 from glsd.reporting.page import html
 from glsd.reporting.page.html import Bar, Html, picture_uri
 
