@@ -42,6 +42,17 @@ def small_run(**overrides: object) -> Config:
     )
 
 
+def brief_run(**overrides: object) -> Config:
+    """A small run with small heads and a k-NN of small images, for tests in which nothing has to take long."""
+    settings: dict[str, object] = {
+        "model.hidden_dim": 16,
+        "model.num_prototypes": 32,
+        "evaluation.resize": 64,
+        "evaluation.crop": 64,
+    }
+    return small_run(**settings | overrides)
+
+
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file that may not be there and may be growing."""
     if not path.exists():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ray_jobs.runs import TOTAL_STEPS, json_lines, small_run
+from tests.ray_jobs.runs import TOTAL_STEPS, brief_run, json_lines, small_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -64,7 +64,7 @@ nodes.shutdown()
 
 
 def test_a_run_on_two_nodes_and_what_they_have_no_room_for(forty: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(small_run().to_yaml())
+    (tmp_path / "run.yaml").write_text(brief_run().to_yaml())
     command = [sys.executable, "-c", TWO_NODES, str(forty), str(tmp_path / "run"), str(tmp_path / "run.yaml")]
     environment = {name: value for name, value in os.environ.items() if name != "GLSD_CACHE"}
     ended = subprocess.run(

@@ -35,7 +35,7 @@ from tests.ray_jobs.runs import leaves, small_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 # An untrained ResNet's representations differ by a hundredth, hence the learning rate; a larger one is chaotic.
-PROTOCOL = LinearConfig(epochs=30, batch_size=16, base_lr=15.0, scale=(0.3, 1.0))
+PROTOCOL = LinearConfig(epochs=12, batch_size=16, base_lr=25.0, scale=(0.3, 1.0))
 STEPS_PER_EPOCH = 6
 CORRUPT = 0
 

@@ -14,7 +14,7 @@ from glsd.runs.checkpoints import load_checkpoint
 from glsd.weights.timm import export_backbone
 from ray_jobs.pretraining.job import Run, pretrain
 from ray_jobs.pretraining.options import PretrainOptions
-from tests.ray_jobs.runs import small_run
+from tests.ray_jobs.runs import brief_run
 
 pytestmark = pytest.mark.ray
 
@@ -22,15 +22,11 @@ pytestmark = pytest.mark.ray
 def still(**overrides: object) -> Config:
     """An epoch in which no weight moves, so the end shows what the run started from."""
     settings: dict[str, object] = {
-        "model.hidden_dim": 16,
-        "model.num_prototypes": 32,
         "optim.epochs": 1,
         "optim.base_lr": 0.0,
         "optim.min_lr": 0.0,
-        "evaluation.resize": 64,
-        "evaluation.crop": 64,
     }
-    return small_run(**settings | overrides)
+    return brief_run(**settings | overrides)
 
 
 def given_backbone(folder: Path, **overrides: object) -> dict[str, torch.Tensor]:

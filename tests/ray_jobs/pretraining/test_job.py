@@ -30,6 +30,7 @@ from tests.ray_jobs.runs import (
     KNN_EVERY_EPOCHS,
     STEPS_PER_EPOCH,
     TOTAL_STEPS,
+    brief_run,
     complete_checkpoints,
     json_lines,
     leaves,
@@ -229,7 +230,7 @@ def test_a_batch_that_leaves_many_images_out_is_warned_of_with_a_better_one(fort
 def test_a_loss_that_is_not_finite_stops_the_run_by_step_and_images_and_keeps_the_last_good_checkpoint(
     forty: Path, tmp_path: Path
 ) -> None:
-    config = small_run(**{"optim.base_lr": 1e30, "checkpoint_every_steps": 1, "evaluation.knn_every_epochs": 0})
+    config = brief_run(**{"optim.base_lr": 1e30, "checkpoint_every_steps": 1, "evaluation.knn_every_epochs": 0})
     with pytest.raises(
         NonFiniteLoss, match=r"not finite at step \d+ \(loss .*Images since the last reading: \[\d+, "
     ) as stop:
@@ -258,7 +259,7 @@ def test_ctrl_c_stops_the_workers_and_is_a_keyboard_interrupt(
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        pretrain(small_run(**{"optim.epochs": 1000}), str(forty), str(out))
+        pretrain(brief_run(**{"optim.epochs": 1000}), str(forty), str(out))
     end = time.monotonic() + 300
     while ray.available_resources().get("CPU", 0) < total and time.monotonic() < end:
         time.sleep(0.5)
@@ -270,7 +271,7 @@ def test_more_undecodable_images_than_the_allowed_share_stop_the_run_with_a_list
     photos = labelled_folder(tmp_path / "photos", num_images=40, num_corrupt=10)
     message = r"of the \d+ images read so far could not be decoded, more than data\.max_skipped 10%; .*skipped\.jsonl"
     with pytest.raises(ValueError, match=message):
-        pretrain(small_run(), str(photos), str(tmp_path / "run"))
+        pretrain(brief_run(), str(photos), str(tmp_path / "run"))
     skipped = json_lines(tmp_path / "run" / "skipped.jsonl")
     assert {Path(line["uri"]).stem for line in skipped} <= {f"{number:03d}" for number in range(10)}
     assert len(skipped) == len({line["image_id"] for line in skipped}) > 4

@@ -25,7 +25,7 @@ class Command:
     """`glsd pretrain` on a folder, always the same, each time a process with a Ray of its own."""
 
     def __init__(self, folder: Path, data: Path) -> None:
-        self.out, self.cache, self.starts = folder / "run", folder / "cache", list[Start]()
+        self.data, self.out, self.cache, self.starts = data, folder / "run", folder / "cache", list[Start]()
         self._folder = folder
         (folder / "run.yaml").write_text(small_run().to_yaml(), "utf-8")
         self._arguments = [sys.executable, "-m", "ray_jobs.cli.main", "pretrain", str(folder / "run.yaml")]
@@ -108,8 +108,6 @@ def _session(leader: int) -> list[int]:
 def command(forty: Path, tmp_path: Path) -> Iterator[Command]:
     """The command on a copy of the images; what is left of its processes ends with the test."""
     photos = shutil.copytree(forty, tmp_path / "photos")
-    for number in range(20_000):  # the index has something to look through, for as long as a kill takes
-        (photos / "checks" / f"{number}").mkdir()
     command = Command(tmp_path, photos)
     yield command
     for start in command.starts:
@@ -132,10 +130,15 @@ def test_a_run_killed_at_every_kind_of_moment_ends_bit_for_bit_as_one_that_was_n
     def half_written() -> list[Path]:
         return list(out.glob("checkpoints/.*.partial"))
 
-    # While indexing.
+    # While indexing, which has something to look through for as long as a kill takes.
+    empty = [command.data / "checks" / f"{number}" for number in range(20_000)]
+    for folder in empty:
+        folder.mkdir()
     start = command.start()
     start.wait_until(lambda: "indexing" in start.said)
     start.kill_driver()
+    for folder in empty:
+        folder.rmdir()
     assert not list(command.cache.glob("*.arrow"))
 
     # Before the first checkpoint.
