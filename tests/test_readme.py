@@ -125,3 +125,10 @@ def test_names_of_a_map_stand_in_the_files_that_it_links():
         ]
     assert len(found) > 50
     assert [(path.name, name) for path, name in found if name.split(".")[-1] not in path.read_text("utf-8")] == []
+
+
+def test_modules_that_the_documents_name_exist():
+    modules = [f"/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts]
+    names = {(where, word) for where, word in named() if re.fullmatch(r"[\w/]+\.py", word)}
+    assert len(names) > 20
+    assert [name for name in names if not any(module.endswith(f"/{name[1]}") for module in modules)] == []
