@@ -10,7 +10,7 @@ from glsd.data.index import Index
 from glsd.storage.replacing import alone, replace_file
 
 Files = dict[str, "ray.ObjectRef[bytes]"]
-"""Contents of files by their path: one object a node, however many tasks need them."""
+"""Contents of files by their path: one object per node, however many tasks need them."""
 
 
 def share_files(indexes: Sequence[Index]) -> Files:
@@ -19,8 +19,8 @@ def share_files(indexes: Sequence[Index]) -> Files:
 
 
 def place_files(files: Files) -> None:
-    """Write those that this node lacks, one process for all; an index's path names its content, so one that is there is
-    the same.
+    """Write those that this node lacks, one process for all. An index's path names its content, so a file that exists
+    is the same.
     """
     for path, content in ((Path(name), content) for name, content in files.items()):
         if not path.exists():

@@ -37,7 +37,7 @@ def own_device(job: JobSettings) -> str:
 
 
 def gpu_room(gpus: float, per_worker: float) -> int:
-    """How many workers fit, each of whose share lies on one GPU.
+    """How many workers fit, each with its share of one GPU.
 
     >>> gpu_room(2, 0.6), gpu_room(2, 0.4), gpu_room(1, 1 / 3), gpu_room(0, 1)
     (2, 4, 3, 0)

@@ -33,7 +33,7 @@ def cluster(settings: JobSettings) -> Iterator[None]:
     """The Ray that is already connected, that of RAY_ADDRESS, or one started on this machine for this job.
 
     Raises:
-        ValueError: RAY_ADDRESS is no address of a cluster, or the folder for Ray's sockets has too long a path.
+        ValueError: RAY_ADDRESS is not the address of a cluster, or the path of Ray's sockets would be too long.
         ConnectionError: no Ray answers at RAY_ADDRESS, or this machine is not a node of it.
         ProcessDied: while it was used.
     """
@@ -68,7 +68,7 @@ _OTHERWISE = "start a cluster with `ray start --head`, or unset RAY_ADDRESS and 
 
 
 def check_address(address: str) -> None:
-    """Refuse a RAY_ADDRESS where no Ray answers, before `ray.init` waits minutes for it and hears no Ctrl-C.
+    """Refuse a RAY_ADDRESS where no Ray answers, before `ray.init` waits minutes for it and ignores Ctrl-C.
 
     A process of its own asks first, as it can be ended at any time and what Ray logs stays in it.
 
@@ -147,8 +147,9 @@ def _check_socket_paths(dashboard: bool) -> None:
 def _of_own_ray(dashboard_port: int | None) -> dict[str, str | None]:
     """The environment of a Ray that is started for a job.
 
-    What frees the resources of a killed trial asks the dashboard whether the trial lives. It must be this Ray's, as any
-    other knows nothing of it. Left alone, it would look for one, and give up on a machine with several.
+    What frees the resources of a killed trial asks the dashboard whether the trial lives. It must be this Ray's
+    dashboard, as others do not know the trial. Without its address Ray would look for one, and give up where there are
+    several.
     """
     return {
         "RAY_API_SERVER_ADDRESS": None if dashboard_port is None else f"http://127.0.0.1:{dashboard_port}",

@@ -13,7 +13,7 @@ from glsd.runs.sweep import TrialState, trial_states
 
 @contextmanager
 def shown(out: str) -> Iterator[None]:
-    """The table of all trials, drawn anew where it stands on a terminal, printed every minute elsewhere."""
+    """The table of all trials: redrawn in place on a terminal, printed every minute elsewhere."""
     stop = threading.Event()
 
     def show() -> None:
@@ -22,7 +22,7 @@ def shown(out: str) -> Iterator[None]:
         stopped = False
         while not stopped:
             stopped = stop.wait(interval)
-            with suppress(OSError):  # of the storage; the next table has it
+            with suppress(OSError):  # the storage failed; the next table has what is missing
                 states = trial_states(out, states)
             if sys.stderr.isatty():
                 columns, lines = shutil.get_terminal_size()
@@ -44,7 +44,7 @@ def shown(out: str) -> Iterator[None]:
 
 
 def fitting_table(states: Sequence[TrialState], height: int) -> str:
-    """The trials for a terminal of that many lines: where they do not fit, those that run come first."""
+    """The trials for a terminal of that many lines; where they do not fit, running ones come first."""
     if len(states) < height:
         return states_table(states)
     ordered = sorted(states, key=lambda state: state.status != "started")

@@ -121,7 +121,7 @@ class _TuneLine(ProgressLine):
 def _report(metrics: Mapping[str, float], config: Config) -> None:
     """Tell Tune about a k-NN; `progress` is the per cent of the epochs that are done, for trials of any length.
 
-    Not about the last one: a trial that has been trained is evaluated, however it stands beside others.
+    The last one is not told: a trial that has been trained is evaluated, however it compares with others.
     """
     progress = round(100 * metrics.get("epoch", 0) / config.optim.epochs)
     if metrics.get("knn") is not None and 0 < progress < 100:

@@ -118,7 +118,7 @@ def _work(work: Mapping[str, Any]) -> None:
     """
     work["monitor"].worker_started.remote()
     with ThreadPoolExecutor(1) as meanwhile:
-        meanwhile.submit(ray.train.get_dataset_shard, "train")  # the worker asks again, and hears of an error then
+        meanwhile.submit(ray.train.get_dataset_shard, "train")  # the worker asks again, and gets the error then
         module, name = work["worker"]
         worker = getattr(import_module(module), name)
     worker(ray.get(work["plan"]))
