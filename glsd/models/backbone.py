@@ -202,15 +202,12 @@ class Backbone(nn.Module):
         embed = getattr(self.model, "patch_embed", None)
         unit = embed.patch_size[0] if isinstance(embed, PatchEmbed) else made_for // height
         below = (size - 1) // unit * unit
-        found = [other for other in (below, below + unit) if other and self._takes(other)] or [made_for]
-        return " or ".join(f"{other} px" for other in found)
-
-    def _takes(self, size: int) -> bool:
-        try:
-            self._probe(size)
-        except _SIZE_ERRORS:
-            return False
-        return True
+        found = []
+        for other in filter(None, (below, below + unit)):
+            with suppress(*_SIZE_ERRORS):
+                self._probe(other)
+                found.append(f"{other} px")
+        return " or ".join(found) or f"{made_for} px"
 
 
 def build_backbone(name: str, drop_path: float = 0.0) -> Backbone:

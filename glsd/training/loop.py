@@ -61,18 +61,16 @@ def steps(
         NonFiniteLoss: names the step, the parts of the loss and the images since the last reading.
         torch.OutOfMemoryError: names the unit size that would fit.
     """
-    world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    num_units = config.units_per_step // world_size
     total_steps = config.optim.epochs * steps_per_epoch
     state.replica = _distributed(state.student, state.teacher, device)
-    received = _Received(units, state.step * num_units, config, device)
+    received = _Received(units, state.step, config, device)
     reports: list[StepReport] = []
     interval = _Interval(state.step)
 
     while state.step < total_steps:
         now, report = schedule(state.step, config, steps_per_epoch), None
         try:
-            report = train_step(state, _Share(received, num_units), now, config)
+            report = train_step(state, received, now, config)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -136,35 +134,30 @@ def _everyones(image_ids: Sequence[int]) -> list[int]:
     return sorted({image_id for worker in gathered for image_id in worker})
 
 
-class _Share:
-    """This worker's units of a step, taken from those that arrive."""
-
-    def __init__(self, received: "_Received", num_units: int) -> None:
-        self._received, self._num_units = received, num_units
-
-    def __len__(self) -> int:
-        return self._num_units
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (self._received.next_batch() for _ in range(self._num_units))
-
-
 class _Received:
-    """This worker's units as they arrive: which came last, whose images, how long the loop waited for them."""
+    """This worker's units of one step after another: which came last, whose images, how long the loop waited."""
 
-    def __init__(self, units: Iterator[Unit], first: int, config: Config, device: torch.device):
-        self._units, self._next, self._config, self._device = units, first, config, device
+    def __init__(self, units: Iterator[Unit], first_step: int, config: Config, device: torch.device):
+        self._units, self._config, self._device = units, config, device
         self._rank, self._world_size = 0, 1
         if torch.distributed.is_initialized():
             self._rank, self._world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self._next = first_step * len(self)
         self.last: Unit = {}
         self.restart()
+
+    def __len__(self) -> int:
+        """Units of a step."""
+        return self._config.units_per_step // self._world_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self._next_batch() for _ in range(len(self)))
 
     def restart(self) -> None:
         self.seconds_waited = 0.0
         self.image_ids: list[int] = []
 
-    def next_batch(self) -> Batch:
+    def _next_batch(self) -> Batch:
         start = time.perf_counter()
         self.last = next(self._units)
         self.seconds_waited += time.perf_counter() - start
