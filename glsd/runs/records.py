@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from glsd.config import explained
+from glsd.record import explained
 from glsd.storage.folder import Folder
 
 SWEEP, OUTCOME = "sweep.json", "outcome.json"
