@@ -22,7 +22,7 @@ from glsd.data.index import Index, build_index
 from glsd.data.packs import SHARD_BYTES, Shard, claim_pack, index_shards, missing_shards, write_shard
 from glsd.storage.cache import use
 from glsd.storage.folder import Folder
-from ray_jobs.cluster.files import Files, place_files, share_files
+from ray_jobs.cluster.files import SharedFiles, place_files, share_files
 from ray_jobs.cluster.resources import check_resources
 from ray_jobs.cluster.start import cluster
 from ray_jobs.settings import JobSettings
@@ -121,7 +121,7 @@ def _written(shards: list[Shard], index: Index, folder: Folder) -> Iterator[int]
 
 
 def _write_shards(
-    rows: Mapping[str, NDArray[Any]], index: Index, files: Files, folder: Folder
+    rows: Mapping[str, NDArray[Any]], index: Index, files: SharedFiles, folder: Folder
 ) -> dict[str, NDArray[Any]]:
     """A task: the shards of its rows, normally one.
 

@@ -9,16 +9,16 @@ import ray.data
 from glsd.data.index import Index
 from glsd.storage.replacing import alone, replace_file
 
-Files = dict[str, "ray.ObjectRef[bytes]"]
+SharedFiles = dict[str, "ray.ObjectRef[bytes]"]
 """Contents of files by their path: one object per node, however many tasks need them."""
 
 
-def share_files(indexes: Sequence[Index]) -> Files:
+def share_files(indexes: Sequence[Index]) -> SharedFiles:
     """The indexes' files in the object store."""
     return {str(index.path): ray.put(index.path.read_bytes()) for index in indexes}
 
 
-def place_files(files: Files) -> None:
+def place_files(files: SharedFiles) -> None:
     """Write those that this node lacks, one process for all. An index's path names its content, so a file that exists
     is the same.
     """

@@ -12,7 +12,7 @@ from glsd.config import Config
 from glsd.data.images import UndecodableImage, decode
 from glsd.data.index import Index
 from glsd.encoder.preprocessing import evaluation_crop
-from ray_jobs.cluster.files import Files, place_files
+from ray_jobs.cluster.files import SharedFiles, place_files
 from ray_jobs.workers.stream import use_one_core
 
 
@@ -20,7 +20,7 @@ def read_chunk(
     row: Mapping[str, NDArray[Any]],
     config: Config,
     index: Index,
-    files: Files,
+    files: SharedFiles,
     image_ids: "ray.ObjectRef[NDArray[np.int64]]",
     size: int,
 ) -> dict[str, NDArray[Any]]:

@@ -21,7 +21,7 @@ from glsd.evaluation.correspondence import (
     transformed_view,
 )
 from glsd.evaluation.knn import KnnResult, Labelled, knn_accuracies
-from ray_jobs.cluster.files import Files, place_files, share_files
+from ray_jobs.cluster.files import SharedFiles, place_files, share_files
 from ray_jobs.cluster.monitor import Handle, Reporter
 from ray_jobs.cluster.resources import check_resources
 from ray_jobs.evaluation.features import Images
@@ -91,7 +91,7 @@ def map_images(
 
 
 def _placed(
-    encoder: Encoder, function: Callable[..., Any], index: Index, files: Files, batches: Sequence[np.ndarray]
+    encoder: Encoder, function: Callable[..., Any], index: Index, files: SharedFiles, batches: Sequence[np.ndarray]
 ) -> list[Any]:
     """What a function finds on parts of the images, where the node has the index."""
     place_files(files)

@@ -20,7 +20,7 @@ from glsd.runs.trackers import Logger, external_loggers
 from glsd.training.batch import Unit
 from glsd.training.loop import Metrics
 from glsd.training.state import TrainState
-from ray_jobs.cluster.files import Files
+from ray_jobs.cluster.files import SharedFiles
 from ray_jobs.cluster.monitor import Handle, Reporter
 
 
@@ -32,7 +32,7 @@ class Plan:
     run: RunDirectory
     token: str
     source: UnitSource
-    files: Files
+    files: SharedFiles
     """The indexes' files, for nodes that lack them."""
     knn: LabelledSplit | None
     monitor: Handle

@@ -21,7 +21,7 @@ from ray.data import Dataset, ExecutionOptions
 
 from glsd.data.units import UnitMaker
 from glsd.runs.checkpoints import checkpoints
-from ray_jobs.cluster.files import Files, place_files
+from ray_jobs.cluster.files import SharedFiles, place_files
 
 
 class Shared(NamedTuple):
@@ -30,11 +30,11 @@ class Shared(NamedTuple):
     maker: "ray.ObjectRef[UnitMaker]"
     num_units: int
     units_per_step: int
-    files: Files
+    files: SharedFiles
     """The indexes' files, for nodes that lack them."""
 
 
-def share(maker: UnitMaker, files: Files) -> Shared:
+def share(maker: UnitMaker, files: SharedFiles) -> Shared:
     """Put what makes units into the object store."""
     return Shared(ray.put(maker), maker.num_units, maker.order.units_per_step, files)
 
@@ -82,7 +82,7 @@ def use_one_core() -> None:
 
 
 def _make_unit(
-    row: dict[str, np.ndarray], maker: "ray.ObjectRef[UnitMaker]", files: Files, first: int
+    row: dict[str, np.ndarray], maker: "ray.ObjectRef[UnitMaker]", files: SharedFiles, first: int
 ) -> dict[str, np.ndarray]:
     import torch
 
