@@ -2,7 +2,7 @@
 
 libpng and libtiff (by imagecodecs) give the stored values; what they mean stands here. The first three samples are
 colours, or the first is grey; a further one is opacity where the file says so, and is left out where it does not.
-Values become 8 bits a block at a time, so the result costs 3 bytes a pixel on top of the stored values.
+Values become 8 bits one block at a time, so the result costs 3 bytes per pixel on top of the stored values.
 """
 
 import io
@@ -190,7 +190,7 @@ def _tiff_meaning(tags: _TiffTags) -> _Meaning:
     if number is None or (number == "f" and bits == 8):
         raise UndecodableImage(f"samples of TIFF format {tags.number} and {bits} bits are not supported")
     if len(set(tags.bits)) > 1 or bits not in (8, 16, 32, 64):
-        raise UndecodableImage(f"{bits} bits a sample are not supported; up to 8, 16, 32 and 64 are")
+        raise UndecodableImage(f"{bits} bits per sample are not supported; up to 8, 16, 32 and 64 are")
     if tags.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
         raise UndecodableImage(f"colours of TIFF kind {tags.photometric} with {bits} bits are not supported")
     first_extra = samples - len(tags.extra_samples)
@@ -200,11 +200,11 @@ def _tiff_meaning(tags: _TiffTags) -> _Meaning:
     num_colors = 3 if tags.photometric == _RGB or is_untagged else 1
     if samples > _MOST_SAMPLES or samples < num_colors or (num_colors == 1 and samples > 2):
         raise UndecodableImage(
-            f"{samples} samples a pixel of TIFF kind {tags.photometric} are not supported, since it is not sure which "
-            "are its colours; write RGB as kind 2"
+            f"{samples} samples per pixel of TIFF kind {tags.photometric} are not supported, since it is not sure "
+            "which are its colours; write RGB as kind 2"
         )
     if opacity is not None and opacity < num_colors:
-        raise UndecodableImage(f"{len(tags.extra_samples)} of {samples} samples a pixel are said to be no colours")
+        raise UndecodableImage(f"{len(tags.extra_samples)} of {samples} samples per pixel are said to be no colours")
     is_premultiplied = opacity is not None and tags.extra_samples[opacity - first_extra] == _PREMULTIPLIED
     dtype = np.dtype(f"{number}{bits // 8}")
     return _Meaning(dtype, num_colors, opacity, is_premultiplied, tags.photometric == _WHITE_IS_ZERO)

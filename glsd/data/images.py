@@ -2,7 +2,7 @@
 
 The content decides what a file is, never its name. Greyscale, palette and CMYK images become RGB; transparent ones lie
 on white, as a viewer shows them (what hides behind transparent pixels is arbitrary); EXIF orientation is applied;
-more than 8 bits a channel are scaled to 8 by `value_range`. Where decoding fails, `UndecodableImage` says why.
+more than 8 bits per channel are scaled to 8 by `value_range`. Where decoding fails, `UndecodableImage` says why.
 """
 
 import io
@@ -69,11 +69,12 @@ def decode(data: bytes, max_pixels: int, value_range: Range | None = None) -> ND
     Args:
         data: the encoded bytes.
         max_pixels: largest width x height, judged before any pixel is decoded.
-        value_range: values that become 0 and 255 in images of more than 8 bits a channel; values outside saturate.
+        value_range: values that become 0 and 255 in images of more than 8 bits per channel; values outside saturate.
             None is the full range of an integer type.
 
     Raises:
-        UndecodableImage: the bytes are no image of a known format, broken, too large, or floats without `value_range`.
+        UndecodableImage: the bytes are not an image of a known format, are broken, too large, or floats without
+            `value_range`.
     """
     suffix, plugin = _format(data)
     try:
@@ -130,7 +131,7 @@ def extension(data: bytes) -> str:
     """The file extension of the content, such as `.jpg`.
 
     Raises:
-        UndecodableImage: the content is no known image format.
+        UndecodableImage: the content is not a known image format.
     """
     return _format(data)[0]
 
@@ -190,7 +191,7 @@ def _start_of_scan(data: bytes) -> int:
 
 
 def _shallow(data: bytes, suffix: str, plugin: type[ImageFile.ImageFile], max_pixels: int) -> NDArray[np.uint8]:
-    """At most 8 bits a channel, by Pillow."""
+    """At most 8 bits per channel, by Pillow."""
     if suffix == ".avif" and not AvifImagePlugin.SUPPORTED:
         raise UndecodableImage("this Pillow reads no AVIF; install one that does, as those from PyPI do")
     with libraries_quiet:

@@ -146,7 +146,9 @@ class Index:
         try:
             return pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
         except (pa.ArrowInvalid, FileNotFoundError) as error:
-            raise ValueError(f"{self.path} is no index, or is broken: {error}; delete it and start again") from error
+            raise ValueError(
+                f"{self.path} is not an index, or is broken: {error}; delete it and rerun the command"
+            ) from error
 
     @cached_property
     def _columns(self) -> dict[str, pa.Array]:
@@ -159,7 +161,7 @@ class Index:
         return facts
 
 
-_REMEDY: Final = "put it back, or start again (a new run indexes the data anew)"
+_REMEDY: Final = "put it back, or rerun the command, which indexes the data again"
 
 
 def build_index(

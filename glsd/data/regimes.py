@@ -49,7 +49,7 @@ def subset(
         if config.images_per_class is not None:
             raise ValueError(
                 f"data.images_per_class {config.images_per_class} needs labels and these images have none; "
-                "use data.fraction, or one folder a class"
+                "use data.fraction, or one folder per class"
             )
         labels = np.zeros(labels, np.int64)
     if config.images_per_class is None and config.fraction is None:

@@ -99,7 +99,8 @@ def _source(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source
     what = what_is_at(uri)
     if what is None:
         is_link = not is_remote(uri) and Path(uri).is_symlink()
-        raise ValueError(f"{uri} is a link that leads nowhere; mend it" if is_link else f"{uri} does not exist")
+        why = "is a link to a file that does not exist; remove it" if is_link else "does not exist"
+        raise ValueError(f"{uri} {why}")
     if what == "folder":
         return _folder(uri, tick)
     name = unquote_key(uri).lower()
@@ -111,7 +112,7 @@ def _source(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source
         if name.endswith(extensions):
             return Source(uri, kind, Files([uri], *stat_files([uri], lambda _: None)))
     known = ", ".join((".txt", ".csv", *itertools.chain.from_iterable(_EXTENSIONS.values())))
-    raise ValueError(f"{uri} is no kind of data that is known; name a folder or a file that ends in {known}")
+    raise ValueError(f"{uri} is not a known kind of data; name a folder or a file that ends in {known}")
 
 
 def _folder(uri: str, tick: Callable[[int], None]) -> Source:
@@ -231,7 +232,7 @@ def _text_list(uri: str, tick: Callable[[int], None]) -> Source:
     stripped = [line.strip(" \t\n") for line in io.StringIO(text, newline=None)]
     lines = [(number, line) for number, line in enumerate(stripped, 1) if line]
     if not lines:
-        raise ValueError(f"{uri} lists no image; write one path a line")
+        raise ValueError(f"{uri} lists no image; write one path per line")
     entries = [beside(uri, line) for _, line in lines]
     files = _listed(uri, entries, [number for number, _ in lines], tick)
     return Source(uri, "images", files, content=content)
@@ -271,7 +272,7 @@ def _csv_list(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Sour
 def _whole_numbers(uri: str, column: str, texts: list[str], line_numbers: list[int]) -> NDArray[np.int64]:
     for text, number in zip(texts, line_numbers, strict=True):
         if not _WHOLE_NUMBER.fullmatch(text.strip()):
-            raise ValueError(f"{uri}, line {number}: the {column} {text!r} is no whole number of bytes")
+            raise ValueError(f"{uri}, line {number}: the {column} {text!r} is not a whole number of bytes")
     return np.array([int(text) for text in texts], np.int64)
 
 

@@ -47,7 +47,7 @@ def labelled_split(train: Index, test: Index | None, evaluation: EvaluationConfi
     for index, name in ((train, "the images that vote"), (test, "the images that are tested")):
         if index is not None and index.labels is None:
             raise ValueError(
-                f"{name} ({index.uri(0)}, ...) have no labels, which k-NN and linear layers need; one folder a class "
+                f"{name} ({index.uri(0)}, ...) have no labels, which k-NN and linear layers need; one folder per class "
                 "gives them"
             )
     assert train.labels is not None

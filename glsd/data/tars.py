@@ -80,7 +80,7 @@ def scan_tars(source: str, files: Files, tick: Callable[[int], None]) -> Members
         tick: told of so many more images, now and then.
 
     Raises:
-        ValueError: a file is no plain tar or is cut off, or some images have a label and others none.
+        ValueError: a file is not a plain tar or is cut off, or some images have a label and others none.
     """
     companions: list[str] = []
     unused: list[str] = []
@@ -166,7 +166,7 @@ def _scan_tar(uri: str) -> _Scanned:
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError(f"no header at byte {tar.offset}")
     except (tarfile.ReadError, UnicodeDecodeError) as error:
-        raise ValueError(f"{uri} is no plain tar, or is broken: {error}") from error
+        raise ValueError(f"{uri} is not a plain tar, or is broken: {error}") from error
     simple = {_key(name) for name, _, _ in images if _has_simple_suffix(name)}
     used = [image for image in images if _has_simple_suffix(image[0]) or _key(image[0]) not in simple]
     names = {name for name, _, _ in images}
@@ -265,7 +265,7 @@ def _tar_images(source: Source) -> Iterator[tuple[str, bytes]]:
                 while stream.read(1 << 20):
                     pass
         except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-            raise ValueError(f"{uri} is no compressed tar, or is broken: {error}") from error
+            raise ValueError(f"{uri} is not a compressed tar, or is broken: {error}") from error
     if not_read:
         warnings.warn(f"{source.name} also holds {counted(not_read)}; if they are images, convert them", stacklevel=7)
 
@@ -277,7 +277,7 @@ def _parquet_images(source: Source, config: DataConfig) -> Iterator[tuple[str, b
             try:
                 table = pq.ParquetFile(stream)
             except pa.ArrowInvalid as error:
-                raise ValueError(f"{uri} is no Parquet file, or is broken: {error}") from error
+                raise ValueError(f"{uri} is not a Parquet file, or is broken: {error}") from error
             schema = table.schema_arrow
             _check_image_column(uri, schema, config.image_column)
             labelled = config.label_column in schema.names
@@ -320,5 +320,5 @@ def _encoded(value: Any, where: str, column: str) -> bytes:
 
 def _label(value: Any, where: str, column: str) -> bytes:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"{where}: {value!r} in column {column!r} is no label; labels are whole numbers or names")
+        raise ValueError(f"{where}: {value!r} in column {column!r} is not a label; labels are whole numbers or names")
     return str(value).encode()

@@ -71,8 +71,8 @@ def save_checkpoint(
             _upload(filesystem, f"{root}/checkpoints/{name}/{_MANIFEST}", manifest)
     except OSError as error:
         raise OSError(
-            f"the checkpoint of step {step} could not be written to {run}: {error}; earlier ones stay, and a new start "
-            "goes on from there"
+            f"the checkpoint of step {step} could not be written to {run}: {error}; earlier ones stay. "
+            "Make room or reach the disk again, then rerun the command to resume"
         ) from error
     return joined(run, f"checkpoints/{name}")
 

@@ -46,7 +46,7 @@ class RunDirectory(Folder):
         return quote(self.name, safe=" ")[:200]
 
     def check_config(self, config: Config) -> None:
-        """Refuse a run of another configuration, and a directory that is no run; neither needs the data's index.
+        """Refuse a run of another configuration, and a directory that is not a run; neither needs the data's index.
 
         Raises:
             ValueError: the run has other settings, each named with both values, or the directory holds other files.
@@ -161,5 +161,5 @@ class RunDirectory(Folder):
             ]
             raise ValueError(
                 f"{self.out} is a run with other {kind}:\n" + "\n".join(lines) + "\n"
-                f"Choose another --out for a new run, or the {kind} it was started with to go on."
+                f"Choose another --out for a new run, or the {kind} it was started with to resume."
             )

@@ -78,11 +78,11 @@ def trial_states(out: str, known: Sequence[TrialState] = ()) -> list[TrialState]
         known: how they stood before; what has ended is not read again.
 
     Raises:
-        ValueError: the folder is no sweep.
+        ValueError: the folder is not a sweep.
     """
     sweep = read_record(Folder(out), SweepFile)
     if sweep is None:
-        raise ValueError(f"{out} is no sweep: it has no {SWEEP}")
+        raise ValueError(f"{out} is not a sweep: it has no {SWEEP}")
     ended = {state.name: state for state in known if state.ended}
     return [ended[name] if name in ended else _state(out, name, trial) for name, trial in sweep.trials.items()]
 

@@ -2,7 +2,7 @@
 
 Both take what `metrics.jsonl` has, by step, and the configuration by dotted keys. Where they write to is said as they
 have it, by `WANDB_PROJECT`, `WANDB_MODE`, `WANDB_API_KEY`, `MLFLOW_TRACKING_URI` and `MLFLOW_EXPERIMENT_NAME` in the
-environment of the first training worker. A run that goes on after a kill goes on there too, by an id in its directory.
+environment of the first training worker. A run that is resumed continues there too, by an id in its directory.
 """
 
 import importlib.util
@@ -50,14 +50,14 @@ def external_loggers(
         names: which ones; none makes no file.
         run: the run directory, which gives the name that is shown and keeps the id.
         config: what is recorded beside the metrics.
-        warn: told of what could not be logged, where the run goes on without.
+        warn: told of what could not be logged; the run continues without it.
     """
     if not names:
         return []
     check_loggers(names)
     content = run.read(LOGGERS)
     if content is None:
-        # Not the digest alone: a run that is deleted and made anew is another run of the same configuration.
+        # Not only the digest: a run that is deleted and started again is another run of the same configuration.
         content = json.dumps({"id": f"{config.digest}-{uuid.uuid4().hex[:8]}"}).encode()
         run.write(LOGGERS, content)
     run_id, settings = json.loads(content)["id"], config.flat()

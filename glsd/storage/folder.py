@@ -23,7 +23,7 @@ class Folder:
         filesystem: an object store that no URI can name.
 
     Raises:
-        ValueError: `out` is no path or URI of a folder.
+        ValueError: `out` is not a path or URI of a folder.
     """
 
     def __init__(self, out: str | os.PathLike[str], filesystem: pyarrow.fs.FileSystem | None = None) -> None:

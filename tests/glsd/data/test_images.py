@@ -306,7 +306,7 @@ def test_three_samples_that_are_tagged_as_grey_are_rgb_and_four_are_not_sure(dty
     three = written_tiff(values, "minisblack", planarconfig="contig")
     np.testing.assert_array_equal(decode(three, LIMIT, (0.0, 255.0)), photograph())
     four = written_tiff(np.dstack([values, values[..., 0]]), "minisblack", planarconfig="contig")
-    with pytest.raises(UndecodableImage, match=r"4 samples a pixel of TIFF kind 1 .* not sure .* write RGB as kind 2"):
+    with pytest.raises(UndecodableImage, match=r"4 samples per pixel of TIFF kind 1 .* write RGB as kind 2"):
         decode(four, LIMIT)
 
 

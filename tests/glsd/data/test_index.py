@@ -202,9 +202,9 @@ def test_an_impossible_cache_folder_is_named_with_the_remedy(data: Path, tmp_pat
 def test_a_broken_index_is_named_with_the_remedy(data: Path, cache: Path) -> None:
     path = build_index(data, CONFIG, cache).path
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"index-.*\.arrow is no index, or is broken: .*; delete it"):
+    with pytest.raises(ValueError, match=r"index-.*\.arrow is not an index, or is broken: .*; delete it"):
         Index.open(path)
-    with pytest.raises(ValueError, match="is no index"):
+    with pytest.raises(ValueError, match="is not an index"):
         Index.open(cache / "nowhere.arrow")
 
 
@@ -231,7 +231,8 @@ def test_progress_is_told_within_a_large_folder_and_a_long_list(tmp_path: Path, 
 def test_a_file_that_is_gone_or_changed_says_what_to_do(data: Path, cache: Path) -> None:
     index = build_index(data, CONFIG, cache)
     (data / "frog/1.jpg").unlink()
-    with pytest.raises(ValueError, match=r"frog/1\.jpg is gone since the index was made; put it back, or start again"):
+    message = r"frog/1\.jpg is gone since the index was made; put it back, or rerun the command"
+    with pytest.raises(ValueError, match=message):
         index.read(0)
     (data / "frog/2.jpg").write_bytes(b"short")
     message = r"frog/2\.jpg has changed since the index was made \(a file of 5 bytes, not \d+\); put it back"

@@ -202,7 +202,7 @@ def test_further_axes_have_a_figure_each(tmp_path: Path) -> None:
 
 
 def test_what_is_no_sweep_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no sweep: it has no sweep\.json"):
+    with pytest.raises(ValueError, match=r"is not a sweep: it has no sweep\.json"):
         trial_states(str(tmp_path))
     with pytest.raises(ValueError, match=r"neither a run nor an evaluation nor a sweep: .*no sweep\.json"):
         report(str(tmp_path))

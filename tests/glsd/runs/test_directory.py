@@ -63,7 +63,7 @@ def test_other_settings_are_refused_with_every_key_that_differs_and_both_values(
         f"{run.out} is a run with other settings:",
         "  augment.local_sizes: [96] there, [64] now",
         "  optim.epochs: 300 there, 200 now",
-        "Choose another --out for a new run, or the settings it was started with to go on.",
+        "Choose another --out for a new run, or the settings it was started with to resume.",
     ]
 
 
