@@ -104,10 +104,10 @@ def pretrain(
         if run.read(CONFIG) is not None:
             claim()
         if run.finished is None:
-            split = labelled_split(index, tested, config.evaluation) if tested or has_classes(index) else None
-            prepared = Prepared(run, config, index, image_ids, split)
             if note := value_range_note((index, tested), config.data):
                 line.note(note)
+            split = labelled_split(index, tested, config.evaluation) if tested or has_classes(index) else None
+            prepared = Prepared(run, config, index, image_ids, split)
             _train(prepared, job, claim, line)
             finish(prepared, options.figures, own_device(job), line)
         else:
