@@ -14,8 +14,9 @@ from glsd.data.index import build_index
 from glsd.data.units import UnitSource
 from glsd.evaluation.collapse import collapse_metrics
 from glsd.runs.checkpoints import checkpoints
-from glsd.runs.directory import DATA, RunDirectory
+from glsd.runs.directory import RunDirectory
 from glsd.runs.lease import NAME, LeaseTimes, read_holder
+from glsd.runs.records import DATA
 from glsd.training.batch import to_device
 from glsd.training.loop import Metrics, steps
 from glsd.training.state import TrainState, initial_state
