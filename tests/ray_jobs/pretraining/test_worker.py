@@ -16,7 +16,7 @@ from glsd.evaluation.collapse import collapse_metrics
 from glsd.runs.checkpoints import checkpoints
 from glsd.runs.directory import RunDirectory
 from glsd.runs.lease import NAME, LeaseTimes, read_holder
-from glsd.runs.records import DATA
+from glsd.runs.records import RunData, write_record
 from glsd.training.batch import to_device
 from glsd.training.loop import Metrics, steps
 from glsd.training.state import TrainState, initial_state
@@ -80,7 +80,7 @@ def test_a_worker_of_a_start_that_lost_the_run_trains_nothing(plan: Plan) -> Non
 
 
 def test_a_run_whose_initial_backbone_is_gone_does_not_start_from_random_weights(plan: Plan) -> None:
-    plan.run.write(DATA, b'{"init_from": "a model"}')
+    write_record(plan.run, RunData(sources=["photos"], images=8, digest="0123abcd", init_from="a model"))
     with pytest.raises(ValueError, match=r"run/init\.safetensors, the backbone that the run starts from, is gone"):
         read_initial_weights(plan.run)
 
