@@ -1,9 +1,9 @@
-"""What an experiment is: frozen, typed, validated settings, and the presets that name the paper's.
+"""What an experiment is: frozen, typed, validated settings.
 
 A setting is declared once here and is spelled alike in YAML, on the command line, in a grid and in a results table. Its
 documentation ends with its sources: places in the paper, the authors' code for what the paper leaves open, or glsd for
-what is ours alone. How many machines run it is not science and lives elsewhere, so the same experiment has the same
-`digest` on a laptop and on a cluster.
+what only glsd has. The number of machines is not part of an experiment, so its `digest` is the same on a laptop and on
+a cluster.
 """
 
 import hashlib
@@ -234,7 +234,7 @@ class EvaluationConfig(Record):
 
 
 class LinearConfig(Record):
-    """Linear evaluation (Sec. 4.3): a linear layer on frozen representations. It is no part of an experiment."""
+    """Linear evaluation (Sec. 4.3): a linear layer on frozen representations. It is not part of an experiment."""
 
     epochs: Size = 100
     """Passes over the training images (authors' code)."""
