@@ -91,6 +91,8 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 from glsd.experiments import load_config
 from ray_jobs.pretraining.job import pretrain
+from ray_jobs.pretraining.options import PretrainOptions
+from ray_jobs.settings import JobSettings
 
 data, out, settings = sys.argv[1:]
 memory = 200 * 2**20
@@ -100,7 +102,8 @@ first = insist(lambda: nodes.add_node(num_cpus=2, object_store_memory=memory))
 os.environ["RAY_ADDRESS"] = nodes.address
 
 config = load_config(settings)
-job = threading.Thread(target=pretrain, args=(config, data, out), kwargs={"cpus_per_worker": 2, "figures": False})
+options = {"options": PretrainOptions(figures=False), "job": JobSettings(cpus_per_worker=2)}
+job = threading.Thread(target=pretrain, args=(config, data, out), kwargs=options)
 job.start()
 metrics = Path(out, "metrics.jsonl")
 while job.is_alive() and not (metrics.exists() and metrics.read_bytes().count(b"\\n") > 2):
