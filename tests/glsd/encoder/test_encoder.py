@@ -175,7 +175,7 @@ def test_a_backbone_and_a_checkpoint_on_an_object_store_are_those_of_the_local_f
             for name in ("my run/backbone", "my run", "my run/checkpoints/step_00000003"):
                 found = load_model(f"{bucket}/{name}{options}")
                 assert model_digest(found) == model_digest(load_encoder(tmp_path / "bucket" / name))
-            with pytest.raises(ValueError, match=r"/nowhere\S+ is no run .*: it does not exist$"):
+            with pytest.raises(ValueError, match=r"/nowhere\S+ is not a run .*: it does not exist$"):
                 load_model(f"{bucket}/nowhere{options}")
 
 
@@ -297,7 +297,7 @@ def test_a_timm_name_has_the_hubs_weights_and_their_normalisation(
         ("timm:resnet50.of_mine", r"resnet50\.of_mine: timm has no weights of that tag"),
         ("timm:resnet50.of_mine=missing.pth", "timm has no weights of that tag"),
         ("timm:resnet50=missing.pth", r"missing\.pth is not a file"),
-        ("missing", r"missing is no run .*: it does not exist$"),
+        ("missing", r"missing is not a run .*: it does not exist$"),
     ],
 )
 def test_a_model_that_cannot_be_had_is_named(
@@ -311,7 +311,7 @@ def test_a_model_that_cannot_be_had_is_named(
 
 def test_a_file_of_weights_in_place_of_a_model_is_told_how_it_is_named(tmp_path: Path) -> None:
     weights_file(tmp_path / "weights.pth", "flat")
-    with pytest.raises(ValueError, match=r"weights\.pth is no run .* timm:NAME=FILE, .* glsd convert$"):
+    with pytest.raises(ValueError, match=r"weights\.pth is not a run .* timm:NAME=FILE, .* glsd convert$"):
         load_model(str(tmp_path / "weights.pth"))
 
 
