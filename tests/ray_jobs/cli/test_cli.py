@@ -78,7 +78,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["config", "demo", "--augment.local_sizes", "48", "32"], "augment"),
         (["pack", ".", "../shards", "--shard_mib", "0"], "shards of 0 bytes are too small"),
         (["pretrain", "demo", "--data", "", "--out", "mine"], "no data named; give a folder of images"),
-        (["evaluate", "nowhere", "--data", "."], "nowhere is no run"),
+        (["evaluate", "nowhere", "--data", "."], "nowhere is not a run"),
         (["evaluate", "nowhere", "--data", ".", "--out", "mine"], "mine lies within ."),
         (
             ["pretrain", "demo", "--data", "photos", "more", "--out", "more/runs/1"],

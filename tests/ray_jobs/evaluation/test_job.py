@@ -276,7 +276,7 @@ def test_what_does_not_fit_model_or_images_is_said_before_anything_is_computed(
     uninterrupted: Run, forty: Path, tmp_path: Path
 ) -> None:
     for options, said in (
-        ({"probes": ("correspondence",), "beside": ("mispelt",)}, "mispelt is no run"),
+        ({"probes": ("correspondence",), "beside": ("mispelt",)}, "mispelt is not a run"),
         ({"probes": ("knn", "linear")}, "32 training images do not fill a batch of 256; use linear.batch_size 32"),
         ({"probes": ("collapse", "correspondence"), "crop": 32}, "has a single location in a crop of 32 px"),
     ):
