@@ -1,6 +1,6 @@
 # Every target installs what it needs into .venv. PYTHON chooses the interpreter (3.11 or newer).
 # make demo: pretrain on real photographs. make check: style, types, layers, tests without Ray.
-# make test: make check and the tests that train on Ray. make test slow: all tests.
+# make test: make check and the tests that train on Ray. make test slow, or faster make all: all tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 unexport PYTHONDONTWRITEBYTECODE # with it, every process of a test would compile all modules again
 
-.PHONY: demo check test slow format clean
+.PHONY: demo check test slow all format clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -40,6 +40,11 @@ test: check
 slow: $(VENV)/.installed-dev
 	$(PARALLEL) -m "slow and not ray" tests
 	$(BIN)/python -m pytest -m "ray and slow" tests
+
+# The tests of `make test slow`, with one Ray for all that need one.
+all: check
+	$(PARALLEL) -m "slow and not ray" tests
+	$(BIN)/python -m pytest -m ray tests
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
