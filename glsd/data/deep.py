@@ -7,7 +7,7 @@ Values become 8 bits one block at a time, so the result costs 3 bytes per pixel 
 
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any, Final, Literal, NamedTuple
 
@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from glsd.data.png import chunks, with_chunks
 from glsd.data.undecodable import BROKEN, UndecodableImage, check_size, libraries_quiet
 
 Range = tuple[float, float]
 
+_PNG_SIGNATURE: Final = 8
+"""Bytes before the first chunk."""
 _BLOCK: Final = 1 << 16
 """Pixels that are scaled at once."""
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = range(3)
@@ -87,6 +88,21 @@ class DeepImage(NamedTuple):
         return int(colors.min()), int(colors.max())
 
 
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview]]:
+    """Name, content and all bytes of each chunk of a PNG; the last one is short where the file is cut off."""
+    rest = memoryview(data)[_PNG_SIGNATURE:]
+    while rest:
+        size = 12 + int.from_bytes(rest[:4], "big")
+        chunk, rest = rest[:size], rest[size:]
+        yield bytes(chunk[4:8]), chunk[8:-4], chunk
+
+
+def with_chunks(data: bytes, is_kept: Callable[[bytes, memoryview], bool]) -> bytes:
+    """The PNG with only the chunks whose name and content are kept."""
+    kept = (chunk for name, content, chunk in _png_chunks(data) if is_kept(name, content))
+    return data[:_PNG_SIGNATURE] + b"".join(kept)
+
+
 def deep_png(data: bytes, max_pixels: int) -> DeepImage | None:
     """A PNG of 16 bits; None of one of fewer.
 
@@ -97,9 +113,9 @@ def deep_png(data: bytes, max_pixels: int) -> DeepImage | None:
     if bits != 16:
         return None
     check_size(width, height, max_pixels)
-    exif = next((bytes(content) for name, content in chunks(data) if name == b"eXIf"), b"")
+    contents = {name: content for name, content, _ in _png_chunks(data)}
     num_colors = 3 if color_type & 2 else 1
-    has_opacity = bool(color_type & 4) or any(name == b"tRNS" for name, _ in chunks(data))
+    has_opacity = bool(color_type & 4) or b"tRNS" in contents
     meaning = _Meaning(np.dtype(np.uint16), num_colors, num_colors if has_opacity else None)
 
     def stored() -> NDArray[Any]:
@@ -108,11 +124,11 @@ def deep_png(data: bytes, max_pixels: int) -> DeepImage | None:
         pixels = with_chunks(data, lambda name, _: name in (b"IHDR", b"tRNS", b"IDAT", b"IEND"))
         return imagecodecs.png_decode(pixels).reshape(height, width, num_colors + has_opacity)
 
-    return DeepImage(height, width, _exif_orientation(exif), meaning, stored)
+    return DeepImage(height, width, _exif_orientation(bytes(contents.get(b"eXIf", b""))), meaning, stored)
 
 
 class _TiffTags(NamedTuple):
-    """What the first image of a TIFF is, also of kinds that Pillow cannot open."""
+    """What the first image of a TIFF is."""
 
     width: int
     height: int
@@ -128,6 +144,7 @@ class _TiffTags(NamedTuple):
 
 
 def _tiff_tags(data: bytes) -> _TiffTags:
+    """The tags, also of kinds that Pillow cannot open."""
     file = io.BytesIO(data)
     with libraries_quiet:
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if b"+" in data[2:4] else 8))

@@ -27,8 +27,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from glsd.data import png
-from glsd.data.deep import DeepImage, Range, deep_png, deep_tiff
+from glsd.data.deep import DeepImage, Range, deep_png, deep_tiff, with_chunks
 from glsd.data.undecodable import BROKEN, check_size, libraries_quiet
 from glsd.data.undecodable import UndecodableImage as UndecodableImage
 
@@ -195,7 +194,7 @@ def _shallow(data: bytes, suffix: str, plugin: type[ImageFile.ImageFile], max_pi
     if suffix == ".avif" and not AvifImagePlugin.SUPPORTED:
         raise UndecodableImage("this Pillow reads no AVIF; install one that does, as those from PyPI do")
     with libraries_quiet:
-        image: Image.Image = plugin(io.BytesIO(png.with_chunks(data, _is_shown) if suffix == ".png" else data))
+        image: Image.Image = plugin(io.BytesIO(with_chunks(data, _is_shown) if suffix == ".png" else data))
         check_size(*image.size, max_pixels)
         image.load()
         # After loading, since Pillow turns TIFFs itself and PNGs may carry the tag behind their pixels.

@@ -9,7 +9,7 @@ data are never indexed twice and changed data never go by an old index; workers 
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from glsd.config import DataConfig
 from glsd.data.images import IMAGE_EXTENSIONS
-from glsd.data.sources import CLASS_NAMES, Labels, Source, find_sources
-from glsd.data.tars import pack, scan_tars
+from glsd.data.sources import CLASS_NAMES, Labels, Source, Sources, find_sources
+from glsd.data.tars import Rows, pack, scan_tars
 from glsd.storage.cache import cache_folder
 from glsd.storage.files import read
 from glsd.storage.listing import unreadable, walk
@@ -96,6 +96,12 @@ class Index:
         labels: NDArray[np.int64] = self._columns["label"].to_numpy()
         return labels
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Bytes of each encoded image, (N,)."""
+        lengths: NDArray[np.int64] = self._columns["length"].to_numpy()
+        return lengths
+
     @cached_property
     def class_ids(self) -> list[int] | None:
         """The number that the data have for each label, or None where they have names."""
@@ -165,7 +171,7 @@ _REMEDY: Final = "put it back, or rerun the command, which indexes the data agai
 
 
 def build_index(
-    sources: str | Path | Sequence[str | Path],
+    sources: Sources,
     config: DataConfig,
     cache_dir: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
@@ -224,49 +230,32 @@ def _usable(path: Path) -> bool:
 
 
 def _table(found: list[Source], config: DataConfig, cache: Path, key: str, tick: Callable[[int], None]) -> pa.Table:
-    parts: list[dict[str, Any]] = []
+    parts: list[pa.Table] = []
     labels: list[Labels | None] = []
     class_names: list[list[str] | None] = []
     packed: list[str] = []
     for source in found:
         if source.kind == "images":
-            part, part_labels = _whole_files(source), source.labels
+            rows = _whole_files(source)
+        elif source.kind == "tars":
+            rows = scan_tars(source.name, source.files, tick)
         else:
-            files = source.files
-            if source.kind != "tars":
-                folder = pack(source, config, cache, tick)
-                packed.append(str(folder))
-                files = walk(str(folder), (".tar",), lambda _: None)
-            members = scan_tars(source.name, files, tick if source.kind == "tars" else lambda _: None)
-            if not members.uris:
-                raise ValueError(f"{source.name} holds no image; images end in {', '.join(IMAGE_EXTENSIONS)}")
-            part, part_labels = dict(zip(Place._fields, members[:5], strict=True)), members.labels
-        names = inner_names(part["uri"])
-        if source.kind in ("images", "tars"):
-            parts.append(part | {"place": part["uri"], "name": names})
-        else:  # in their own place among the sources, wherever the cache is
-            places = [f"{source.name}/{name}" for name in names]
-            parts.append(part | {"place": places, "name": [""] * len(names)})
-        labels.append(part_labels)
-        class_names.append(_fitting(source, part_labels))
+            packed.append(str(pack(source, config, cache, tick)))
+            rows = scan_tars(source.name, walk(packed[-1], (".tar",), lambda _: None), lambda _: None)
+        if not rows.uri:
+            raise ValueError(f"{source.name} holds no image; images end in {', '.join(IMAGE_EXTENSIONS)}")
+        parts.append(_part(source, rows))
+        labels.append(rows.labels)
+        class_names.append(_fitting(source, rows.labels))
     classes, class_ids, ids = _merged_labels(found, labels, class_names)
-    columns = {
-        "uri": _strings(parts, "uri"),
-        "member": _strings(parts, "member"),
-        "offset": pa.array(np.concatenate([part["offset"] for part in parts])),
-        "length": pa.array(np.concatenate([part["length"] for part in parts])),
-        "file_size": pa.array(np.concatenate([part["file_size"] for part in parts])),
-    }
-    columns["label"] = pa.nulls(len(columns["uri"]), pa.int64()) if ids is None else pa.array(ids)
-    order = pc.sort_indices(
-        pa.table({"place": _strings(parts, "place"), "offset": columns["offset"]}),
-        [("place", "ascending"), ("offset", "ascending")],
-    )
-    table = pa.table(columns).take(order).combine_chunks()
+    table = pa.concat_tables(parts)
+    table = table.append_column("label", pa.nulls(len(table), pa.int64()) if ids is None else pa.array(ids))
+    table = table.take(pc.sort_indices(table, [("place", "ascending"), ("offset", "ascending")])).combine_chunks()
+    names, table = table["name"], table.select([*Place._fields, "label"])
     uris = table["uri"]
     _check_distinct(table)
     facts = {
-        "digest": _digest(table, _strings(parts, "name").take(order), classes),
+        "digest": _digest(table, names, classes),
         "key": key,
         "ordered_as_in_format_2": pc.all(
             pc.less_equal(uris.slice(0, len(uris) - 1), uris.slice(1)), min_count=0
@@ -279,7 +268,7 @@ def _table(found: list[Source], config: DataConfig, cache: Path, key: str, tick:
     return table.replace_schema_metadata({"glsd": json.dumps(facts)})
 
 
-def _digest(table: pa.Table, names: pa.Array, classes: list[str] | None) -> str:
+def _digest(table: pa.Table, names: pa.ChunkedArray, classes: list[str] | None) -> str:
     """The digest of the images in their order; `names` are those of their files, empty for what is packed in the cache.
 
     How it is packed is no part of the data, so only members and their lengths count there.
@@ -298,21 +287,32 @@ def _digest(table: pa.Table, names: pa.Array, classes: list[str] | None) -> str:
     return digest.hexdigest()[:32]
 
 
-def _whole_files(source: Source) -> dict[str, Any]:
+def _whole_files(source: Source) -> Rows:
     files = source.files
     if closed := unreadable(files.uris):
         raise ValueError(f"{closed[0]} cannot be read by this user ({len(closed)} of {len(files.uris)} images cannot)")
     offset = np.full(len(files.uris), -1) if source.offsets is None else source.offsets
     length = files.sizes if source.lengths is None else np.where(offset < 0, files.sizes, source.lengths)
-    columns = (files.uris, [None] * len(files.uris), offset, length, files.sizes)
-    return dict(zip(Place._fields, columns, strict=True))
+    return Rows(files.uris, [None] * len(files.uris), offset, length, files.sizes, source.labels)
 
 
-def _strings(parts: list[dict[str, Any]], column: str) -> pa.Array:
+def _part(source: Source, rows: Rows) -> pa.Table:
+    """The columns of a `Place`; `place`, by which the images are sorted, and `name`, of which the digest is made.
+
+    What is packed in the cache is sorted by the name of its source, wherever the cache is, and has no name.
+    """
+    names = inner_names(rows.uri)
+    places = rows.uri
+    if source.kind not in ("images", "tars"):
+        places, names = [f"{source.name}/{name}" for name in names], [""] * len(names)
     try:
-        return pa.concat_arrays([pa.array(part[column], pa.large_string()) for part in parts])
+        uris, members, places, names = (
+            pa.array(texts, pa.large_string()) for texts in (rows.uri, rows.member, places, names)
+        )
     except UnicodeEncodeError as error:
         raise ValueError(f"the name {error.object!r} is not UTF-8; rename the file") from error
+    columns = (uris, members, rows.offset, rows.length, rows.file_size, places, names)
+    return pa.table(dict(zip((*Place._fields, "place", "name"), columns, strict=True)))
 
 
 def _fitting(source: Source, labels: Labels | None) -> list[str] | None:

@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from glsd.data.index import Index
@@ -18,8 +17,6 @@ from glsd.data.tars import image_suffix, write_tar
 from glsd.storage.folder import Folder
 
 SHARD_BYTES = 256 * 2**20
-
-
 _READ_AT_ONCE = 64
 """Images that a task reads side by side; besides these it keeps one shard."""
 
@@ -45,10 +42,11 @@ def plan_shards(lengths: NDArray[np.int64], class_ids: NDArray[np.int64] | None,
     if class_ids is not None:
         sizes = sizes + _in_tar(np.char.str_len(class_ids.astype(str)))
     ends = np.cumsum(sizes)
+    usable = shard_bytes - shard_bytes % tarfile.RECORDSIZE - 2 * tarfile.BLOCKSIZE
     borders = [0]
     while borders[-1] < len(sizes):
         before = ends[borders[-1] - 1] if borders[-1] else 0
-        fitting = int(np.searchsorted(ends, before + _whole_records(shard_bytes) - tarfile.BLOCKSIZE * 2, side="right"))
+        fitting = int(np.searchsorted(ends, before + usable, side="right"))
         borders.append(max(fitting, borders[-1] + 1))
     return [
         Shard(f"{number:06d}.tar", first, last, _tar_bytes(int(sizes[first:last].sum())))
@@ -58,7 +56,7 @@ def plan_shards(lengths: NDArray[np.int64], class_ids: NDArray[np.int64] | None,
 
 def index_shards(index: Index, shard_bytes: int) -> list[Shard]:
     """The plan for an index's images, see `plan_shards`."""
-    return plan_shards(_lengths(index), _class_ids(index), shard_bytes)
+    return plan_shards(index.lengths, _class_ids(index), shard_bytes)
 
 
 def _class_ids(index: Index) -> NDArray[np.int64] | None:
@@ -76,17 +74,6 @@ def _in_tar(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 def _tar_bytes(members: int) -> int:
     """Size of a tar: its members, two empty blocks, and what fills the last record."""
     return -(-(members + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
-
-
-def _whole_records(num_bytes: int) -> int:
-    return num_bytes // tarfile.RECORDSIZE * tarfile.RECORDSIZE
-
-
-def _lengths(index: Index) -> NDArray[np.int64]:
-    """The column of the index's file; asking for one place at a time takes a minute for a few million images."""
-    with pa.memory_map(str(index.path)) as file:
-        lengths: NDArray[np.int64] = pa.ipc.open_file(file).read_all()["length"].to_numpy().copy()
-    return lengths
 
 
 def claim_pack(folder: Folder, index: Index, shards: list[Shard]) -> None:
@@ -126,15 +113,11 @@ def missing_shards(shards: list[Shard], folder: Folder) -> list[Shard]:
 
 def write_shard(shard: Shard, index: Index, folder: Folder) -> None:
     """Read the images of a shard and write their tar."""
-    data = _tar(index, range(shard.first, shard.last))
+    content = io.BytesIO()
+    write_tar(content, _members(index, range(shard.first, shard.last)))
+    data = content.getbuffer()
     assert len(data) == shard.num_bytes, f"{shard.name} has {len(data)} bytes, not {shard.num_bytes}"
     folder.write(shard.name, data)
-
-
-def _tar(index: Index, image_ids: range) -> memoryview:
-    content = io.BytesIO()
-    write_tar(content, _members(index, image_ids))
-    return content.getbuffer()
 
 
 def _members(index: Index, image_ids: range) -> Iterator[tuple[str, bytes]]:

@@ -14,7 +14,7 @@ import tarfile
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, NamedTuple
@@ -42,14 +42,14 @@ _OPENERS: Final[dict[tuple[str, ...], Callable[[io.BufferedReader], Any]]] = {
 }
 
 
-class Members(NamedTuple):
-    """Images within tars, row by row."""
+class Rows(NamedTuple):
+    """Columns of an index: where each image lies, see `glsd.data.index.Place`; and the labels."""
 
-    uris: list[str]
-    names: list[str]
-    offsets: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    file_sizes: NDArray[np.int64]
+    uri: list[str]
+    member: Sequence[str | None]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    file_size: NDArray[np.int64]
     labels: Labels | None
 
 
@@ -66,7 +66,7 @@ class _Scanned(NamedTuple):
     """Kinds of members that may be images and are not read."""
 
 
-def scan_tars(source: str, files: Files, tick: Callable[[int], None]) -> Members:
+def scan_tars(source: str, files: Files, tick: Callable[[int], None]) -> Rows:
     """The images of plain tars with their labels.
 
     The label of an image is the `.cls` of the same name up to the last suffix (`scan 1.5.cls` for `scan 1.5.jpg`), else
@@ -77,31 +77,17 @@ def scan_tars(source: str, files: Files, tick: Callable[[int], None]) -> Members
     Args:
         source: what messages call the tars together.
         files: the tars.
-        tick: told of so many more images, now and then.
+        tick: told of so many more images.
 
     Raises:
         ValueError: a file is not a plain tar or is cut off, or some images have a label and others none.
     """
-    companions: list[str] = []
-    unused: list[str] = []
-    not_read = Counter[str]()
-    uris: list[str] = []
-    names: list[str] = []
-    texts: list[str | None] = []
-    places: list[tuple[int, int, int]] = []
+    scanned: list[_Scanned] = []
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        scanned = pool.map(_scan_tar, files.uris)
-        for uri, file_size, found in zip(files.uris, files.sizes.tolist(), scanned, strict=True):
-            uris += [uri] * len(found.images)
-            companions += found.companions
-            unused += found.unused
-            not_read += found.not_read
-            for name, offset, length, label in found.images:
-                names.append(name)
-                places.append((offset, length, file_size))
-                texts.append(label)
+        for found in pool.map(_scan_tar, files.uris):
+            scanned.append(found)
             tick(len(found.images))
-    if companions:
+    if companions := [name for found in scanned for name in found.companions]:
         key, _, rest = companions[0].rpartition("/")[2].partition(".")
         warnings.warn(
             f"images of {source} that are left out: {len(companions):,}, such as {companions[0]}. In a WebDataset it "
@@ -109,20 +95,24 @@ def scan_tars(source: str, files: Files, tick: Callable[[int], None]) -> Members
             f"it, for example to {key}_{rest}",
             stacklevel=5,
         )
-    if unused:
+    if unused := [name for found in scanned for name in found.unused]:
         warnings.warn(
             f"labels of {source} that belong to no image: {len(unused):,}, such as {unused[0]}. Name a .cls as its "
             "image, or as its image up to the first dot",
             stacklevel=5,
         )
-    if not_read:
+    if not_read := sum((found.not_read for found in scanned), Counter[str]()):
         warnings.warn(f"{source} also holds {counted(not_read)}; if they are images, convert them", stacklevel=5)
-    offsets, lengths, file_sizes = np.array(places, np.int64).reshape(-1, 3).T
+    images = [image for found in scanned for image in found.images]
+    uris = [uri for uri, found in zip(files.uris, scanned, strict=True) for _ in found.images]
+    names, texts = [name for name, *_ in images], [text for *_, text in images]
     labelled = [text for text in texts if text is not None]
     if labelled and len(labelled) < len(texts):
         first = texts.index(None)
         raise ValueError(f"{names[first]} in {uris[first]} has no .cls beside it; label all images or none")
-    return Members(uris, names, offsets, lengths, file_sizes, as_labels(labelled) if labelled else None)
+    offsets, lengths = np.array([place for _, *place, _ in images], np.int64).reshape(-1, 2).T
+    file_sizes = np.repeat(files.sizes, [len(found.images) for found in scanned])
+    return Rows(uris, names, offsets, lengths, file_sizes, as_labels(labelled) if labelled else None)
 
 
 def pack(source: Source, config: DataConfig, cache: Path, tick: Callable[[int], None]) -> Path:

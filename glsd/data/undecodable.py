@@ -9,22 +9,11 @@ from typing import Final
 
 from PIL import Image
 
-# What Pillow and imagecodecs raise on broken content.
 BROKEN: Final = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    RuntimeError,
-    Image.DecompressionBombError,
-    struct.error,
-    zlib.error,
+    *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, AssertionError),
+    *(ArithmeticError, RuntimeError, Image.DecompressionBombError, struct.error, zlib.error),
 )
+"""What Pillow and imagecodecs raise on broken content."""
 
 
 class UndecodableImage(ValueError):
