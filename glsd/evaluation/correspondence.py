@@ -21,6 +21,7 @@ from glsd.augment.photometric import photometric_worker
 from glsd.config import AugmentConfig
 from glsd.encoder.encoder import Encoder
 from glsd.matching import match_by_similarity
+from glsd.runs.records import Matched
 
 
 class Correspondence(NamedTuple):
@@ -52,19 +53,6 @@ class Correspondence(NamedTuple):
     """The true location in pixels of view b; NaN outside of it."""
     correct: Float[Tensor, "batch height width"]
     """1 where the matched cell contains the true location, 0 where it does not, NaN where there is none."""
-
-
-class CorrespondenceMeans(NamedTuple):
-    """Means over the pairs of views that have a true location."""
-
-    accuracy: float
-    error_px: float
-    accuracy_top: float
-    error_top_px: float
-    num_top: int
-    """Pairs of locations behind the two above in a pair of views (the most of any)."""
-    num_images: int
-    """How many pairs of views."""
 
 
 class PairCorrespondence(NamedTuple):
@@ -188,7 +176,7 @@ def correspondence(
     )
 
 
-def mean_correspondence(results: Sequence[Correspondence]) -> CorrespondenceMeans:
+def mean_correspondence(results: Sequence[Correspondence]) -> Matched:
     """Means over all pairs of views of all batches, however they were batched.
 
     Raises:
@@ -197,12 +185,11 @@ def mean_correspondence(results: Sequence[Correspondence]) -> CorrespondenceMean
     num_top, num_pairs = (torch.cat([getattr(result, name) for result in results]) for name in ("num_top", "num_pairs"))
     if not bool((num_pairs > 0).any()):
         raise ValueError("no location of a first view has a true location in its second view")
-    accuracy, error_px, accuracy_top, error_top_px = (
-        torch.cat(values).double().nanmean().item() for values in zip(*(result[:4] for result in results), strict=True)
-    )
-    return CorrespondenceMeans(
-        accuracy, error_px, accuracy_top, error_top_px, int(num_top.max()), int((num_pairs > 0).sum())
-    )
+    means = {
+        name: torch.cat([getattr(result, name) for result in results]).double().nanmean().item()
+        for name in ("accuracy", "error_px", "accuracy_top", "error_top_px")
+    }
+    return Matched(**means, num_top=int(num_top.max()), num_images=int((num_pairs > 0).sum()))
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from glsd.runs.records import Accuracy, KnnScore
+
 _TILE = 1 << 14  # anchors at once
 _QUERIES = 256  # rows of queries at once: a tile is 256 x 16384 similarities, 34 MB as keys
 _COMPARED = 1 << 22  # pairs of neighbours at once, in votes: 34 MB in float64
@@ -37,21 +39,6 @@ class Neighbours(NamedTuple):
     """Row of the anchor."""
 
 
-class KnnResult(NamedTuple):
-    """Accuracies of the k-NN evaluation, as shares in [0, 1], and what they rest on."""
-
-    top1: float
-    """Share of queries whose class has the most votes."""
-    top5: float
-    """Share of queries whose class is among the `num_top` with the most votes."""
-    num_top: int
-    """min(5, number of classes)."""
-    k: int
-    """Neighbours that voted: the k asked for, or all anchors where there are fewer."""
-    num_anchors: int
-    num_queries: int
-
-
 def knn_accuracies(
     anchors: Labelled,
     queries: Labelled,
@@ -60,12 +47,12 @@ def knn_accuracies(
     num_classes: int,
     anchors_at_once: int = _TILE,
     progress: Callable[[float], object] = lambda _: None,
-) -> list[KnnResult]:
+) -> list[KnnScore]:
     """Share of the queries that their neighbours give the right class, for each number k of neighbours that vote.
 
-    Sec. 4.3 has k = 20, the authors' code a temperature of 0.07. A k larger than the number of anchors is all anchors.
-    Of two classes with equal votes the lower one wins. A class without a vote is never predicted, so top 5 counts a
-    query only if a neighbour has its class. `progress` is that of `nearest`.
+    Sec. 4.3 has k = 20, the authors' code a temperature of 0.07. A k larger than the number of anchors is all anchors,
+    and so has the score. Of two classes with equal votes the lower one wins. A class without a vote is never predicted,
+    so top 5 counts a query only if a neighbour has its class. `progress` is that of `nearest`.
 
     Raises:
         ValueError: no k or one below 1, no anchor or no query, a label that is not in [0, num_classes), or a
@@ -73,21 +60,34 @@ def knn_accuracies(
     """
     if not ks or min(ks) < 1:
         raise ValueError(f"ks must be one number of neighbours or several, each 1 or more, not {list(ks)}")
-    for name, values in (("anchor_labels", anchors.labels), ("labels", queries.labels)):
-        if values.numel() and (int(values.min()) < 0 or int(values.max()) >= num_classes):
-            raise ValueError(
-                f"{name} are in [{int(values.min())}, {int(values.max())}], "
-                f"but {num_classes} classes are numbered 0 to {num_classes - 1}"
-            )
+    check_labels("anchor_labels", anchors.labels, num_classes)
+    check_labels("labels", queries.labels, num_classes)
     similarity, index = nearest(anchors.features, queries.features, max(ks), anchors_at_once, progress)
     neighbour_labels, labels = anchors.labels.to(index.device)[index], queries.labels.to(index.device)
-    num_top, num_anchors = min(5, num_classes), len(anchors.labels)
-    results = []
+    scores = []
     for k in ks:
         ranks = class_rank(neighbour_labels[:, :k], similarity[:, :k], labels, temperature)
-        top1, top5 = ((ranks < limit).double().mean().item() for limit in (1, num_top))
-        results.append(KnnResult(top1, top5, num_top, min(k, num_anchors), num_anchors, len(labels)))
-    return results
+        accuracy = accuracy_of_ranks(ranks, num_classes)
+        scores.append(KnnScore(k=min(k, len(anchors.labels)), **accuracy.model_dump()))
+    return scores
+
+
+def accuracy_of_ranks(ranks: Int64[Tensor, " images"], num_classes: int) -> Accuracy:
+    """Shares of the images ahead of whose class there are 0 and fewer than min(5, classes) others."""
+    top = min(5, num_classes)
+    top1, top5 = ((ranks < limit).double().mean().item() for limit in (1, top))
+    return Accuracy(top1=top1, top5=top5, num_top=top)
+
+
+def check_labels(name: str, labels: Int64[Tensor, " images"], num_classes: int) -> None:
+    """Refuse labels that are not in [0, num_classes), and none at all."""
+    if not labels.numel():
+        raise ValueError(f"{name} are empty; at least one image is needed")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"{name} are in [{low}, {high}], but {num_classes} classes are numbered 0 to {num_classes - 1}"
+        )
 
 
 def nearest(

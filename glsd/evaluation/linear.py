@@ -7,7 +7,7 @@ order of the images and the workers are left to others; the quick form on cached
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +17,8 @@ from torch.nn import functional
 
 from glsd.augment.distributions import sample_views
 from glsd.config import AugmentConfig, LinearConfig
-
-
-class LinearAccuracy(NamedTuple):
-    """Shares in [0, 1] of the images whose class has the largest logit, and one of the `num_top` largest."""
-
-    top1: float
-    top5: float
-    num_top: int
-    """min(5, number of classes)."""
+from glsd.evaluation.knn import accuracy_of_ranks, check_labels
+from glsd.runs.records import Accuracy
 
 
 @dataclass
@@ -96,22 +89,13 @@ def linear_step(
 
 def linear_accuracy(
     logits: Float[Tensor, "images classes"], labels: Int64[Tensor, " images"], num_classes: int
-) -> LinearAccuracy:
+) -> Accuracy:
     """Top-1 and top-min(5, classes) accuracy; of equal logits that of the lower class is ahead.
 
     Raises:
         ValueError: no image, a label that is not in [0, num_classes), or a logit that is not finite.
     """
     check_labels("labels", labels, num_classes)
-    return accuracy_of_ranks(label_ranks(logits, labels), num_classes)
-
-
-def label_ranks(logits: Float[Tensor, "images classes"], labels: Int64[Tensor, " images"]) -> Int64[Tensor, " images"]:
-    """How many classes are ahead of each image's own: larger logits, and equal ones of lower classes.
-
-    Raises:
-        ValueError: a logit is not finite, which would be behind nothing.
-    """
     if not bool(logits.isfinite().all()):
         raise ValueError(
             "the logits of the linear evaluation are not finite: either the representations are not, or the training "
@@ -119,13 +103,7 @@ def label_ranks(logits: Float[Tensor, "images classes"], labels: Int64[Tensor, "
         )
     own = logits.gather(1, labels[:, None])
     lower = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]  # (N, C)
-    return ((logits > own) | ((logits == own) & lower)).sum(1)
-
-
-def accuracy_of_ranks(ranks: Int64[Tensor, " images"], num_classes: int) -> LinearAccuracy:
-    """Shares of the images ahead of whose class there are 0 and fewer than min(5, classes) others."""
-    num_top = min(5, num_classes)
-    return LinearAccuracy((ranks < 1).double().mean().item(), (ranks < num_top).double().mean().item(), num_top)
+    return accuracy_of_ranks(((logits > own) | ((logits == own) & lower)).sum(1), num_classes)
 
 
 def linear_crop(
@@ -143,14 +121,3 @@ def linear_crop(
     box = torch.from_numpy(image[ul_y:lr_y, ul_x:lr_x].copy())[None].permute(0, 3, 1, 2)
     crop = functional.interpolate(box, size=(size, size), mode="bilinear", antialias=True)[0]
     return (crop.flip(2) if flip else crop).permute(1, 2, 0).contiguous().numpy()
-
-
-def check_labels(name: str, labels: Int64[Tensor, " images"], num_classes: int) -> None:
-    """Refuse labels that are not in [0, num_classes), and none at all."""
-    if not labels.numel():
-        raise ValueError(f"{name} are empty; linear evaluation needs at least one image")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"{name} are in [{low}, {high}], but {num_classes} classes are numbered 0 to {num_classes - 1}"
-        )

@@ -15,28 +15,14 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from glsd.evaluation.knn import Labelled
-from glsd.evaluation.linear import check_labels, linear_accuracy
+from glsd.evaluation.knn import Labelled, check_labels
+from glsd.evaluation.linear import linear_accuracy
+from glsd.runs.records import QuickLinearFound
 
 _STRENGTHS = tuple(10.0**exponent for exponent in range(1, -7, -1))  # falling: a fit starts where the last one ended
 _HELD_OUT = 10  # every tenth training image chooses the strength
 _MAX_ITERATIONS = 1000
 _GRADIENT = 1e-5  # largest entry of the gradient at which a fit is done
-
-
-class QuickLinear(NamedTuple):
-    """Accuracies on the test images, as shares in [0, 1], and how the regularisation was chosen."""
-
-    top1: float
-    top5: float
-    num_top: int
-    """min(5, number of classes)."""
-    strength: float
-    """The chosen lambda."""
-    validation: list[tuple[float, float]]
-    """(lambda, top-1 on the held-out training images) of each lambda."""
-    num_train: int
-    num_test: int
 
 
 class Layer(NamedTuple):
@@ -56,7 +42,7 @@ def logistic_regression(
     num_classes: int,
     seed: int = 0,
     progress: Callable[[float], object] = lambda _: None,
-) -> QuickLinear:
+) -> QuickLinearFound:
     """Accuracy of logistic regression whose regularisation is chosen on a tenth of the training images.
 
     A tenth of every class, keyed by `seed`, is held out. The strength whose fit to the others gets most of it right (of
@@ -82,8 +68,13 @@ def logistic_regression(
         progress(len(validation) / (len(_STRENGTHS) + 1))
     strength = max(validation, key=lambda pair: pair[1])[0]  # the first of equal ones
     (layer,) = fits(x, train.labels, [strength], num_classes)
-    accuracy = linear_accuracy(layer.logits(test_x), test.labels, num_classes)
-    return QuickLinear(*accuracy, strength, validation, len(train.labels), len(test.labels))
+    return QuickLinearFound(
+        **linear_accuracy(layer.logits(test_x), test.labels, num_classes).model_dump(),
+        strength=strength,
+        validation=validation,
+        num_train=len(train.labels),
+        num_test=len(test.labels),
+    )
 
 
 def fits(

@@ -66,8 +66,8 @@ class OnlineKnn:
         return {
             "knn": result.top1,
             "knn_majority": majority_share(anchors.labels, queries.labels),
-            "knn_anchors": result.num_anchors,
-            "knn_queries": result.num_queries,
+            "knn_anchors": len(anchors.labels),
+            "knn_queries": len(queries.labels),
         }
 
     def _gathered(self, mine: Labelled) -> Labelled:

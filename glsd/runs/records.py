@@ -171,23 +171,26 @@ class KnnFound(FileRecord):
     untrained: list[KnnScore]
 
 
-class LinearFound(FileRecord):
-    """The linear layer that is trained on crops."""
+class Accuracy(FileRecord):
+    """Of a linear layer."""
 
     top1: float
     top5: float
+    """Of the `num_top` best classes."""
     num_top: int
+
+
+class LinearFound(Accuracy):
+    """The linear layer that is trained on crops."""
+
     epochs: int
     settings: dict[str, Any]
     """Those of `LinearConfig`."""
 
 
-class QuickLinearFound(FileRecord):
+class QuickLinearFound(Accuracy):
     """Logistic regression."""
 
-    top1: float
-    top5: float
-    num_top: int
     strength: float
     """The regularisation that was chosen."""
     validation: list[tuple[float, float]]
@@ -197,7 +200,7 @@ class QuickLinearFound(FileRecord):
 
 
 class Matched(FileRecord):
-    """How right matched locations are."""
+    """How right matched locations are: means over the pairs of views that have a true location."""
 
     accuracy: float
     error_px: float
@@ -205,7 +208,9 @@ class Matched(FileRecord):
     """Of the `num_top` most similar pairs of locations."""
     error_top_px: float
     num_top: int
+    """The most of any pair of views."""
     num_images: int
+    """Pairs of views."""
 
 
 class SceneFound(Matched):

@@ -9,7 +9,7 @@ and, where dense, z (H W d float32, row by row of the map). Rows are in the orde
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -84,45 +84,30 @@ def embed(
     return _report(path, facts, index)
 
 
-class _Facts(NamedTuple):
+def _facts(encoder: Encoder, index: Index, dense: bool) -> dict[str, Any]:
     """What the file's rows depend on, as its metadata have it."""
-
-    model: str
-    data: str
-    backbone: str
-    resize: int
-    crop: int
-    max_pixels: int
-    value_range: list[float] | None
-    shape: list[int] | None
-
-
-def _facts(encoder: Encoder, index: Index, dense: bool) -> _Facts:
     config, size = encoder.config, encoder.config.evaluation.crop
-    return _Facts(
-        model_digest(encoder),
-        index.digest,
-        config.model.backbone,
-        config.evaluation.resize,
-        size,
-        config.data.max_pixels,
-        config.data.value_range and list(config.data.value_range),
-        [*encoder.backbone.grid(size), encoder.backbone.dim] if dense else None,
-    )
+    return {
+        "model": model_digest(encoder),
+        "data": index.digest,
+        "backbone": config.model.backbone,
+        "resize": config.evaluation.resize,
+        "crop": size,
+        "max_pixels": config.data.max_pixels,
+        "value_range": config.data.value_range and list(config.data.value_range),
+        "shape": [*encoder.backbone.grid(size), encoder.backbone.dim] if dense else None,
+    }
 
 
-def _write(path: Path, features: Features, index: Index, facts: _Facts, line: ProgressLine) -> None:
+def _write(path: Path, features: Features, index: Index, facts: dict[str, Any], line: ProgressLine) -> None:
     dim = features.stored.shape[-1]
     columns = {"image_id": pa.int64(), "uri": pa.string(), "label": pa.string(), "z_bar": pa.list_(pa.float32(), dim)}
-    if facts.shape is not None:
-        columns["z"] = pa.list_(pa.float32(), math.prod(facts.shape))
-    metadata = {"glsd": json.dumps({**facts._asdict(), "num_skipped": len(features.skipped)})}
+    if facts["shape"] is not None:
+        columns["z"] = pa.list_(pa.float32(), math.prod(facts["shape"]))
+    metadata = {"glsd": json.dumps({**facts, "num_skipped": len(features.skipped)})}
     schema = pa.schema(columns.items(), metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        replacing(path) as stream,
-        pq.ParquetWriter(stream, schema, use_dictionary=["label"]) as writer,
-    ):
+    with replacing(path) as stream, pq.ParquetWriter(stream, schema, use_dictionary=["label"]) as writer:
         num_written = 0
         for image_ids, rows in features.parts():
             writer.write_batch(_batch(image_ids, rows, index, schema))
@@ -144,12 +129,8 @@ def _batch(image_ids: NDArray[np.int64], rows: NDArray[np.float32], index: Index
     return pa.record_batch([*arrays, *lists], schema=schema)
 
 
-def _report(path: Path, facts: _Facts, index: Index) -> EmbedReport:
-    """What a complete file holds.
-
-    Raises:
-        ValueError: it is another one.
-    """
+def _report(path: Path, facts: dict[str, Any], index: Index) -> EmbedReport:
+    """What a complete file holds; another one is refused."""
     try:
         with pq.ParquetFile(path) as file:
             schema, num_images = file.schema_arrow, file.metadata.num_rows
@@ -159,7 +140,7 @@ def _report(path: Path, facts: _Facts, index: Index) -> EmbedReport:
     if saved is None:
         raise ValueError(f"{path} is not a file of glsd embed, and is not overwritten; name another --out")
     if index.has_digest(saved["data"]):
-        facts = facts._replace(data=saved["data"])
-    if others := [key for key, fact in facts._asdict().items() if saved[key] != fact]:
+        facts = facts | {"data": saved["data"]}
+    if others := [key for key, fact in facts.items() if saved[key] != fact]:
         raise ValueError(f"{path} is of another {', '.join(others)}, and is not overwritten; name another --out")
     return EmbedReport(path, num_images, saved["num_skipped"], schema.field("z_bar").type.list_size)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import compress
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import ray
@@ -28,6 +28,7 @@ from ray.data import ActorPoolStrategy, ExecutionResources
 from torch import Tensor
 
 from glsd.data.index import Index
+from glsd.data.splits import LabelledImages
 from glsd.encoder.blocks import block_representations
 from glsd.encoder.encoder import Encoder, model_digest
 from glsd.storage.cache import ABOUT, cache_folder, remove, use
@@ -46,21 +47,9 @@ _CHUNK_BYTES = 32 * 2**20
 _FORMAT = 2
 
 
-class Images(Protocol):
-    """Some images of an index, such as `Selection` or `LabelledImages`."""
-
-    @property
-    def index(self) -> Index:
-        """Where they are."""
-
-    @property
-    def image_ids(self) -> NDArray[np.int64]:
-        """Rows of the index, each at most once."""
-
-
 @dataclass(frozen=True)
 class Selection:
-    """Images of an index without more."""
+    """Images of an index, by its rows, each at most once."""
 
     index: Index
     image_ids: NDArray[np.int64]
@@ -71,10 +60,13 @@ class Selection:
         return cls(index, np.arange(len(index)))
 
     @classmethod
-    def union(cls, *parts: Images) -> Self:
+    def union(cls, *parts: "Images") -> Self:
         """The images that are in any of the parts, which are of one index."""
         assert all(part.index is parts[0].index for part in parts)
         return cls(parts[0].index, np.unique(np.concatenate([part.image_ids for part in parts])))
+
+
+Images = Selection | LabelledImages
 
 
 @dataclass(frozen=True)
@@ -137,7 +129,7 @@ def extract(
         images: which images of which index.
         settings: `workers` actors, each on a GPU where the cluster has any. One that dies is started again however
             often: Ray Data knows no `max_failures`.
-        line: shows how far it is.
+        line: of the progress.
         dense: z in place of z̄.
         num_blocks: 1 is z̄, n what `block_representations` makes of the last n blocks.
 
@@ -158,7 +150,8 @@ def extract(
         raise ValueError(f"none of the {len(skipped):,} images could be decoded, such as {reasons}")
     done = state == DONE
     stored = np.load(store.path, mmap_mode="r")
-    return Features(image_ids[done], np.flatnonzero(done), skipped, stored, embedding.grid)
+    grid = encoder.backbone.grid(embedding.crop) if dense else None
+    return Features(image_ids[done], np.flatnonzero(done), skipped, stored, grid)
 
 
 def precompute(encoders: Sequence[Encoder], images: Images, *, settings: JobSettings, line: ProgressLine) -> None:
@@ -169,8 +162,11 @@ def precompute(encoders: Sequence[Encoder], images: Images, *, settings: JobSett
     """
     every = [_Embedding(encoder, dense=False, num_blocks=1) for encoder in encoders]
     assert len({embedding.preparation for embedding in every}) == 1, "encoders that prepare images in different ways"
-    different = {_digest(embedding, images.index): embedding for embedding in every}.values()
-    embeddings = [embedding for embedding in different if _lacks_any(embedding, images)]
+    embeddings = []
+    for embedding in {embedding.folder(images.index): embedding for embedding in every}.values():
+        with _stores([embedding], images.index) as (store,):
+            if store.lacks(images.image_ids).any():
+                embeddings.append(embedding)
     # No lock is held of a store that lacks nothing: trials that share the untrained backbone would wait for each other.
     if embeddings:
         with _stores(embeddings, images.index) as stores:
@@ -179,18 +175,13 @@ def precompute(encoders: Sequence[Encoder], images: Images, *, settings: JobSett
 
 def discard(encoder: Encoder, index: Index) -> None:
     """Delete the store of an encoder's z̄ of a data set, unless another process uses it."""
-    remove(_folder(_Embedding(encoder, dense=False, num_blocks=1), index))
-
-
-def _lacks_any(embedding: "_Embedding", images: Images) -> bool:
-    with _stores([embedding], images.index) as (store,):
-        return bool(store.lacks(images.image_ids).any())
+    remove(_Embedding(encoder, dense=False, num_blocks=1).folder(index))
 
 
 @contextmanager
-def _stores(embeddings: Sequence["_Embedding"], index: Index) -> Iterator[list["Store"]]:
+def _stores(embeddings: Sequence["_Embedding"], index: Index) -> Iterator[list[Store]]:
     """The store of each of the embeddings, which differ, for only this process."""
-    folders = [_folder(embedding, index) for embedding in embeddings]
+    folders = [embedding.folder(index) for embedding in embeddings]
     with ExitStack() as held:
         for folder in sorted(folders):  # all processes in this order, so that none waits for another in a circle
             use(folder)
@@ -207,7 +198,7 @@ def _stores(embeddings: Sequence["_Embedding"], index: Index) -> Iterator[list["
 
 
 def _complete(
-    stores: Sequence["Store"],
+    stores: Sequence[Store],
     embeddings: Sequence["_Embedding"],
     images: Images,
     settings: JobSettings,
@@ -270,30 +261,17 @@ class _Embedding:
 
     @cached_property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of a row, from a black image.
-
-        Raises:
-            ValueError: the backbone takes no such crops, or has no such representation.
-        """
+        """Shape of a row, from a black image; refused where the backbone has no such representation."""
         self.encoder.backbone.check_crop_sizes([self.crop])
         return tuple(self(torch.zeros(1, self.crop, self.crop, 3, dtype=torch.uint8)).shape[1:])
 
-    @property
-    def grid(self) -> tuple[int, int] | None:
-        """(H, W) where dense."""
-        return self.encoder.backbone.grid(self.crop) if self.dense else None
-
-
-def _folder(embedding: _Embedding, index: Index) -> Path:
-    return cache_folder() / f"features-{_digest(embedding, index)}"
-
-
-def _digest(embedding: _Embedding, index: Index) -> str:
-    limits = embedding.encoder.config.data
-    facts = [_FORMAT, model_digest(embedding.encoder), embedding.dense, embedding.num_blocks]
-    # Not the digest: a file that was changed and kept its size has other representations.
-    facts += [index.key, limits.max_pixels, limits.value_range]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    def folder(self, index: Index) -> Path:
+        """Of the store."""
+        limits = self.encoder.config.data
+        facts = [_FORMAT, model_digest(self.encoder), self.dense, self.num_blocks]
+        # Not the index's digest: a file that was changed and kept its size has other representations.
+        facts += [index.key, limits.max_pixels, limits.value_range]
+        return cache_folder() / f"features-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
 
 
 def _computed(
@@ -331,9 +309,8 @@ def _computed(
     )
     # Two chunks for each task and actor at once: without a limit, what is decoded ahead would fill the object store.
     num_at_once = ray.cluster_resources()["CPU"] + settings.workers
-    rows.context.execution_options.resource_limits = ExecutionResources(
-        object_store_memory=2 * _CHUNK_BYTES * num_at_once
-    )
+    most_ahead = 2 * _CHUNK_BYTES * num_at_once
+    rows.context.execution_options.resource_limits = ExecutionResources(object_store_memory=most_ahead)
     for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
         if failure := str(batch["failure"][0]):
             raise ValueError(failure)

@@ -1,5 +1,6 @@
-"""Which images an evaluation looks at."""
+"""Which images an evaluation looks at, and whether the encoder's map of one has locations to match."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,14 +26,9 @@ class ProbedImages:
 def probed_images(
     encoder: Encoder, index: Index, tested: Index | None, labelled: bool, anchors: Literal["full", "regime"]
 ) -> ProbedImages:
-    """The images that train and vote, and those that are tested or matched.
+    """The images of `index` that train and vote, and those that are tested or matched; None tests a share of `index`.
 
-    Args:
-        encoder: whose `evaluation` and regime count.
-        index: of `--data`.
-        tested: of `--test`; None tests a share of `index`.
-        labelled: whether the probes need labels; without, images of one class or none will do.
-        anchors: all images of `index`, or those of the encoder's regime.
+    Where the probes need no labels, images of one class or none will do.
 
     Raises:
         ValueError: labels are missing, or there is no regime.
@@ -52,3 +48,13 @@ def probed_images(
     split = labelled_split(index, tested, everything)
     split = split._replace(anchors=split.anchors.rows(np.isin(split.anchors.image_ids, trained)))
     return ProbedImages(split, split.queries, split.anchors)
+
+
+def check_map(encoder: Encoder, name: str) -> None:
+    """Refuse a dense representation of a single location, of which every correspondence is right."""
+    crop = encoder.config.evaluation.crop
+    if math.prod(encoder.backbone.grid(crop)) == 1:
+        raise ValueError(
+            f"{name} has a single location in a crop of {crop} px, which can only match itself; for correspondence use "
+            "a larger --crop or a backbone of a smaller stride"
+        )

@@ -28,13 +28,11 @@ from glsd.storage.folder import Folder
 from glsd.weights.load import load_model
 from ray_jobs.cluster.resources import check_ranks, check_resources
 from ray_jobs.cluster.start import cluster
-from ray_jobs.evaluation.checks import check_map, check_options
-from ray_jobs.evaluation.images import probed_images
+from ray_jobs.evaluation.images import check_map, probed_images
 from ray_jobs.evaluation.linear import LINEAR, check_batch
-from ray_jobs.evaluation.options import EvaluateOptions, Probe
+from ray_jobs.evaluation.options import PROBES, EvaluateOptions, Probe
 from ray_jobs.evaluation.probes import (
     NEEDING_LABELS,
-    PROBES,
     Photographed,
     Probed,
     collapse,
@@ -72,7 +70,7 @@ def evaluate(
         ValueError: there is no such model, labels are missing, an option does not fit the probes or the images, or
             `options.out` holds another evaluation, or one that another process is at.
     """
-    check_options(options)
+    options.check()
     photographed = None if options.scenes is None else (options.scenes, read_scenes(options.scenes))
     folder = None if options.out is None else Folder(options.out)
     if folder is not None:
@@ -163,11 +161,7 @@ def _resized(encoder: Encoder, options: EvaluateOptions) -> Encoder:
 def _begun(
     folder: Folder | None, model: str, encoder: Encoder, index: Index, tested: Index | None, anchors: str
 ) -> Evaluation:
-    """The head of `evaluation.json`, or the evaluation that the folder holds already.
-
-    Raises:
-        ValueError: it holds another one.
-    """
+    """The head of `evaluation.json`, or the evaluation that the folder holds already; another one is refused."""
     found = Evaluation(
         model=model,
         backbone=encoder.config.model.backbone,

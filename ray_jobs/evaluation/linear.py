@@ -55,7 +55,6 @@ LOG_EVERY_STEPS = 10
 class LinearPlan:
     """What a worker of a probe needs."""
 
-    config: LinearConfig
     encoder: "ray.ObjectRef[Encoder]"
     dim: int
     num_classes: int
@@ -88,11 +87,8 @@ def linear_probe(
         config: the protocol.
         test: representations of centre crops, of `config.num_blocks` blocks, in float32, and their classes.
         settings: workers and devices.
-        folder: the evaluation's folder; on several nodes all of them reach it.
-        line: shows epochs and losses.
-
-    Returns:
-        Accuracies `top1` and `top5` as shares, `num_top` (min(5, classes)), `epochs` and `settings`.
+        folder: the evaluation's; on several nodes all of them reach it.
+        line: of the progress.
 
     Raises:
         ValueError: a setting does not fit the images or the workers, no images can be read, the loss is not finite, a
@@ -115,16 +111,15 @@ def linear_probe(
             anchors.image_ids,
             anchors.labels,
         )
-        monitor, frozen = start_monitor(), ray.put(copy.deepcopy(encoder).cpu())
-        dim = test.features.shape[1]
+        monitor, frozen, dim = start_monitor(), ray.put(copy.deepcopy(encoder).cpu()), test.features.shape[1]
         units = partial(remaining, share(source, share_files([anchors.index])), run.location)
         with run.lease(on_wait=line.phase) as token:
-            plan = LinearPlan(config, frozen, dim, num_classes, source, run, token, monitor, resources.torch_threads)
+            plan = LinearPlan(frozen, dim, num_classes, source, run, token, monitor, resources.torch_threads)
             fit(linear_worker, plan, units, run, resources, monitor, line)
     layer = load_checkpoint(checkpoints(run.location)[num_steps])["layer"]
     logits = functional.linear(test.features, layer["weight"], layer["bias"])
     accuracy = linear_accuracy(logits, test.labels, num_classes)
-    return LinearFound(**accuracy._asdict(), epochs=config.epochs, settings=config.model_dump(mode="json"))
+    return LinearFound(**accuracy.model_dump(), epochs=config.epochs, settings=config.model_dump(mode="json"))
 
 
 def linear_worker(plan: LinearPlan) -> None:
@@ -134,7 +129,7 @@ def linear_worker(plan: LinearPlan) -> None:
         ValueError: it does not reach the driver's folder, the loss is not finite, or images cannot be read.
     """
     plan.run.check_reached(plan.token)
-    config, order, num_steps = plan.config, plan.source.order, plan.source.num_steps
+    config, order, num_steps = plan.source.config, plan.source.order, plan.source.num_steps
     if plan.torch_threads is not None:
         torch.set_num_threads(plan.torch_threads)
     device = ray.train.torch.get_device()
@@ -197,7 +192,7 @@ class _Report:
             seconds_per_step = (time.perf_counter() - self._start) / (step - self._first_step)
             metrics = {
                 "epoch": step / source.order.steps_per_epoch,
-                "epochs": self._plan.config.epochs,
+                "epochs": source.config.epochs,
                 "loss": mean,
                 "seconds_left": (source.num_steps - step) * seconds_per_step,
             }
@@ -223,11 +218,7 @@ def _representations(
 
 
 def check_batch(config: LinearConfig, num_images: int, workers: int) -> None:
-    """Whether the images fill a batch and the workers share it evenly.
-
-    Raises:
-        ValueError: they do not; the message names a batch that fits.
-    """
+    """Refuse a batch that the images do not fill or the workers cannot share evenly; one that fits is named."""
     if config.batch_size % workers:
         raise ValueError(
             f"{workers} workers cannot share a batch of {config.batch_size} images; use linear.batch_size "

@@ -1,11 +1,12 @@
 """The options of `glsd evaluate`, for Python and for the command line."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from glsd.config import LinearConfig
 
 Probe = Literal["knn", "linear", "linear_quick", "correspondence", "collapse"]
+PROBES: tuple[Probe, ...] = get_args(Probe)
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,23 @@ class EvaluateOptions:
     """Draw figures into --out."""
     keep: bool = True
     """Leave the representations of the images in the cache, for later probes."""
+
+    def check(self) -> None:
+        """What can be told without model and images.
+
+        Raises:
+            ValueError: an option is out of range, or would have no effect.
+        """
+        if unknown := [probe for probe in self.probes if probe not in PROBES]:
+            raise ValueError(f"there is no probe {unknown[0]!r}; choose from {', '.join(PROBES)}")
+        if min(self.ks, default=0) < 1:
+            given = " ".join(map(str, self.ks)) or "none"
+            raise ValueError(f"--ks must be numbers of neighbours, 1 or more each, not {given}")
+        if self.pairs < 1:
+            raise ValueError(
+                f"--pairs must be 1 or more, not {self.pairs}; without correspondence in --probes none is matched"
+            )
+        if self.scenes is not None and "correspondence" not in self.probes:
+            raise ValueError("--scenes is for the probe correspondence; add it to --probes")
+        if self.beside and not ("correspondence" in self.probes and self.out is not None and self.figures):
+            raise ValueError("--beside draws correspondences; it needs correspondence in --probes and a folder --out")

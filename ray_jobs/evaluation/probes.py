@@ -21,8 +21,8 @@ from glsd.config import LinearConfig
 from glsd.data.scenes import Scene, photographs
 from glsd.data.splits import LabelledImages, LabelledSplit
 from glsd.encoder.encoder import Encoder, model_digest, untrained_encoder
-from glsd.evaluation.correspondence import CorrespondenceMeans, image_pair_correspondence, mean_correspondence
-from glsd.evaluation.knn import KnnResult, Labelled, majority_share
+from glsd.evaluation.correspondence import image_pair_correspondence, mean_correspondence
+from glsd.evaluation.knn import Labelled, majority_share
 from glsd.evaluation.logistic import logistic_regression
 from glsd.reporting.pictures import picture_features, picture_nearest, picture_probes
 from glsd.runs.records import (
@@ -31,6 +31,7 @@ from glsd.runs.records import (
     KnnFound,
     KnnScore,
     LinearFound,
+    Matched,
     QuickLinearFound,
     SceneFound,
     ScenesFound,
@@ -49,7 +50,6 @@ from ray_jobs.evaluation.tasks import collapse_of_part, map_images, matched_part
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings, num_cores
 
-PROBES: tuple[Probe, ...] = get_args(Probe)
 NEEDING_LABELS = {"knn", "linear", "linear_quick"}
 
 Photographed = tuple[str, list[Scene]]
@@ -141,14 +141,14 @@ def knn(probed: Probed, ks: Sequence[int]) -> KnnFound:
     of_untrained = probed.facts([ks, temperature, len(probed.split.classes)], *probed.split[:2])
     probed.precompute(probed.encoder, *([] if is_kept(_KNN, of_untrained) else [probed.untrained]))
     results = _vote(probed, probed.encoder, ks)
-    untrained = kept(_KNN, of_untrained, lambda: [*map(_knn_entry, _vote(probed, probed.untrained, ks))])
+    untrained = kept(_KNN, of_untrained, lambda: [score.model_dump() for score in _vote(probed, probed.untrained, ks)])
     voting, tested = (side.labels for side in probed.both(probed.encoder))
     return KnnFound(
         temperature=temperature,
-        num_anchors=results[0].num_anchors,
-        num_queries=results[0].num_queries,
+        num_anchors=len(voting),
+        num_queries=len(tested),
         majority=majority_share(voting, tested),
-        results=[KnnScore(**_knn_entry(result)) for result in results],
+        results=results,
         untrained=[KnnScore(**score) for score in untrained],
     )
 
@@ -163,12 +163,11 @@ def linear(probed: Probed, config: LinearConfig, folder: Folder | None) -> Linea
 def linear_quick(probed: Probed) -> QuickLinearFound:
     """Logistic regression on the representations that k-NN compares."""
     probed.precompute(probed.encoder)
-    found = logistic_regression(
+    return logistic_regression(
         *probed.both(probed.encoder),
         len(probed.split.classes),
         progress=lambda share: probed.line.phase("fitting", f"linear layers: {100 * share:.0f} % done"),
     )
-    return QuickLinearFound(**found._asdict())
 
 
 def correspondence(probed: Probed, pairs: int, scenes: Photographed | None) -> CorrespondenceFound:
@@ -183,11 +182,11 @@ def correspondence(probed: Probed, pairs: int, scenes: Photographed | None) -> C
     untrained = kept(
         _CORRESPONDENCE,
         probed.facts([], selection),
-        lambda: _matched(probed, probed.untrained, selection)._asdict(),
+        lambda: _matched(probed, probed.untrained, selection).model_dump(),
     )
     beside = {"size": probed.encoder.config.evaluation.crop, "untrained": untrained}
     photographed = {"scenes": _scenes(probed, *scenes)} if scenes else {}
-    return CorrespondenceFound.model_validate(found._asdict() | beside | photographed)
+    return CorrespondenceFound.model_validate(found.model_dump() | beside | photographed)
 
 
 def collapse(probed: Probed, state: Mapping[str, Any] | None) -> CollapseFound:
@@ -232,7 +231,7 @@ def picture(
         picture_nearest(encoder, *sides, probed.split.classes, folder, num_cores())
 
 
-def _vote(probed: Probed, encoder: Encoder, ks: Sequence[int]) -> list[KnnResult]:
+def _vote(probed: Probed, encoder: Encoder, ks: Sequence[int]) -> list[KnnScore]:
     """The vote by an encoder, of a task with what a training worker reserves."""
     anchors, queries = probed.both(encoder)
     resources, monitor = check_resources(probed.job), start_monitor()
@@ -252,15 +251,11 @@ def _vote(probed: Probed, encoder: Encoder, ks: Sequence[int]) -> list[KnnResult
         monitor,
     )
     with watch(monitor, probed.line):
-        results: list[KnnResult] = result_of(asked)
-    return results
+        scores: list[KnnScore] = result_of(asked)
+    return scores
 
 
-def _knn_entry(result: KnnResult) -> dict[str, int | float]:
-    return {name: getattr(result, name) for name in ("k", "top1", "top5", "num_top")}
-
-
-def _matched(probed: Probed, encoder: Encoder, images: Selection) -> CorrespondenceMeans:
+def _matched(probed: Probed, encoder: Encoder, images: Selection) -> Matched:
     """The mean over images, each against its mirrored and recoloured view."""
     found = map_images(matched_part, encoder, images, _TASK_IMAGES, probed.job, probed.line, "matching")
     matched = [pairs for pairs in found if pairs is not None]
@@ -280,7 +275,7 @@ def _scenes(probed: Probed, file: str, scenes: Sequence[Scene]) -> ScenesFound:
             for encoder in (probed.encoder, probed.untrained)
         ]
         try:
-            trained, untrained = (mean_correspondence([pair])._asdict() for pair in pairs)
+            trained, untrained = (mean_correspondence([pair]).model_dump() for pair in pairs)
         except ValueError:
             raise ValueError(f"by its homography no location of {scene.image_a} lies within {scene.image_b}") from None
         named = {"image_a": scene.image_a, "image_b": scene.image_b, "num_locations": int(pairs[0].num_pairs)}

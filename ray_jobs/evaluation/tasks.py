@@ -14,13 +14,9 @@ from glsd.data.index import Index
 from glsd.data.samples import decodable
 from glsd.encoder.encoder import Encoder
 from glsd.evaluation.collapse import collapse_report, encoder_collapse
-from glsd.evaluation.correspondence import (
-    Correspondence,
-    correspondence,
-    flip_truth,
-    transformed_view,
-)
-from glsd.evaluation.knn import KnnResult, Labelled, knn_accuracies
+from glsd.evaluation.correspondence import Correspondence, correspondence, flip_truth, transformed_view
+from glsd.evaluation.knn import Labelled, knn_accuracies
+from glsd.runs.records import KnnScore
 from ray_jobs.cluster.files import SharedFiles, place_files, share_files
 from ray_jobs.cluster.monitor import Handle, Reporter
 from ray_jobs.cluster.resources import check_resources
@@ -39,7 +35,7 @@ def voted(
     num_classes: int,
     torch_threads: int | None,
     monitor: Handle,
-) -> list[KnnResult]:
+) -> list[KnnScore]:
     """The task of k-NN: `knn_accuracies` on its GPU, or by its threads; both sides are representations and labels."""
     if torch_threads is not None:
         torch.set_num_threads(torch_threads)
@@ -80,7 +76,7 @@ def map_images(
     size = _GPU_TASK_BATCHES if gpus else 1
     groups = [batches[start : start + size] for start in range(0, len(batches), size)]
     asked = [task.remote(shared, function, index, files, group) for group in groups]
-    num_images = dict(zip(asked, (sum(map(len, group)) for group in groups), strict=True))
+    num_images = {one: sum(map(len, group)) for one, group in zip(asked, groups, strict=True)}
     pending, num_done = asked, 0
     while pending:
         line.phase(name, f"{num_done:,} of {len(ids):,} images")
@@ -101,11 +97,7 @@ def _placed(
 
 
 def result_of(asked: Any) -> Any:
-    """What a task returns.
-
-    Raises:
-        BaseException: what it raised, without Ray's wrapping.
-    """
+    """What a task returns, or raises: its own exception without Ray's wrapping."""
     try:
         return ray.get(asked)
     except RayTaskError as error:

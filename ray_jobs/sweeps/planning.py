@@ -18,7 +18,7 @@ from glsd.runs.sweep import TRIALS, TrialState, evaluation
 from glsd.storage.folder import Folder
 from glsd.storage.uris import absolute, joined
 from ray_jobs.cluster.resources import check_shares
-from ray_jobs.evaluation.checks import check_map
+from ray_jobs.evaluation.images import check_map
 from ray_jobs.indexing import indexed
 from ray_jobs.pretraining.checks import check_sizes
 from ray_jobs.progress import ProgressLine

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from glsd.evaluation.knn import Labelled, class_rank, knn_accuracies, majority_share, nearest
+from glsd.runs.records import KnnScore
 
 
 def oracle_neighbours(anchors: Sequence[Sequence[float]], query: Sequence[float], k: int) -> list[tuple[float, int]]:
@@ -68,7 +69,7 @@ def test_votes_equal_those_of_the_plain_oracle_for_every_k(num_classes: int, num
             right[0] += label in ranking[:1]
             right[1] += label in ranking[:5]
         shares = [count / num_queries for count in right]
-        expected.append((*shares, min(5, num_classes), min(k, 90), 90, num_queries))
+        expected.append(KnnScore(k=min(k, 90), top1=shares[0], top5=shares[1], num_top=min(5, num_classes)))
     sides = Labelled(anchors, anchor_labels), Labelled(queries, labels)
     found = knn_accuracies(*sides, ks, 0.07, num_classes)
     assert found == expected

@@ -19,6 +19,7 @@ from glsd.evaluation.linear import (
     linear_learning_rate,
     linear_step,
 )
+from glsd.runs.records import Accuracy
 from tests.processes import run_in_two
 
 CPU = torch.device("cpu")
@@ -145,7 +146,7 @@ def test_accuracy_counts_classes_in_the_order_of_their_logits(num_classes: int, 
         for top in right:
             right[top] += label in ranking[:top]
     found = linear_accuracy(logits, labels, num_classes)
-    assert found == (right[1] / num_images, right[5] / num_images, min(5, num_classes))
+    assert found == Accuracy(top1=right[1] / num_images, top5=right[5] / num_images, num_top=min(5, num_classes))
 
 
 def test_logits_that_are_not_finite_are_no_accuracy() -> None:

@@ -180,7 +180,7 @@ def test_a_layer_that_another_process_trains_is_not_trained_there_as_well(
 def test_a_worker_that_does_not_reach_the_drivers_folder_trains_nothing(source: LinearSource, tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "driver").lease() as token:
         run, nothing = RunDirectory(tmp_path / "worker"), cast(Any, None)
-        plan = LinearPlan(PROTOCOL, nothing, 512, len(CLASSES), source, run, token, nothing, None)
+        plan = LinearPlan(nothing, 512, len(CLASSES), source, run, token, nothing, None)
         with pytest.raises(ValueError, match=r"does not find .*; name an --out that all nodes reach"):
             linear_worker(plan)
     assert not (tmp_path / "worker").exists()
