@@ -17,8 +17,8 @@ class LabelledImages:
     image_ids: np.ndarray
     labels: np.ndarray
 
-    def rows(self, rows: np.ndarray) -> "LabelledImages":
-        """Some of them, by their places among all or as a mask."""
+    def rows(self, rows: np.ndarray | slice) -> "LabelledImages":
+        """Some of them, by their places among all, as a mask or as a slice."""
         return LabelledImages(self.index, self.image_ids[rows], self.labels[rows])
 
 

@@ -63,12 +63,18 @@ class Encoder(nn.Module):
         """Preprocessed images as float32 of the training's mean and standard deviation, on the device they are on."""
         return normalize(crops.permute(0, 3, 1, 2).float() / 255, self.config.augment)
 
+    def represent(
+        self, crops: UInt8[Tensor, "batch height width 3"]
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch grid_height grid_width dim"]]:
+        """z̄ and z of preprocessed images from any device, on the encoder's."""
+        z_bar, z = self(self.normalize(crops.to(next(self.parameters()).device, non_blocking=True)))
+        return z_bar, z
+
 
 @torch.no_grad()
 def embed(encoder: Encoder, batches: Iterable[UInt8[Tensor, "_ height width 3"]]) -> Float[Tensor, "images dim"]:
     """z̄ of preprocessed images, batch after batch, in float32 on the encoder's device."""
-    device = next(encoder.parameters()).device
-    return torch.cat([encoder(encoder.normalize(crops.to(device, non_blocking=True)))[0] for crops in batches])
+    return torch.cat([encoder.represent(crops)[0] for crops in batches])
 
 
 def build_encoder(
@@ -76,11 +82,7 @@ def build_encoder(
 ) -> Encoder:
     """The encoder of these weights, `state` being a `Backbone.state_dict()`: all weights of files come in here.
 
-    Args:
-        config: with the name of the backbone.
-        state: its weights.
-        source: their file, for messages.
-        backbone: takes the weights; by default a new one.
+    `source` is their file, for messages; `backbone`, by default a new one, takes the weights.
 
     Raises:
         ValueError: the weights are not of `model.backbone`, or some are not finite.
@@ -99,11 +101,7 @@ def build_encoder(
 
 
 def check_finite(backbone: Backbone, source: str) -> None:
-    """Refuse weights of which no representation could be used.
-
-    Raises:
-        ValueError: some are NaN or infinite; the message names the source and the first such tensor.
-    """
+    """Refuse weights that are NaN or infinite; the message names the source and the first such tensor."""
     for name, value in backbone.model.state_dict().items():
         if num_bad := int((~value.isfinite()).sum()):
             raise ValueError(
@@ -120,8 +118,7 @@ def untrained_encoder(config: Config) -> Encoder:
 def load_encoder(path: str | Path) -> Encoder:
     """The teacher's backbone of a run (its newest checkpoint), a checkpoint, or a folder that `export_backbone` wrote.
 
-    Args:
-        path: a local path, or a URI.
+    It may be at a local path or a URI.
 
     Raises:
         ValueError: there is none of these at the path, or its weights are damaged, not finite or of another backbone.
@@ -161,16 +158,9 @@ def model_digest(encoder: Encoder) -> str:
     They stand for the names, types, shapes and bytes of the backbone's tensors, and for the settings of the model and
     of its preprocessing (`model.backbone`, `augment.mean` and `std`, `evaluation.resize` and `crop`).
     """
-    config = encoder.config
-    digest = hashlib.sha256(
-        json.dumps(
-            [
-                config.model.backbone,
-                *(config.augment.mean, config.augment.std),
-                *(config.evaluation.resize, config.evaluation.crop),
-            ]
-        ).encode()
-    )
+    augment, evaluation = encoder.config.augment, encoder.config.evaluation
+    facts = [encoder.config.model.backbone, augment.mean, augment.std, evaluation.resize, evaluation.crop]
+    digest = hashlib.sha256(json.dumps(facts).encode())
     for name, value in sorted(encoder.backbone.state_dict().items()):
         value = value.cpu().contiguous()
         digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())

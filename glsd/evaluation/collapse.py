@@ -91,13 +91,7 @@ def collapse_metrics(
 
     The teacher is as it is evaluated, in evaluation mode, and is left as it was. No random number is drawn. What would
     compare images is left out for a unit of a single one, what would compare locations for maps of a single one.
-
-    Args:
-        teacher: the network with its heads.
-        batch: images in two global crops, and others that are not looked at.
-        centers: of the teacher's outputs.
-        config: the experiment.
-        temperature: of the teacher's outputs.
+    `centers` and `temperature` are those of the teacher's outputs.
 
     Returns:
         Tensors without dimensions on the teacher's device: `feature_std`, `effective_rank` (as a share, from 0 for one
@@ -141,7 +135,7 @@ def collapse_report(
         state: what `load_checkpoint` gave.
         images: two or more, each asked for when its turn has come.
         image_ids: of each image; they key the augmentations.
-        device: where it is computed.
+        device: of the computation.
 
     Raises:
         ValueError: fewer than two images, or fewer than ids.
@@ -189,11 +183,10 @@ def encoder_collapse(
     globals_only = encoder.config.augment.model_copy(
         update={"global_size": encoder.config.evaluation.crop, "local_sizes": (), "num_local_crops": ()}
     )
-    device = next(encoder.parameters()).device
     usages: list[dict[str, Tensor]] = []
     for image_id, image in enumerate(images):
         crops = multicrop_batch([image], globals_only, encoder.config.seed, 0, np.array([image_id]), "worker")
-        _, z = encoder(encoder.normalize(torch.from_numpy(crops["crops_0"][0]).to(device)))
+        _, z = encoder.represent(torch.from_numpy(crops["crops_0"][0]))
         usages.append(_matching_metrics(z[None]))
     for name in usages[0] if usages else ():
         metrics[name] = torch.stack([usage[name] for usage in usages]).mean()

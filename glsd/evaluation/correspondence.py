@@ -56,12 +56,11 @@ class Correspondence(NamedTuple):
 
 
 class PairCorrespondence(NamedTuple):
-    """Two images as the encoder saw them, and their correspondence."""
+    """Two images as the encoder saw them, and their correspondence, of a batch of one."""
 
     view_a: UInt8[np.ndarray, "size size 3"]
     view_b: UInt8[np.ndarray, "size size 3"]
     correspondence: Correspondence
-    """Of a batch of one."""
 
 
 def transformed_view(
@@ -212,8 +211,7 @@ def image_pair_correspondence(
     view_a, view_b = (
         np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)) for image in (image_a, image_b)
     )
-    device = next(encoder.parameters()).device
-    z_a, z_b = encoder(encoder.normalize(torch.from_numpy(np.stack([view_a, view_b])).to(device)))[1].split(1)
+    z_a, z_b = encoder.represent(torch.from_numpy(np.stack([view_a, view_b])))[1].split(1)
     grid = (z_a.shape[1], z_a.shape[2])
     if homography is None:
         truth = torch.full((*grid, 2), torch.nan)

@@ -69,9 +69,9 @@ def linear_step(
         layer: `probe.layer`, or that in DistributedDataParallel.
         z_bar: representations of this worker's images; there may be none.
         labels: their classes.
-        num_images: how many images the step has over all workers.
-        total_steps: steps of the whole training.
-        config: batch size, learning rate and momentum.
+        num_images: of the step over all workers.
+        total_steps: of the whole training.
+        config: of batch size and learning rate.
 
     Returns:
         This worker's part of the mean loss, on the device: the sum over the workers is the mean over the images.

@@ -28,14 +28,8 @@ class Preprocessed(NamedTuple):
 class OnlineKnn:
     """k-NN of the teacher, every worker embedding its share of the images.
 
-    The images are decoded once and kept as bytes. Nothing of the training changes: the encoder is a copy of the
-    teacher's backbone, and no random number is drawn.
-
-    Args:
-        split: images that vote and images that are tested.
-        config: the run's.
-        device: of this worker.
-        num_threads: that decode this worker's share of the images.
+    The images are decoded once, this worker's share by `num_threads`, and kept as bytes. Nothing of the training
+    changes: the encoder is a copy of the teacher's backbone, and no random number is drawn.
     """
 
     def __init__(self, split: LabelledSplit, config: Config, device: torch.device, num_threads: int) -> None:
@@ -56,10 +50,7 @@ class OnlineKnn:
                 torch.distributed.broadcast(buffer, 0)
         if self._shares is None:
             mine = slice(self._rank, None, self._world_size)
-            self._shares = [
-                preprocessed(encoder, images, self._num_threads, mine)
-                for images in (self._split.anchors, self._split.queries)
-            ]
+            self._shares = [preprocessed(encoder, side.rows(mine), self._num_threads) for side in self._split[:2]]
         anchors, queries = (self._gathered(embedded(encoder, share)) for share in self._shares)
         evaluation, num_classes = self._config.evaluation, len(self._split.classes)
         (result,) = knn_accuracies(anchors, queries, [evaluation.k], evaluation.temperature, num_classes)
@@ -81,10 +72,9 @@ class OnlineKnn:
         )
 
 
-def preprocessed(encoder: Encoder, images: LabelledImages, num_threads: int, part: slice = slice(None)) -> Preprocessed:
-    """A part of the images as the encoder takes them, decoded by so many threads; undecodable ones are left out."""
+def preprocessed(encoder: Encoder, images: LabelledImages, num_threads: int) -> Preprocessed:
+    """Images as the encoder takes them, decoded by so many threads; undecodable ones are left out."""
     limits = encoder.config.data
-    image_ids, labels = images.image_ids[part], images.labels[part]
 
     def crop(image_id: int) -> np.ndarray | None:
         try:
@@ -94,7 +84,7 @@ def preprocessed(encoder: Encoder, images: LabelledImages, num_threads: int, par
         return encoder.preprocess(image)
 
     with ThreadPoolExecutor(num_threads) as pool:
-        crops: list[np.ndarray | None] = list(pool.map(crop, image_ids.tolist()))
+        crops: list[np.ndarray | None] = list(pool.map(crop, images.image_ids.tolist()))
     side = encoder.config.evaluation.crop
     stacked = np.empty((len(crops), side, side, 3), np.uint8)
     decodable: list[int] = []
@@ -103,7 +93,7 @@ def preprocessed(encoder: Encoder, images: LabelledImages, num_threads: int, par
         if pixels is not None:
             stacked[len(decodable)] = pixels
             decodable.append(index)
-    return Preprocessed(stacked[: len(decodable)], torch.from_numpy(labels[decodable]))
+    return Preprocessed(stacked[: len(decodable)], torch.from_numpy(images.labels[decodable]))
 
 
 def embedded(encoder: Encoder, images: Preprocessed) -> Labelled:

@@ -124,7 +124,7 @@ def picture_image_pairs(
 def picture_neighbours(encoder: Encoder, split: LabelledSplit, folder: Path, num_threads: int) -> None:
     """Tested images of as many classes as there are, each beside the nearest of a thousand of the images that vote."""
     step = -(-len(split.anchors.image_ids) // _MAX_ANCHORS)
-    anchors = preprocessed(encoder, split.anchors, num_threads, slice(None, None, step))
+    anchors = preprocessed(encoder, split.anchors.rows(slice(None, None, step)), num_threads)
     queries = preprocessed(encoder, split.queries.rows(one_each(split.queries.labels, _NUM_QUERIES)), num_threads)
     features = [embed(encoder, torch.from_numpy(side.crops).split(64)) for side in (anchors, queries)]
     found = nearest(features[0], features[1], _NUM_NEIGHBOURS)
@@ -177,6 +177,4 @@ def picture_features(features: np.ndarray, labels: np.ndarray | None, classes: l
 
 @torch.no_grad()
 def _dense(encoder: Encoder, crops: np.ndarray) -> torch.Tensor:
-    device = next(encoder.parameters()).device
-    z: torch.Tensor = encoder(encoder.normalize(torch.from_numpy(crops).to(device)))[1]
-    return z
+    return encoder.represent(torch.from_numpy(crops))[1]

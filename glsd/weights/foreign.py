@@ -1,8 +1,8 @@
 """Weights that others trained, as an encoder and as a folder that `export_backbone` writes.
 
-A checkpoint is read without running anything that it holds (`glsd.weights.files`). The names of its tensors tell which
-of its networks is taken, and what stands before the names of the backbone's own (`glsd.weights.layouts`). timm's own
-`checkpoint_filter_fn` brings these into timm's names and shapes, and what then fits is counted (`_fit`).
+A checkpoint is read without running anything that it holds (`files`). The names of its tensors tell which of its
+networks is taken, and under which prefix (`layouts`). timm's own `checkpoint_filter_fn` brings these into timm's names
+and shapes, and what then fits is counted (`_fit`).
 """
 
 import argparse
@@ -22,7 +22,7 @@ from glsd.encoder.encoder import Encoder, build_encoder, with_downsampling_moved
 from glsd.models.backbone import build_backbone, timm_architecture
 from glsd.weights.files import read_foreign
 from glsd.weights.huggingface import from_huggingface, huggingface_family
-from glsd.weights.layouts import FLAT, HEADS, SHOWN, TELLING, backbone_part, beginnings
+from glsd.weights.layouts import HEADS, SHOWN, TELLING, Part, backbone_part, beginnings
 from glsd.weights.timm import export_backbone
 
 _COMMON = {
@@ -36,7 +36,7 @@ _COMMON = {
     "convnext": ["convnext_tiny"],
 }
 """Backbones that are recognised by their tensors, by family."""
-_BEGINNINGS = {"blocks.": "vit", "layer1.": "resnet", "layers.": "swin", "stages.": "convnext"}
+_BEGINNINGS: dict[str, str | None] = {"blocks.": "vit", "layer1.": "resnet", "layers.": "swin", "stages.": "convnext"}
 """How names of a family begin."""
 
 _ENOUGH = 0.95
@@ -127,19 +127,12 @@ def foreign_encoder(
     content = read_foreign(src)
     named = given or _named(content)
     part = backbone_part(content, prefix, _without_weights(named).state_dict().keys() if named else (), src)
-    name = named or _recognised(part.weights, src)
-    encoder, report = encoder_of(part.weights, name, src, part.layout, part.ignored)
+    encoder, report = encoder_of(part, named or _recognised(part))
     encoder.config = encoder.config.with_overrides(normalisation)
     return encoder, report
 
 
-def encoder_of(
-    weights: Mapping[str, Tensor],
-    name: str,
-    src: str | Path,
-    layout: str = FLAT,
-    ignored: Mapping[str, int] | None = None,
-) -> tuple[Encoder, ConversionReport]:
+def encoder_of(part: Part, name: str) -> tuple[Encoder, ConversionReport]:
     """The encoder of the timm model `name` with these weights, in timm's names or those of a known code.
 
     Raises:
@@ -150,27 +143,27 @@ def encoder_of(
         torch.default_generator.manual_seed(0)  # what a file lacks is the same in every conversion
         backbone = build_backbone(name)
     try:
-        ours = from_huggingface(weights, backbone.model.state_dict())
-        matched, report = _fit(ours, backbone.model, name, src, layout, ignored)
+        ours = from_huggingface(part.weights, backbone.model.state_dict())
+        matched, report = _fit(part._replace(weights=ours), backbone.model, name)
     except _FILTER_ERRORS as error:
-        raise ValueError(f"{src} ({layout} layout) does not fit backbone {name}: {error!r}") from error
+        raise ValueError(f"{part.src} ({part.layout} layout) does not fit backbone {name}: {error!r}") from error
     if report.mismatched:
         raise ValueError(
-            f"{src} does not fit backbone {name}: {len(report.mismatched)} of its tensors have another shape, as those "
-            f"of another architecture; name the backbone that they are of\n{report}"
+            f"{part.src} does not fit backbone {name}: {len(report.mismatched)} of its tensors have another shape, as "
+            f"those of another architecture; name the backbone that they are of\n{report}"
         )
     if report.share < _ENOUGH:
         raise ValueError(
-            f"{src} does not fit backbone {name}: {report.share:.1%} of its tensors are matched, and {_ENOUGH:.0%} "
-            f"must be; name another backbone, or with glsd convert --prefix what stands before its tensors' names, "
-            f"which in the file begin with {beginnings(weights)}\n{report}"
+            f"{part.src} does not fit backbone {name}: {report.share:.1%} of its tensors are matched, and "
+            f"{_ENOUGH:.0%} must be; name another backbone, or with glsd convert --prefix what stands before its "
+            f"tensors' names, which in the file begin with {beginnings(part.weights)}\n{report}"
         )
     config = Config().with_overrides(
         # A backbone has no recipe: no paths are dropped and no local crops made, which not every model can.
         {"model.backbone": name, "model.drop_path": 0.0, "augment.local_sizes": (), "augment.num_local_crops": ()}
     )
     state = {f"model.{name}": value for name, value in (backbone.model.state_dict() | matched).items()}
-    return build_encoder(config, state, str(src), backbone), report
+    return build_encoder(config, state, str(part.src), backbone), report
 
 
 def timm_normalization(name: str, tag: str = "") -> dict[str, Any]:
@@ -187,16 +180,9 @@ def timm_normalization(name: str, tag: str = "") -> dict[str, Any]:
     return {"augment.mean": facts.mean, "augment.std": facts.std}
 
 
-def _fit(
-    weights: Mapping[str, Tensor],
-    model: nn.Module,
-    name: str,
-    src: str | Path,
-    layout: str = FLAT,
-    ignored: Mapping[str, int] | None = None,
-) -> tuple[dict[str, Tensor], ConversionReport]:
+def _fit(part: Part, model: nn.Module, name: str) -> tuple[dict[str, Tensor], ConversionReport]:
     """The weights that fit the model `name`, in its names and shapes, by timm's own filter where the model has one."""
-    head: dict[str, Tensor] = {}
+    weights, head = part.weights, dict[str, Tensor]()
     if "layers.1.downsample.reduction.weight" in weights and "layers.0.downsample.reduction.weight" not in weights:
         # timm up to 1.0.30 takes a Swin for one in the layout of Swin's authors unless it has a classifier.
         head = {key: value for key, value in weights.items() if key.startswith("head.")}
@@ -210,8 +196,8 @@ def _fit(
     others = [key for key in found if key not in state]
     heads = Counter(key.partition(".")[0] for key in others if key.startswith(HEADS))
     report = ConversionReport(
-        Path(src),
-        layout,
+        Path(part.src),
+        part.layout,
         name,
         matched=tuple(matched),
         missing=tuple(key for key in expected if key not in found),
@@ -226,7 +212,7 @@ def _fit(
             for key, value in found.items()
             if key.endswith((*TELLING, "pos_embed")) and key in weights and _resampled(weights[key], value, weights)
         ),
-        ignored=dict(Counter(ignored or {}) + heads),
+        ignored=dict(part.ignored + heads),
     )
     return matched, report
 
@@ -264,22 +250,18 @@ def _without_weights(name: str) -> nn.Module:
     return model
 
 
-def _recognised(weights: Mapping[str, Tensor], src: str | Path) -> str:
-    """The common backbone whose tensors these are, no two having the same; positions may be of another image size.
-
-    Raises:
-        ValueError: there is none; the message names the nearest one.
-    """
-    fits: dict[str, ConversionReport] = {}
+def _recognised(part: Part) -> str:
+    """The common backbone whose tensors these are, no two having the same; positions may be of another image size."""
+    weights, fits = part.weights, dict[str, ConversionReport]()
     families = {family for start, family in _BEGINNINGS.items() if any(key.startswith(start) for key in weights)}
-    families |= {family for family in [huggingface_family(weights)] if family}
+    families.add(huggingface_family(weights))
     for name in itertools.chain(*(names for family, names in _COMMON.items() if family in families)):
         model = _without_weights(name)
         ours = from_huggingface(weights, model.state_dict())
         shapes = {key: value.shape for key, value in model.state_dict().items() if key.endswith(TELLING)}
         as_they_are = {key: value for key, value in ours.items() if shapes.get(key, value.shape) == value.shape}
         try:
-            _, fits[name] = _fit(as_they_are, model, name, src)
+            _, fits[name] = _fit(part._replace(weights=as_they_are), model, name)
         except _FILTER_ERRORS:
             continue
         if fits[name].share == 1 and not fits[name].unexpected:
@@ -291,6 +273,6 @@ def _recognised(weights: Mapping[str, Tensor], src: str | Path) -> str:
         else f"the nearest of the common ones is {nearest}, of whose tensors {fits[nearest].share:.0%} are matched"
     )
     raise ValueError(
-        f"the backbone of {src} is not clear by its tensors: {found}; name it by --backbone, and with glsd "
+        f"the backbone of {part.src} is not clear by its tensors: {found}; name it by --backbone, and with glsd "
         f"convert --prefix what stands before its tensors' names, which in the file begin with {beginnings(weights)}"
     )

@@ -34,14 +34,10 @@ def huggingface_family(names: Iterable[str]) -> str | None:
 
 
 def from_huggingface(weights: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of transformers' names in timm's, as far as a timm model has them; other weights stay as they are.
+    """Weights of transformers' names, without a prefix, in timm's, as far as the `state_dict` of a timm model has them.
 
-    DINOv2's tensors without a counterpart get the names of its authors, and Swin's patch merging is where its authors
-    have it.
-
-    Args:
-        weights: by the names of one model, without what stands before them.
-        model: the `state_dict` of the timm model.
+    Other weights stay as they are. DINOv2's tensors without a counterpart get the names of its authors, and Swin's
+    patch merging is where its authors have it.
     """
     family = huggingface_family(weights)
     if family is None:

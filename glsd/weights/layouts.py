@@ -1,8 +1,8 @@
 """Whose checkpoint a file is, by the names of its tensors, and which of its networks is taken.
 
-`_NETWORKS` lists the layouts that are known. Of several networks it takes the one that the layout's authors evaluate:
-the teacher of DINO, the query encoder of MoCo. A single backbone is found under any prefix, in timm's
-names, those of these codes or those of Hugging Face's transformers.
+`_NETWORKS` lists the layouts that are known. Of several networks the one that the layout's authors evaluate is taken:
+the teacher of DINO, the query encoder of MoCo. A single backbone is found under any prefix, in timm's names, those of
+these codes or those of transformers.
 """
 
 import re
@@ -24,9 +24,12 @@ FLAT = "flat"
 class Part(NamedTuple):
     """The teacher's backbone within a file."""
 
+    src: str | Path
+    """The file, for messages."""
     layout: str
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     ignored: Counter[str]
+    """How many tensors each other part has."""
 
 
 def backbone_part(content: Mapping[str, Any], prefix: str | None, timm_names: Collection[str], src: str | Path) -> Part:
@@ -35,7 +38,7 @@ def backbone_part(content: Mapping[str, Any], prefix: str | None, timm_names: Co
     Args:
         content: what `read_foreign` gave.
         prefix: what the user says; None finds it.
-        timm_names: names that need no prefix; none where the backbone is not known yet.
+        timm_names: of the backbone, which need no prefix; none where it is not known yet.
         src: the file, for messages.
 
     Raises:
@@ -61,13 +64,9 @@ def backbone_part(content: Mapping[str, Any], prefix: str | None, timm_names: Co
     weights = {name: value for name, value in weights.items() if not name.endswith(derived)}
     if huggingface_family(weights):
         layout = "Hugging Face"
-    return Part(layout, _without_chunks(weights), +ignored)
-
-
-def _without_chunks(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """DINOv2's `blocks.CHUNK.I` as `blocks.I`: its chunks number all blocks, the stages of others begin at 0."""
-    named = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value for name, value in weights.items()}
-    return named if len(named) == len(weights) else weights
+    # DINOv2's blocks.CHUNK.I as blocks.I: its chunks number all blocks, the stages of others begin at 0.
+    whole = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value for name, value in weights.items()}
+    return Part(src, layout, whole if len(whole) == len(weights) else weights, +ignored)
 
 
 def _num_tensors(tree: Any) -> int:
@@ -79,13 +78,10 @@ def _num_tensors(tree: Any) -> int:
 
 
 SHOWN = 5
-
-
+"""Most names that a message lists."""
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Entries of a checkpoint that hold all of its networks. The average of the weights, where timm keeps one, goes first:
 it is what timm evaluates."""
-
-
 _NETWORKS = {
     r"teacher\.backbone\.": "DINO",
     r"teacher\.": "EsViT",
@@ -105,16 +101,10 @@ _PLACED = re.compile(
     _PREFIX + r"(?:embeddings\.patch_embeddings|embedder\.embedder|(?:blocks|layers|layer1|stages)\.\d)"
 )
 """A name that a backbone of timm's or of transformers' has, after a prefix."""
-
-
 _WORKERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What distributed training and compilation put into names."""
-
-
 HEADS = ("head.", "head_dense.", "head_dist.", "fc.", "classifier.", "pooler.", "decoder_", "mask_token")
 """How names of what is not the backbone begin, in the layouts that keep it beside the backbone's names."""
-
-
 TELLING = ("patch_embed.proj.weight", "relative_position_bias_table")
 """Tensors whose shape tells backbones apart, though timm's filters interpolate them as they do positions."""
 
@@ -168,11 +158,7 @@ def _are_here(timm_names: Collection[str], state: Mapping[str, Tensor], start: s
 
 
 def _first(prefixes: Collection[str], src: str | Path, start: str = "") -> str:
-    """The only prefix, or that within the first of `_WRAPPERS`.
-
-    Raises:
-        ValueError: there are several; the message lists them.
-    """
+    """The only prefix, or that within the first of `_WRAPPERS`; several are refused, and listed."""
     ranks = {one: [one.startswith(f"{wrapper}.") for wrapper in _WRAPPERS] for one in prefixes}
     first = [one for one, rank in ranks.items() if rank == max(ranks.values())]
     if len(first) > 1:
@@ -194,11 +180,7 @@ def _variant(layout: str, start: str, state: Mapping[str, Tensor]) -> str:
 
 
 def _check_plain(weights: Mapping[str, Tensor], src: str | Path) -> None:
-    """Refuse tensors that do not hold one number for each weight.
-
-    Raises:
-        ValueError: names the file and the first such tensor.
-    """
+    """Refuse tensors that do not hold one number for each weight."""
     for name, value in weights.items():
         if re.search(r"(^|\.)_?flat_param(_\d+)?$", name):
             raise ValueError(sharded_advice(src))

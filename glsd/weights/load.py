@@ -1,13 +1,15 @@
 """What the name of a model stands for, wherever one is asked for: something of our own, or weights for a timm model."""
 
 import warnings
+from collections import Counter
 
 import timm
 import torch
 from torch import Tensor
 
 from glsd.encoder.encoder import Encoder, load_encoder
-from glsd.weights.foreign import ConversionReport, encoder_of, foreign_encoder, timm_normalization
+from glsd.weights.foreign import encoder_of, foreign_encoder, timm_normalization
+from glsd.weights.layouts import FLAT, Part
 
 _PREFIX = "timm:"
 
@@ -35,27 +37,18 @@ def load_model(name: str) -> Encoder:
     model, equals, file = name.removeprefix(_PREFIX).partition("=")
     if equals:
         encoder, report = foreign_encoder(file, model)
-        _warn(report)
-        return encoder
-    backbone, _, tag = model.partition(".")
-    normalisation = timm_normalization(backbone, tag)
-    encoder, report = encoder_of(_fetched(model), backbone, name)
-    _warn(report)
-    encoder.config = encoder.config.with_overrides(normalisation)
+    else:
+        backbone, _, tag = model.partition(".")
+        normalisation = timm_normalization(backbone, tag)
+        encoder, report = encoder_of(Part(name, FLAT, _fetched(model), Counter()), backbone)
+        encoder.config = encoder.config.with_overrides(normalisation)
+    if report.missing or report.unexpected:
+        warnings.warn(f"{report.path} does not fit its backbone completely\n{report}", stacklevel=2)
     return encoder
 
 
-def _warn(report: ConversionReport) -> None:
-    if report.missing or report.unexpected:
-        warnings.warn(f"{report.path} does not fit its backbone completely\n{report}", stacklevel=3)
-
-
 def _fetched(model: str) -> dict[str, Tensor]:
-    """Weights of timm's hub.
-
-    Raises:
-        ValueError: there are none, or no network and none in the cache.
-    """
+    """Weights of timm's hub or its cache."""
     try:
         with torch.random.fork_rng(devices=[]):
             weights: dict[str, Tensor] = timm.create_model(model, pretrained=True, num_classes=0).state_dict()

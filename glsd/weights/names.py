@@ -51,7 +51,7 @@ def renames(family: str, library: Library) -> Renames:
 
 def safetensors_bytes(weights: Mapping[str, Tensor]) -> bytes:
     """The content of a file of safetensors."""
-    return save({key: value.contiguous() for key, value in weights.items()}, metadata={"format": "pt"})
+    return save({key: value.cpu().contiguous() for key, value in weights.items()}, metadata={"format": "pt"})
 
 
 def swin_facts(encoder: Encoder) -> dict[str, Any]:

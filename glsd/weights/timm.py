@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save
 from timm.models.swin_transformer import SwinTransformer
 
 from glsd.encoder.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, check_finite, with_downsampling_moved
 from glsd.models.backbone import timm_architecture
 from glsd.storage.replacing import whole_folder
 from glsd.storage.uris import is_remote
+from glsd.weights.names import safetensors_bytes
 
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # what lets a timm model take other sizes
 _COMPARED_PX = (224, 96)  # the paper's global and local crops
@@ -75,14 +75,14 @@ def export_backbone(encoder: Encoder, out: str | Path) -> ExportReport:
     Raises:
         ValueError: `out` is a URI or a file, or a folder that holds something else than an earlier export for timm.
     """
-    weights = {key: value.cpu().contiguous() for key, value in encoder.backbone.model.state_dict().items()}
+    weights = encoder.backbone.model.state_dict()
     is_swin = isinstance(encoder.backbone.model, SwinTransformer)
     if is_swin:
         # timm up to 1.0.30 takes a Swin without classifier for one in the layout of Swin's authors, and later ones
         # recognise that layout; so it is the one that every timm loads.
         weights = with_downsampling_moved(weights, -1)
     files = {
-        WEIGHTS_FILE: save(weights, metadata={"format": "pt"}),
+        WEIGHTS_FILE: safetensors_bytes(weights),
         CONFIG_FILE: json.dumps(_timm_config(encoder), indent=2).encode(),
     }
     note = (
@@ -131,24 +131,16 @@ def write_export(
 
 
 def refuse_to_replace(out: str | Path, files: Iterable[str]) -> None:
-    """Stop before anything that is not an earlier export of the same files would be replaced.
-
-    Raises:
-        ValueError: `out` is a URI or a file, or a folder that holds something else.
-    """
+    """Refuse a URI, a file, and a folder that holds something else than an earlier export of the same files."""
     if is_remote(str(out)):
         raise ValueError(f"{out} must be a local folder; copy it to where you need it afterwards")
     folder = Path(out)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists():
         return
-    if not folder.is_dir() or not _is_export(folder, set(files)):
+    there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else None
+    is_export = there == set(files) and any('"glsd"' in path.read_text("utf-8") for path in folder.glob("*.json"))
+    if there != set() and not is_export:
         raise ValueError(f"{out} is not an earlier export and will not be replaced; name an empty or a new folder")
-
-
-def _is_export(folder: Path, files: set[str]) -> bool:
-    if {entry.name for entry in folder.iterdir()} != files:
-        return False
-    return any('"glsd"' in (folder / name).read_text("utf-8") for name in files if name.endswith(".json"))
 
 
 def _timm_config(encoder: Encoder) -> dict[str, Any]:

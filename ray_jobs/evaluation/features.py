@@ -236,10 +236,10 @@ class _Embedding:
     @torch.no_grad()
     def __call__(self, crops: Tensor) -> Tensor:
         """(m, *row_shape) float32 of (m, crop, crop, 3) uint8, on the encoder's device."""
-        images = self.encoder.normalize(crops.to(next(self.encoder.parameters()).device))
         if self.num_blocks > 1:
+            images = self.encoder.normalize(crops.to(next(self.encoder.parameters()).device))
             return block_representations(self.encoder, images, self.num_blocks)
-        z_bar, z = self.encoder(images)
+        z_bar, z = self.encoder.represent(crops)
         return torch.cat([z_bar[:, None], z.flatten(1, 2)], 1) if self.dense else z_bar
 
     @property

@@ -92,21 +92,17 @@ class Probed:
         for images in [[anchors, queries]] if anchors.index is queries.index else [[anchors], [queries]]:
             precompute(encoders, Selection.union(*images), settings=self.job, line=self.line)
 
-    def extracted(self, encoder: Encoder, side: _Side, num_blocks: int = 1) -> Features:
-        """The representations of one side's images."""
+    def labelled(self, encoder: Encoder, side: _Side, num_blocks: int = 1) -> tuple[LabelledImages, Labelled]:
+        """The decodable images of one side, and their representations."""
+        images: LabelledImages = getattr(self.split, side)
         key = (encoder, side, num_blocks)
         if key not in self._features:
-            images: LabelledImages = getattr(self.split, side)
             found = extract(encoder, images, settings=self.job, line=self.line, num_blocks=num_blocks)
             self._features[key] = found
             self._skipped |= {(images.index.uri(image_id), image_id): why for image_id, why in found.skipped}
-        return self._features[key]
-
-    def labelled(self, encoder: Encoder, side: _Side, num_blocks: int = 1) -> tuple[LabelledImages, Labelled]:
-        """The decodable images of one side, and their representations."""
-        found = self.extracted(encoder, side, num_blocks)
-        images = getattr(self.split, side).rows(found.positions)
-        return images, Labelled(torch.from_numpy(found.values), torch.from_numpy(images.labels))
+        found = self._features[key]
+        decoded = images.rows(found.positions)
+        return decoded, Labelled(torch.from_numpy(found.values), torch.from_numpy(decoded.labels))
 
     def both(self, encoder: Encoder) -> tuple[Labelled, Labelled]:
         """z̄ of the decodable images that vote, and of those that are tested."""
@@ -179,11 +175,8 @@ def correspondence(probed: Probed, pairs: int, scenes: Photographed | None) -> C
     chosen = np.sort(np.random.default_rng([0, len(images.image_ids)]).permutation(images.image_ids)[:pairs])
     selection = Selection(images.index, chosen)
     found = _matched(probed, probed.encoder, selection)
-    untrained = kept(
-        _CORRESPONDENCE,
-        probed.facts([], selection),
-        lambda: _matched(probed, probed.untrained, selection).model_dump(),
-    )
+    of_untrained = probed.facts([], selection)
+    untrained = kept(_CORRESPONDENCE, of_untrained, lambda: _matched(probed, probed.untrained, selection).model_dump())
     beside = {"size": probed.encoder.config.evaluation.crop, "untrained": untrained}
     photographed = {"scenes": _scenes(probed, *scenes)} if scenes else {}
     return CorrespondenceFound.model_validate(found.model_dump() | beside | photographed)

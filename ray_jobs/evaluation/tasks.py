@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 from glsd.data.images import decode
 from glsd.data.index import Index
 from glsd.data.samples import decodable
-from glsd.encoder.encoder import Encoder
+from glsd.encoder.encoder import Encoder, embed
 from glsd.evaluation.collapse import collapse_report, encoder_collapse
 from glsd.evaluation.correspondence import Correspondence, correspondence, flip_truth, transformed_view
 from glsd.evaluation.knn import Labelled, knn_accuracies
@@ -114,9 +114,7 @@ def matched_part(encoder: Encoder, index: Index, image_ids: np.ndarray) -> Corre
         views.append((crop, transformed_view(crop, 0, image_id)))
     if not views:
         return None
-    device = next(encoder.parameters()).device
-    sides = [torch.from_numpy(np.stack(side)).to(device) for side in zip(*views, strict=True)]
-    z_a, z_b = (encoder(encoder.normalize(side))[1] for side in sides)
+    z_a, z_b = (encoder.represent(torch.from_numpy(np.stack(side)))[1] for side in zip(*views, strict=True))
     found = correspondence(z_a, z_b, flip_truth(encoder.backbone.grid(size), size), size)
     return Correspondence(*(value.cpu() for value in found))
 
@@ -131,9 +129,8 @@ def collapse_of_part(
         raise ValueError(f"none of {len(image_ids)} images could be decoded, such as {index.uri(int(image_ids[0]))}")
     # Decoded again: a crop is small, and all of these images at once may not be.
     images = (decode(index.read(image_id), limits.max_pixels, limits.value_range) for image_id in crops)
-    device = next(encoder.parameters()).device
     if state is not None:
+        device = next(encoder.parameters()).device
         return collapse_report(encoder.config, ray.get(state), images, list(crops), str(device))
-    with torch.no_grad():
-        z_bar = encoder(encoder.normalize(torch.from_numpy(np.stack(list(crops.values()))).to(device)))[0]
+    z_bar = embed(encoder, [torch.from_numpy(np.stack(list(crops.values())))])
     return encoder_collapse(encoder, z_bar, images)
