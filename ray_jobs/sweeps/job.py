@@ -15,7 +15,7 @@ import ray
 from glsd.config import Config
 from glsd.runs.directory import RunDirectory
 from glsd.runs.lease import NAME as LEASE
-from glsd.runs.records import SWEEP, SweepFile, SweepTrial, read_record, write_record
+from glsd.runs.records import SWEEP, SweepFile, read_record, write_record
 from glsd.runs.trackers import check_loggers
 from glsd.storage.folder import Folder
 from ray_jobs.cluster.resources import check_ranks, check_resources, gpu_room
@@ -27,8 +27,7 @@ from ray_jobs.sweeps.live import shown
 from ray_jobs.sweeps.options import SweepOptions
 from ray_jobs.sweeps.planning import Common, Data, PlannedTrial, absolute_data, plan
 from ray_jobs.sweeps.rounds import known_trials, proposed_trials
-from ray_jobs.sweeps.trial import ended_as
-from ray_jobs.sweeps.tuning import tune_trials
+from ray_jobs.sweeps.trial import ended_as, tune_trials
 
 _CORES_A_TRIAL = 4
 """On CPUs; a trial's processes would get in each other's way with fewer."""
@@ -124,12 +123,8 @@ def _check_options(options: SweepOptions, space: Space, data: Data, test: Data) 
     Raises:
         ValueError: an option is out of range or does not fit the data sets.
     """
-    for name, value, least in (
-        ("samples", options.samples, 1),
-        ("retries", options.retries, 0),
-        ("concurrent", options.concurrent, 1),
-        ("pairs", options.pairs, 1),
-    ):
+    for name, least in {"samples": 1, "retries": 0, "concurrent": 1, "pairs": 1}.items():
+        value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"--{name} must be {least} or more, not {value}")
     if unknown := sorted(set(test) - set(data)):
@@ -152,13 +147,9 @@ def _room(common: Common, line: ProgressLine) -> tuple[int, float]:
 
 
 def beside(total: Mapping[str, float], reserved: Mapping[str, float], workers: int, concurrent: int | None) -> int:
-    """How many trials run beside each other.
+    """How many trials of so many workers, each with the `reserved` resources, run at a time on the cluster's `total`.
 
-    Args:
-        total: the cluster's resources.
-        reserved: those of a training worker.
-        workers: training workers of a trial.
-        concurrent: how many may; None is as many as have room, on CPUs one for every four cores.
+    No more than `concurrent` do; None is as many as have room, on CPUs one for every four cores.
     """
     room = math.floor(total["CPU"] / (1 + workers * reserved["CPU"]))  # the stream of a trial needs one
     if "GPU" in reserved:
@@ -181,17 +172,7 @@ def _record(
     A trial's `gpus` are those of its workers, until its outcome has them.
     """
     there = read_record(folder, SweepFile) or SweepFile()
-    added = {
-        p.trial.name: SweepTrial(
-            data=p.trial.data,
-            overrides=p.trial.overrides,
-            images=p.images,
-            num_images=p.num_images,
-            steps=p.steps,
-            gpus=gpus,
-        )
-        for p in planned
-    }
+    added = {p.trial.name: p.record.model_copy(update={"gpus": gpus}) for p in planned}
     new = [list(keys) for keys in together if list(keys) not in there.together]
     sweep = SweepFile(grid=grid, command=list(command), together=there.together + new, trials=there.trials | added)
     write_record(folder, sweep)

@@ -13,7 +13,7 @@ from glsd.data.regimes import regime
 from glsd.data.splits import labelled_split
 from glsd.encoder.encoder import untrained_encoder
 from glsd.runs.directory import CONFIG
-from glsd.runs.records import SweepFile, TrialImages, read_record
+from glsd.runs.records import SweepFile, SweepTrial, TrialImages, read_record
 from glsd.runs.sweep import TRIALS, TrialState, evaluation
 from glsd.storage.folder import Folder
 from glsd.storage.uris import absolute, joined
@@ -56,15 +56,13 @@ class PlannedTrial:
     test: Sequence[str]
     out: str
     """Its run directory."""
-    images: TrialImages
-    num_images: int
-    """Images of its regime."""
-    steps: int
+    record: SweepTrial
+    """What `sweep.json` says of it."""
 
     @property
     def images_seen(self) -> int:
         """Images of all steps."""
-        return self.steps * self.config.optim.batch_size
+        return self.record.steps * self.config.optim.batch_size
 
 
 _SIZES: Any = {"model": True, "augment": True, "data": {"unit_size"}, "evaluation": {"crop"}}
@@ -107,7 +105,10 @@ def plan(trials: Sequence[Trial], common: Common, line: ProgressLine) -> list[Pl
         images = TrialImages.model_validate({"pairs": common.options.pairs} | digests)
         out = joined(common.out, f"{TRIALS}/{trial.name}")
         _refuse_other(out, config, before or images, images)
-        planned.append(PlannedTrial(trial, config, data, test, out, images, num_images, steps))
+        record = SweepTrial(
+            data=trial.data, overrides=trial.overrides, images=images, num_images=num_images, steps=steps
+        )
+        planned.append(PlannedTrial(trial, config, data, test, out, record))
     return planned
 
 
@@ -126,8 +127,8 @@ def plan_table(planned: Sequence[PlannedTrial]) -> str:
     width = max([5, *(len(p.trial.name) for p in planned)])
     lines = [f"{'trial':<{width}}  {'images':>9}  {'batch':>5}  {'epochs':>6}  {'steps':>9}  {'images seen':>13}"]
     lines += [
-        f"{p.trial.name:<{width}}  {p.num_images:>9,}  {p.config.optim.batch_size:>5}  "
-        f"{p.config.optim.epochs:>6}  {p.steps:>9,}  {p.images_seen:>13,}"
+        f"{p.trial.name:<{width}}  {p.record.num_images:>9,}  {p.config.optim.batch_size:>5}  "
+        f"{p.config.optim.epochs:>6}  {p.record.steps:>9,}  {p.images_seen:>13,}"
         for p in planned
     ]
     return "\n".join([*lines, f"{len(planned)} trials, {sum(p.images_seen for p in planned):,} images in all"])

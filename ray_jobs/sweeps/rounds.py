@@ -1,14 +1,17 @@
-"""The trials of a sweep: those of the grid, or those that a search proposes round by round."""
+"""The trials of a sweep: those of the grid, or those that Optuna proposes round by round (the extra `optuna`).
 
-from collections.abc import Sequence
+The search has no state of its own. It is made from the trials that have ended, so a sweep that was killed resumes it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from glsd.runs.log import read_metrics
 from glsd.runs.records import SweepFile, read_record
 from glsd.runs.sweep import TRIALS, evaluation
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
-from ray_jobs.sweeps.grids import Space, Trial, trials
-from ray_jobs.sweeps.optuna_search import suggest
+from ray_jobs.sweeps.grids import Distribution, Overrides, Space, Trial, trials
 from ray_jobs.sweeps.planning import Common
 from ray_jobs.sweeps.trial import ended_as
 
@@ -30,11 +33,7 @@ def known_trials(space: Space, common: Common) -> list[Trial]:
 def proposed_trials(space: Space, common: Common, known: Sequence[Trial], num_beside: int) -> list[Trial]:
     """The next trials that a search proposes, from what those of the known ones that have ended reached.
 
-    Args:
-        space: what may be tried.
-        common: how to search, on one data set.
-        known: the trials so far.
-        num_beside: trials that run at a time, and cannot learn from each other.
+    There are `num_beside` of them at most, which run at a time and cannot learn from each other.
     """
     samples = common.options.samples
     count = min(num_beside, samples - len(known))
@@ -69,3 +68,39 @@ def reached(place: str) -> float | None:
         return found.knn.results[0].top1
     online = [logged["knn"] for logged in read_metrics(place) if logged["step"] and logged.get("knn") is not None]
     return float(online[-1]) if online else 0.0
+
+
+def suggest(space: Space, ended: Sequence[tuple[Mapping[str, Any], float]], count: int, seed: int) -> list[Overrides]:
+    """Settings of the next `count` trials, from those of the trials that have ended and what they reached.
+
+    Raises:
+        ValueError: Optuna is not installed, or an axis sets several keys together.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise ValueError("--search optuna needs the package optuna: pip install 'glsd[optuna]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    distributions = {key: _of_optuna(distribution) for key, distribution in space.distributions.items()}
+    for key, values in space.axes.items():
+        if any(isinstance(value, Mapping) for value in values):
+            raise ValueError(f"--search optuna cannot set several keys together, as axis {key} does")
+        distributions[key] = optuna.distributions.CategoricalDistribution(values)
+    # The seed depends on the number of trials, as a search that resumes would otherwise draw what it drew at first.
+    sampler = optuna.samplers.TPESampler(seed=seed + len(ended))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for settings, value in ended:
+        params = {key: settings[key] for key in distributions}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
+    return [dict(study.ask(distributions).params) for _ in range(count)]
+
+
+def _of_optuna(distribution: Distribution) -> Any:
+    import optuna
+
+    if distribution.kind == "choice":
+        return optuna.distributions.CategoricalDistribution(distribution.choices)
+    if distribution.kind == "randint":
+        return optuna.distributions.IntDistribution(int(distribution.low), int(distribution.high) - 1)
+    is_log = distribution.kind == "loguniform"
+    return optuna.distributions.FloatDistribution(distribution.low, distribution.high, log=is_log)

@@ -1,14 +1,16 @@
-"""One trial of a sweep: a pretrain run in a folder of its own, then its evaluation; `outcome.json` says how it ended.
+"""Trials on Ray Tune: each a pretrain run in its own folder, then its evaluation; `outcome.json` says how it ended.
 
-A trial runs within Ray Tune, reports to it whenever the teacher was tested by k-NN, and may be stopped there at any
-time; its run resumes from its own checkpoint when the sweep is started again.
+A trial reports to Tune whenever the teacher was tested by k-NN, and may be stopped there at any time; its run resumes
+from its own checkpoint when the sweep is started again.
 """
 
 import json
 import math
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ray import tune
 from tensorboardX import SummaryWriter
@@ -16,6 +18,7 @@ from tensorboardX import SummaryWriter
 from glsd.config import Config
 from glsd.evaluation.verdict import Collapsed
 from glsd.runs.checkpoints import checkpoints, newest_checkpoint
+from glsd.runs.directory import RunDirectory
 from glsd.runs.log import TENSORBOARD, read_metrics
 from glsd.runs.records import OUTCOME, Outcome, Status, read_record, write_record
 from glsd.runs.sweep import EVALUATED, evaluation
@@ -29,9 +32,39 @@ from ray_jobs.pretraining.job import pretrain
 from ray_jobs.pretraining.options import PretrainOptions
 from ray_jobs.progress import ProgressLine
 from ray_jobs.sweeps.planning import Common, PlannedTrial
+from ray_jobs.sweeps.schedulers import scheduler_of
 
 _ENDED = "ended.json"
 _REPORTED = ("step", "epoch", "loss", "knn", "images_per_s", "collapsed")
+
+
+def tune_trials(
+    planned: Sequence[PlannedTrial], common: Common, folder: RunDirectory, num_beside: int, gpus: float
+) -> None:
+    """Run the trials, each as an actor of Ray Tune whose workers use `gpus`, `num_beside` at a time, until all have
+    ended; Tune keeps its own notes in `folder`, that of the sweep.
+    """
+    # With its handler, `fit` would return after Ctrl-C as if all trials had ended.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    named = {p.trial.name: p for p in planned}
+    trainable = tune.with_parameters(run_trial, planned=named, common=common, gpus=gpus)
+    tuner = tune.Tuner(
+        # A trial's own process only waits for its training workers, which ask for what they need.
+        tune.with_resources(trainable, {"CPU": 0.01}),
+        param_space={"trial": tune.grid_search(list(named))},
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler_of(common.options.scheduler), max_concurrent_trials=num_beside, reuse_actors=False
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=folder.path,
+            storage_filesystem=folder.filesystem,
+            verbose=0,
+            callbacks=[_Outcomes({name: p.out for name, p in named.items()}, gpus)],
+            failure_config=tune.FailureConfig(max_failures=common.options.retries),
+        ),
+    )
+    tuner.fit()
 
 
 def run_trial(cell: Mapping[str, str], planned: Mapping[str, PlannedTrial], common: Common, gpus: float) -> None:
@@ -143,3 +176,26 @@ def _write_hyperparameters(config: Config, folder: Folder) -> None:
             writer.add_hparams(settings, reached, name="hparams")
         for path in sorted(Path(written).rglob("events.*")):
             folder.write(f"{TENSORBOARD}/{path.relative_to(written).as_posix()}", path.read_bytes())
+
+
+class _Outcomes(tune.Callback):
+    """Marks the trials that Tune ends: those that a scheduler stops, and those that fail."""
+
+    def __init__(self, places: dict[str, str], gpus: float) -> None:
+        self._places, self._gpus = places, gpus
+
+    def on_trial_complete(self, **news: Any) -> None:  # type: ignore[override] # Tune names what it tells
+        """A trial that ended by itself has said so already."""
+        trial = news["trial"]
+        folder = Folder(self._places[trial.config["trial"]])
+        if ended_as(folder) is None:
+            reached = f"at {trial.last_result.get('progress', 0)} % by the scheduler"
+            write_outcome(folder, "stopped", reached, self._gpus)
+
+    def on_trial_error(self, **news: Any) -> None:  # type: ignore[override] # Tune names what it tells
+        """Keep the last line of the error of a trial that was killed, and could not write its outcome itself."""
+        trial = news["trial"]
+        folder = Folder(self._places[trial.config["trial"]])
+        if folder.read(OUTCOME) is None:
+            lines = str(trial.get_error()).strip().splitlines()
+            write_outcome(folder, "failed", lines[-1] if lines else "it died", self._gpus)

@@ -3,7 +3,7 @@
 import pytest
 
 from ray_jobs.sweeps.grids import load_space
-from ray_jobs.sweeps.optuna_search import suggest
+from ray_jobs.sweeps.rounds import suggest
 
 pytest.importorskip("optuna")
 
