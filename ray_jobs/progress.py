@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Self, TextIO
 
 MAX_WIDTH = 120
-
-
 PRINT_INTERVAL_S = 10.0
 
 

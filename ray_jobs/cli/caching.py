@@ -3,7 +3,6 @@
 import json
 import re
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -40,17 +39,17 @@ class Entry(NamedTuple):
 def entries() -> list[Entry]:
     """All entries, the largest of each kind first."""
     cache = cache_folder()
-    ours: dict[Path, Kind] = {}
-    for path in sorted([*cache.iterdir(), *cache.glob("linear/*")]):
-        name = path.relative_to(cache).as_posix()
-        for kind, names in _NAMES.items():
-            if re.fullmatch(names, name):
-                ours[path] = kind
+    ours = {
+        path: kind
+        for path in sorted([*cache.iterdir(), *cache.glob("linear/*")])
+        for kind, names in _NAMES.items()
+        if re.fullmatch(names, path.relative_to(cache).as_posix())
+    }
     purposes = _of_indexes([path for path in ours if path.suffix == ".arrow"])
     found = []
     for path, kind in ours.items():
         with suppress(FileNotFoundError):  # its job has deleted it, or is about to rename it
-            stats = [file.lstat() for file in _files(path)]
+            stats = [file.lstat() for file in (path, *path.rglob("*")) if file.is_file()]
             changed_at = max((stat.st_mtime for stat in stats), default=path.lstat().st_mtime)
             num_bytes = sum(512 * stat.st_blocks for stat in stats)
             found.append(Entry(kind, path, num_bytes, changed_at, _purpose(path, purposes)))
@@ -93,13 +92,6 @@ def _size(found: list[Entry]) -> str:
 
 def _gigabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        yield from (file for file in path.rglob("*") if file.is_file())
-    else:
-        yield path
 
 
 def _of_indexes(paths: list[Path]) -> dict[Path, str]:

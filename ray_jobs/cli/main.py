@@ -147,14 +147,9 @@ def _options(record: Any) -> Iterator[str]:
 
 
 def _overview() -> str:
-    lines = [
-        "Pretrain vision backbones on your own images: Global-Local Self-Distillation on Ray.",
-        "",
-        "glsd VERB ...",
-    ]
-    for verb, (arguments, _) in VERBS.items():
-        lines.append(f"  {verb:<10}{(arguments.__doc__ or '').splitlines()[0]}")
-    return "\n".join([*lines, "", "`glsd VERB --help` lists its options."])
+    title = "Pretrain vision backbones on your own images: Global-Local Self-Distillation on Ray."
+    verbs = [f"  {verb:<10}{str(arguments.__doc__).splitlines()[0]}" for verb, (arguments, _) in VERBS.items()]
+    return "\n".join([title, "", "glsd VERB ...", *verbs, "", "`glsd VERB --help` lists its options."])
 
 
 def _failed(message: str) -> int:

@@ -1,4 +1,4 @@
-"""The verbs of the command line, one record each."""
+"""The verbs of the command line, one record each: its fields are the options, and `run` runs it."""
 
 import sys
 from collections.abc import Iterator
@@ -38,8 +38,7 @@ class Pretrain:
     config: Settings = Config()
 
     def run(self) -> None:
-        """Run the verb."""
-        with _importing():
+        with _telling("importing libraries"):
             from glsd.reporting.console import closing_words
             from ray_jobs.pretraining.job import pretrain
 
@@ -63,8 +62,7 @@ class Demo:
     config: Settings = Config()
 
     def run(self) -> None:
-        """Run the verb."""
-        with _importing():
+        with _telling("importing libraries"):
             from ray_jobs.demo import demonstrate
 
         demonstrate(self.config, self.out, self.job)
@@ -80,7 +78,6 @@ class ShowConfig:
     config: Settings = Config()
 
     def run(self) -> None:
-        """Run the verb."""
         print(documented_yaml(self.config))
 
 
@@ -101,7 +98,6 @@ class Preview:
     """Other seeds draw other crops."""
 
     def run(self) -> None:
-        """Run the verb."""
         from glsd.data.images import UndecodableImage, decode
         from glsd.reporting.figures.canvas import save_figure
         from glsd.reporting.figures.image_preview import preview
@@ -134,8 +130,7 @@ class Evaluate:
     job: Annotated[JobSettings, Flattened] = JobSettings()
 
     def run(self) -> None:
-        """Run the verb."""
-        with _importing():
+        with _telling("importing libraries"):
             from glsd.reporting.console import score_table
             from ray_jobs.evaluation.job import evaluate
 
@@ -166,8 +161,7 @@ class Sweep:
     job: Annotated[JobSettings, Flattened] = JobSettings()
 
     def run(self) -> None:
-        """Run the verb."""
-        with _importing():
+        with _telling("importing libraries"):
             from glsd.reporting.console import states_table
             from glsd.reporting.report import report
             from glsd.runs.sweep import trial_states
@@ -217,7 +211,6 @@ class Report:
     """The file; by default report.html in that folder."""
 
     def run(self) -> None:
-        """Run the verb."""
         with _telling(f"reporting {self.source}"):
             from glsd.reporting.report import report
 
@@ -243,8 +236,7 @@ class Embed:
     job: Annotated[JobSettings, Flattened] = JobSettings()
 
     def run(self) -> None:
-        """Run the verb."""
-        with _importing():
+        with _telling("importing libraries"):
             from ray_jobs.evaluation.embedding import embed
 
         print(embed(self.model, self.data, self.out, dense=self.dense, job=self.job))
@@ -273,7 +265,6 @@ class Convert:
     default it is found."""
 
     def run(self) -> None:
-        """Run the verb."""
         with _telling(f"converting {self.src}"):
             from glsd.weights.foreign import convert
 
@@ -300,8 +291,7 @@ class Pack:
     """Parquet and CSV: column of labels."""
 
     def run(self) -> None:
-        """Run the verb."""
-        with _importing():
+        with _telling("importing libraries"):
             from ray_jobs.packing import pack
             from ray_jobs.progress import ProgressLine
 
@@ -326,7 +316,6 @@ class Export:
     """The library that loads it."""
 
     def run(self) -> None:
-        """Run the verb."""
         with _telling(f"exporting the backbone of {self.model}"):
             from glsd.weights.load import load_model
             from glsd.weights.targets import export_to
@@ -347,7 +336,6 @@ class Cache:
     trained without --out, or all of these. What a running process on this machine uses is kept."""
 
     def run(self) -> None:
-        """Run the verb."""
         from ray_jobs.cli.caching import cache_table, clear, cleared_table, entries
 
         print(cache_table(entries()) if self.clear is None else cleared_table(*clear(self.clear)))
@@ -371,21 +359,11 @@ VERBS: dict[str, tuple[type[Any], str | None]] = {
 
 
 @contextmanager
-def _importing() -> Iterator[None]:
-    """Show that a job's libraries are imported, which takes seconds; a terminal's line is cleared afterwards."""
+def _telling(phase: str) -> Iterator[None]:
+    """Show what is done; a terminal's line is cleared afterwards."""
     is_terminal = sys.stderr.isatty()
-    print("importing libraries", end="" if is_terminal else "\n", file=sys.stderr, flush=True)
+    print(phase, end="" if is_terminal else "\n", file=sys.stderr, flush=True)
     try:
         yield
     finally:
         print("\r\x1b[K" if is_terminal else "", end="", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _telling(phase: str) -> Iterator[None]:
-    """A progress line with a single phase."""
-    from ray_jobs.progress import ProgressLine
-
-    with ProgressLine() as line:
-        line.phase(phase)
-        yield

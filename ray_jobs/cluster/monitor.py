@@ -34,20 +34,17 @@ GAUGES = {
 
 
 class Monitor:
-    """News from rank 0 until the driver takes them, oldest first.
-
-    They are `("metrics", {...})`, `("phase", (subject, detail))` and `("note", "...")`, which is shown for good.
-    """
+    """News from rank 0 until the driver takes them, oldest first: calls of the progress line's methods."""
 
     def __init__(self) -> None:
-        self._news: deque[tuple[str, Any]] = deque(maxlen=1000)
+        self._news: deque[tuple[str, tuple[Any, ...]]] = deque(maxlen=1000)
         self._has_started = False
 
-    def push(self, kind: str, content: Any) -> None:
+    def push(self, method: str, *content: Any) -> None:
         """Add a piece of news."""
-        self._news.append((kind, content))
+        self._news.append((method, content))
 
-    def take(self) -> list[tuple[str, Any]]:
+    def take(self) -> list[tuple[str, tuple[Any, ...]]]:
         """All news since the last call."""
         news = list(self._news)
         self._news.clear()
@@ -90,7 +87,7 @@ def _watch(monitor: Handle, line: ProgressLine, stop: threading.Event) -> None:
         try:
             if asked is None:
                 asked, is_last = monitor.take.remote(), stopped
-            news: list[tuple[str, Any]] = ray.get(asked, timeout=ARRIVAL_S)
+            news: list[tuple[str, tuple[Any, ...]]] = ray.get(asked, timeout=ARRIVAL_S)
         except GetTimeoutError:
             if stopped:
                 return
@@ -98,13 +95,8 @@ def _watch(monitor: Handle, line: ProgressLine, stop: threading.Event) -> None:
         except RayError:
             return  # the monitor or the cluster is gone; the job itself says how it ends
         asked = None
-        for kind, content in news:
-            if kind == "phase":
-                line.phase(*content)
-            elif kind == "note":
-                line.note(content)
-            else:
-                line.update(content)
+        for method, content in news:
+            getattr(line, method)(*content)
         if is_last:  # it was asked after the end, so what came last is shown
             return
 
@@ -112,9 +104,7 @@ def _watch(monitor: Handle, line: ProgressLine, stop: threading.Event) -> None:
 class Reporter:
     """Rank 0's end: sends metrics and phases to the driver and to Prometheus, and waits for neither until it is closed.
 
-    Args:
-        monitor: the driver's; None where nobody watches.
-        run: the run's name, the tag of its gauges; Ray takes only ASCII.
+    Without a monitor nobody watches. The gauges have the run's name as a tag, of which Ray takes only ASCII.
     """
 
     def __init__(self, monitor: Handle | None, run: str) -> None:
@@ -128,11 +118,11 @@ class Reporter:
         for key, gauge in self._gauges.items():
             if key in metrics:
                 gauge.set(metrics[key], self._tags)
-        self._push("metrics", dict(metrics))
+        self._push("update", dict(metrics))
 
     def phase(self, subject: str, detail: str = "") -> None:
         """Send what is done now, such as 'k-NN'."""
-        self._push("phase", (subject, detail))
+        self._push("phase", subject, detail)
 
     def note(self, text: str) -> None:
         """Send what stays on the screen."""
@@ -143,6 +133,6 @@ class Reporter:
         if self._last_push is not None:
             ray.wait([self._last_push], timeout=ARRIVAL_S)
 
-    def _push(self, kind: str, content: Any) -> None:
+    def _push(self, method: str, *content: Any) -> None:
         if self._monitor is not None:
-            self._last_push = self._monitor.push.remote(kind, content)
+            self._last_push = self._monitor.push.remote(method, *content)

@@ -154,9 +154,9 @@ def test_a_line_that_showed_nothing_leaves_nothing() -> None:
 
 def test_news_are_taken_once_in_order() -> None:
     monitor = Monitor()
-    monitor.push("phase", ("k-NN", ""))
-    monitor.push("metrics", {"step": 1.0})
-    assert monitor.take() == [("phase", ("k-NN", "")), ("metrics", {"step": 1.0})]
+    monitor.push("phase", "k-NN", "")
+    monitor.push("update", {"step": 1.0})
+    assert monitor.take() == [("phase", ("k-NN", "")), ("update", ({"step": 1.0},))]
     assert monitor.take() == []
 
 

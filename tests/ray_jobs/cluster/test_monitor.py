@@ -34,7 +34,7 @@ def test_what_a_worker_reports_is_shown_by_the_driver_and_its_monitor_may_die() 
 class Busy(Monitor):
     """One that answers late."""
 
-    def take(self) -> list[tuple[str, object]]:
+    def take(self) -> list[tuple[str, tuple[object, ...]]]:
         time.sleep(0.5)
         return super().take()
 
