@@ -4,14 +4,12 @@ The package elpv-dataset has the photographs in its folder. Its licence, CC BY-N
 each user downloads them, and they are not part of glsd.
 """
 
-import csv
-import io
 import time
-from collections import defaultdict
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from glsd.config import Config
 from glsd.reporting.console import closing_words
@@ -53,21 +51,16 @@ def photograph_lists() -> tuple[Path, Path]:
             "the demo's photographs are the package elpv-dataset; install it with: pip install 'glsd[demo]'"
         )
     folder = Path(package.origin).parent / "data"
-    by_class: dict[str, list[str]] = defaultdict(list)
-    for line in (folder / "labels.csv").read_text("utf-8").splitlines():
-        path, probability, _ = line.split()
-        by_class[CLASSES[round(3 * float(probability))]].append(path)
-    rows: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
-    for name, paths in sorted(by_class.items()):
+    photographs = pd.read_csv(folder / "labels.csv", sep=r"\s+", names=["path", "probability", "cell"])
+    photographs["label"] = [CLASSES[round(3 * probability)] for probability in photographs["probability"]]
+    tested = set[str]()
+    for _, paths in photographs.groupby("label")["path"]:
         shuffled = np.random.default_rng(0).permutation(sorted(paths)).tolist()
-        tested = round(_TESTED * len(shuffled))
-        rows["test"] += [(path, name) for path in shuffled[:tested]]
-        rows["train"] += [(path, name) for path in shuffled[tested:]]
-    lists = {name: cache_folder() / f"solar-cells-{name}.csv" for name in rows}
-    for name, listed in lists.items():
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", "label"])
-        writer.writerows((str(folder / image), label) for image, label in sorted(rows[name]))
-        replace_file(listed, text.getvalue().encode())
-    return lists["train"], lists["test"]
+        tested.update(shuffled[: round(_TESTED * len(shuffled))])
+    is_tested = photographs["path"].isin(tested)
+    photographs["path"] = [str(folder / path) for path in photographs["path"]]
+    lists = cache_folder() / "solar-cells-train.csv", cache_folder() / "solar-cells-test.csv"
+    for path, rows in zip(lists, (photographs[~is_tested], photographs[is_tested]), strict=True):
+        text = rows.sort_values("path").to_csv(columns=["path", "label"], index=False, lineterminator="\n")
+        replace_file(path, text.encode())
+    return lists
