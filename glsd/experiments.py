@@ -1,7 +1,6 @@
 """Presets and files of settings as configurations, some of which follow from the number of images."""
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from glsd.scaling import small_data
 
 SMALL_DATA: Final = "small_data"
 """The preset that is a function of the number of images."""
+_PRESETS = Path(__file__).with_name("presets")
 
 
 class ScaledConfig(Config):
@@ -76,12 +76,12 @@ def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
     source, given = _read(str(name))
     try:
         base, tree = given.pop("preset", None), nested(given)
-        if base is not None and base not in presets():
-            raise ValueError(unknown("preset", str(base), presets()))
-        if base is not None:
+        if base is None:
+            config = _scaled(tree, list(small_data(1))) if str(name) == SMALL_DATA else validated(tree)
+        elif base in presets():
             config = load_config(base, flatten(tree))
         else:
-            config = _scaled(tree, list(small_data(1))) if str(name) == SMALL_DATA else validated(tree)
+            raise ValueError(unknown("preset", str(base), presets()))
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     return config.with_overrides(overrides or {})
@@ -89,20 +89,19 @@ def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 def presets() -> list[str]:
     """Names of the presets that come with glsd."""
-    files = (resources.files("glsd") / "presets").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    return sorted(file.stem for file in _PRESETS.glob("*.yaml"))
 
 
 def _read(name: str) -> tuple[str, dict[Any, Any]]:
     """How a preset or a file is named in messages, and what it holds."""
     if name in presets():
-        source, content = f"preset {name}", (resources.files("glsd") / "presets" / f"{name}.yaml").read_bytes()
+        source, file = f"preset {name}", _PRESETS / f"{name}.yaml"
     elif Path(name).suffix in {".yaml", ".yml"} and Path(name).is_file():
-        source, content = name, Path(name).read_bytes()
+        source, file = name, Path(name)
     else:
         raise ValueError(f"{unknown('preset', name, presets())} (or give the path of a YAML file)")
     try:
-        given = yaml.safe_load(content.decode("utf-8"))
+        given = yaml.safe_load(file.read_text("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not UTF-8 text: {error}") from error
     except (yaml.YAMLError, ValueError) as error:  # the latter for dates that do not exist
