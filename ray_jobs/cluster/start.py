@@ -60,7 +60,6 @@ def cluster(settings: JobSettings) -> Iterator[None]:
         raise death(error) from None
 
 
-_PORT_S: Final = 10
 _ANSWER_S: Final = 10
 _CHECK_S = 50
 """For the whole check: Ray bounds only the connection."""
@@ -95,7 +94,7 @@ def check_address(address: str) -> None:
         if None in place or parts.netloc != address:
             raise ValueError(f"RAY_ADDRESS {address!r} is neither HOST:PORT, such as 10.0.0.1:6379, nor auto")
         try:
-            socket.create_connection(place, _PORT_S).close()
+            socket.create_connection(place, _ANSWER_S).close()
         except OSError as error:
             raise ConnectionError(f"nothing answers at RAY_ADDRESS {address} ({error}); {_OTHERWISE}") from None
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "status", "--address", address]

@@ -26,7 +26,7 @@ class InitialWeights(NamedTuple):
     identity: dict[str, str | None]
     """What identifies it in `data.json`."""
     content: bytes | None
-    """The file `INIT`; None where the run directory has it already."""
+    """The file `INIT`; None where the run directory has it already, or starts from random weights."""
 
 
 def initial_weights(run: RunDirectory, config: Config, name: str) -> InitialWeights:

@@ -88,16 +88,19 @@ def pretrain(
     run = RunDirectory(out)
     _check_call(run, config, data, options)
     with line or ProgressLine() as line, run.lease(on_wait=line.phase):
+        init = InitialWeights({}, None)
         if options.init_from is not None:
             line.phase(f"reading {options.init_from}")
-        init = None if options.init_from is None else initial_weights(run, config, options.init_from)
+            init = initial_weights(run, config, options.init_from)
         index = indexed(data, config, line)
         tested = indexed(options.knn_data, config, line) if options.knn_data else None
-        identity = run.identity(index, tested).model_copy(update=init.identity if init is not None else {})
+        identity = run.identity(index, tested).model_copy(update=init.identity)
         image_ids = regime(index, config.data)
         if isinstance(config, ScaledConfig):
             run.check_data(identity)  # other settings would follow from other data
-            config = _for_images(config, len(image_ids), line)
+            derived, config = config.derived, config.for_images(len(image_ids))
+            settings = ", ".join(f"{key} {config.flat()[key]}" for key in derived)
+            line.note(f"for {len(image_ids):,} images: {settings}")
             run.check_config(config)
         # A new directory becomes this run's when it is sure that the run can start, so that a remedy may change it.
         claim = partial(_claim, run, config, identity, index, image_ids, init)
@@ -129,23 +132,16 @@ def _check_call(run: RunDirectory, config: Config, data: Sources, options: Pretr
     check_sizes(config)
 
 
-def _for_images(config: ScaledConfig, num_images: int, line: ProgressLine) -> Config:
-    """The settings for that many images, which the line shows."""
-    found = config.for_images(num_images)
-    line.note(f"for {num_images:,} images: " + ", ".join(f"{key} {found.flat()[key]}" for key in config.derived))
-    return found
-
-
 def _claim(
     run: RunDirectory,
     config: Config,
     identity: RunData,
     index: Index,
     image_ids: np.ndarray,
-    init: InitialWeights | None,
+    init: InitialWeights,
 ) -> None:
     run.claim(config, identity)
-    if init is not None and init.content is not None:
+    if init.content is not None:
         run.write(INIT, init.content)
     if len(image_ids) < len(index):
         with tempfile.NamedTemporaryFile(suffix=".csv") as file:
@@ -169,16 +165,12 @@ def _places(subset: bytes) -> list[tuple[str, str]]:
 
 def _train(prepared: Prepared, job: JobSettings, claim: Callable[[], None], line: ProgressLine) -> None:
     """Train up to the last step, unless its checkpoint is there already."""
-    config = prepared.config
+    run, config, index, split = prepared.run, prepared.config, prepared.index, prepared.split
     order = Order(config.seed, len(prepared.image_ids), config.optim.batch_size, config.data.unit_size)
     if warning := order.left_out_warning():
         warnings.warn(warning, stacklevel=3)
-    if max(checkpoints(prepared.run.location), default=0) < config.optim.epochs * order.steps_per_epoch:
-        _train_on_ray(prepared, job, claim, line)
-
-
-def _train_on_ray(prepared: Prepared, job: JobSettings, claim: Callable[[], None], line: ProgressLine) -> None:
-    run, config, index, split = prepared.run, prepared.config, prepared.index, prepared.split
+    if max(checkpoints(run.location), default=0) >= config.optim.epochs * order.steps_per_epoch:
+        return
     line.phase("connecting to Ray")
     with cluster(job):
         check_shares(config, job.workers)

@@ -93,7 +93,7 @@ def plan(trials: Sequence[Trial], common: Common, line: ProgressLine) -> list[Pl
             check_map(untrained_encoder(config), config.model.backbone)
             checked.add(sizes)
         check_shares(config, common.job.workers)
-        check_scheduler(common.options.scheduler, [config])
+        check_scheduler(common.options.scheduler, config)
         order = Order(config.seed, num_images, config.optim.batch_size, config.data.unit_size)
         steps = config.optim.epochs * order.steps_per_epoch
         before = recorded[trial.name].images if trial.name in recorded else None

@@ -4,7 +4,6 @@ Trials of different lengths are compared at the same share of their epochs: `pro
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any, Final
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
@@ -26,23 +25,20 @@ def scheduler_of(name: Scheduler) -> TrialScheduler:
     return _Median() if name == "median" else FIFOScheduler()
 
 
-def check_scheduler(name: Scheduler, configs: Iterable[Config]) -> None:
-    """Refuse trials that the scheduler would never judge.
+def check_scheduler(name: Scheduler, config: Config) -> None:
+    """Refuse a trial that the scheduler would never judge.
 
     Raises:
-        ValueError: a trial has no k-NN between the grace and its end; the message says how often there must be one.
+        ValueError: it has no k-NN between the grace and its end; the message says how often there must be one.
     """
-    if name == "fifo":
-        return
-    for config in configs:
-        every, epochs = config.evaluation.knn_every_epochs, config.optim.epochs
-        first = math.ceil(_GRACE / 100 * epochs)
-        if every == 0 or not any(epoch % every == 0 for epoch in range(first, epochs)):
-            raise ValueError(
-                f"--scheduler {name} needs an online k-NN between {_GRACE} % of a trial's epochs and its end; with "
-                f"evaluation.knn_every_epochs {every} there is none in {epochs} epochs; set it to "
-                f"{max(1, epochs // 4)} or less"
-            )
+    every, epochs = config.evaluation.knn_every_epochs, config.optim.epochs
+    first = math.ceil(_GRACE / 100 * epochs)
+    if name != "fifo" and (every == 0 or not any(epoch % every == 0 for epoch in range(first, epochs))):
+        raise ValueError(
+            f"--scheduler {name} needs an online k-NN between {_GRACE} % of a trial's epochs and its end; with "
+            f"evaluation.knn_every_epochs {every} there is none in {epochs} epochs; set it to "
+            f"{max(1, epochs // 4)} or less"
+        )
 
 
 class _Median(MedianStoppingRule):

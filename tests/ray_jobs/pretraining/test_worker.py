@@ -20,10 +20,9 @@ from glsd.runs.records import RunData, write_record
 from glsd.training.batch import to_device
 from glsd.training.loop import Metrics, steps
 from glsd.training.state import TrainState, initial_state
-from ray_jobs.pretraining.collapse import CollapseAlarm
 from ray_jobs.pretraining.initial_weights import read_initial_weights
 from ray_jobs.pretraining.recorder import Plan, Recorder
-from ray_jobs.pretraining.worker import train_worker
+from ray_jobs.pretraining.worker import CollapseAlarm, train_worker
 from tests.glsd.training.small import small_config
 from tests.images import labelled_folder
 

@@ -47,9 +47,9 @@ def test_a_trial_without_a_knn_between_a_quarter_of_its_epochs_and_its_end_is_re
     config = Config().with_overrides(
         {"evaluation.knn_every_epochs": every, "optim.epochs": epochs, "optim.warmup_epochs": 0}
     )
-    check_scheduler("fifo", [config])
+    check_scheduler("fifo", config)
     if judged:
-        check_scheduler("asha", [config])
+        check_scheduler("asha", config)
     else:
         with pytest.raises(ValueError, match=rf"knn_every_epochs {every} there is none in {epochs} epochs; set it to"):
-            check_scheduler("asha", [Config(), config])
+            check_scheduler("asha", config)
