@@ -9,7 +9,7 @@ a cluster.
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -22,6 +22,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Setting = Literal["vanilla", "similarity", "geometric"]
+_Config = TypeVar("_Config", bound="Config")
 
 
 class DataConfig(Record):
@@ -325,7 +326,7 @@ class Config(Record):
         >>> Config().with_overrides({"optim.epochs": 30}).optim.epochs
         30
         """
-        return validated(nested(overridden(self.flat(), overrides)))
+        return validated(Config, nested(overridden(self.flat(), overrides)))
 
     def for_images(self, num_images: int) -> "Config":  # noqa: ARG002 (other configurations follow from it)
         """The configuration of a run on that many images: this one."""
@@ -357,14 +358,14 @@ def overridden(flat: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
     return {**flat, **overrides}
 
 
-def validated(tree: Mapping[str, Any]) -> Config:
+def validated(kind: type[_Config], tree: Mapping[str, Any]) -> _Config:
     """The configuration of nested settings.
 
     Raises:
         ValueError: a key does not exist or a value is impossible; the message names it.
     """
     try:
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         raise ValueError(explained(error, documentation(Config))) from error
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from pydantic import PrivateAttr, ValidationError, model_validator
+from pydantic import PrivateAttr, model_validator
 
 from glsd.config import Config, overridden, validated
-from glsd.record import documentation, explained, flatten, nested, unknown
+from glsd.record import flatten, nested, unknown
 from glsd.scaling import small_data
 
 SMALL_DATA: Final = "small_data"
@@ -46,7 +46,7 @@ class ScaledConfig(Config):
             keep_every_epochs=self.keep_every_epochs,
         )
         try:
-            return validated(nested(self.flat() | {key: values[key] for key in self.derived}))
+            return validated(Config, nested(self.flat() | {key: values[key] for key in self.derived}))
         except ValueError as error:
             raise ValueError(f"for {num_images:,} images: {error}") from error
 
@@ -77,7 +77,7 @@ def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
     try:
         base, tree = given.pop("preset", None), nested(given)
         if base is None:
-            config = _scaled(tree, list(small_data(1))) if str(name) == SMALL_DATA else validated(tree)
+            config = _scaled(tree, list(small_data(1))) if str(name) == SMALL_DATA else validated(Config, tree)
         elif base in presets():
             config = load_config(base, flatten(tree))
         else:
@@ -113,10 +113,7 @@ def _read(name: str) -> tuple[str, dict[Any, Any]]:
 
 def _scaled(tree: Mapping[str, Any], derived: Sequence[str]) -> ScaledConfig:
     """A `ScaledConfig`, if it is possible for some number of images."""
-    try:
-        config = ScaledConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ValueError(explained(error, documentation(Config))) from error
+    config = validated(ScaledConfig, tree)
     config._derived = tuple(derived)
     refusal = None
     for num_images in (512, 1024, 2048, 4096, 8192):  # of each batch size, those with the most epochs

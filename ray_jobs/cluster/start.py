@@ -126,11 +126,7 @@ _LONGEST_SOCKET_PATH: Final = 103 if sys.platform == "darwin" else 107
 
 
 def _check_socket_paths(dashboard: bool) -> None:
-    """Refuse a folder for temporary files in which the paths of Ray's sockets would be too long.
-
-    Raises:
-        ValueError: says how long its path may be.
-    """
+    """Refuse a folder for temporary files in which the paths of Ray's sockets would be too long."""
     variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ or sys.platform == "darwin" else "TMPDIR"
     folder = os.environ.get(variable, "/tmp")
     longest = "dash_MetricsHead" if dashboard else "plasma_store"
@@ -175,11 +171,7 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 
 def _start(dashboard_port: int | None) -> None:
-    """A Ray of this machine. Ray waits 30 s for itself, which a busy machine may exceed; then it is started again.
-
-    Raises:
-        RuntimeError: it did not start three times.
-    """
+    """A Ray of this machine. Ray waits 30 s for itself, which a busy machine may exceed; then it is started again."""
     for _ in range(3):
         try:
             ray.init(

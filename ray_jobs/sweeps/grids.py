@@ -337,11 +337,7 @@ def _keys(axis: str, values: Sequence[Any]) -> list[str]:
 
 
 def _checked_keys(space: Space) -> set[str]:
-    """All dotted keys of the space.
-
-    Raises:
-        ValueError: two axes set a key, or a key is not a text.
-    """
+    """All dotted keys of the space, each set by one axis."""
     of_lists = {axis: _keys(axis, values) for axis, values in space.axes.items()}
     setting: dict[str, str] = {}
     for axis, keys in (of_lists | {key: [key] for key in (*space.distributions, *space.fixed)}).items():

@@ -118,11 +118,7 @@ def _unfinished(planned: Sequence[PlannedTrial]) -> list[PlannedTrial]:
 
 
 def _check_options(options: SweepOptions, space: Space, data: Data, test: Data) -> None:
-    """Refuse what can be told without the images.
-
-    Raises:
-        ValueError: an option is out of range or does not fit the data sets.
-    """
+    """Refuse options that are out of range or do not fit the data sets."""
     for name, least in {"samples": 1, "retries": 0, "concurrent": 1, "pairs": 1}.items():
         value = getattr(options, name)
         if value is not None and value < least:

@@ -11,15 +11,6 @@ import ray.train
 from ray.actor import ActorHandle
 from ray.data import Dataset
 from ray.exceptions import RayActorError
-from ray.train import (
-    ControllerError,
-    DataConfig,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    TrainingFailedError,
-    WorkerGroupError,
-)
 from ray.train.torch import TorchTrainer
 
 from glsd.runs.directory import RunDirectory
@@ -66,7 +57,7 @@ def fit(
             try:
                 trainer.fit()
                 return
-            except TrainingFailedError as error:
+            except ray.train.TrainingFailedError as error:
                 if ray.get(monitor.take_started.remote()):
                     num_waits, most_waits = 0, _MOST_WAITS
                 if not _has_no_room(error) or num_waits == most_waits:
@@ -95,20 +86,20 @@ def _trainer(
     return _Trainer(
         _work,
         train_loop_config=dict(work),
-        scaling_config=ScalingConfig(
+        scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers, use_gpu=resources.gpu, resources_per_worker=resources.per_worker
         ),
-        run_config=RunConfig(
+        run_config=ray.train.RunConfig(
             name=run.ascii_name,
             storage_path=f"{run.path}/{RAY_TRAIN}",
             storage_filesystem=run.filesystem,
-            failure_config=FailureConfig(
+            failure_config=ray.train.FailureConfig(
                 max_failures=resources.max_failures,
                 controller_failure_limit=_STARTS - 1,  # type: ignore[call-arg] # its stub is that of the old Train
             ),
         ),
         datasets={"train": units},
-        dataset_config=DataConfig(execution_options=stream_options()),
+        dataset_config=ray.train.DataConfig(execution_options=stream_options()),
     )
 
 
@@ -143,21 +134,21 @@ class _Trainer(TorchTrainer):
         self._controller = controller
 
 
-def _has_no_room(error: TrainingFailedError) -> bool:
+def _has_no_room(error: ray.train.TrainingFailedError) -> bool:
     """Whether the cluster gave no room for the workers in time."""
-    failure = error.controller_failure if isinstance(error, ControllerError) else None
+    failure = error.controller_failure if isinstance(error, ray.train.ControllerError) else None
     return type(failure).__name__ == "WorkerGroupStartupTimeoutError"  # by name, since Ray has it in a private module
 
 
-def _cause(error: TrainingFailedError) -> BaseException:
+def _cause(error: ray.train.TrainingFailedError) -> BaseException:
     """What went wrong in a worker, without Ray's wrapping."""
     if _has_no_room(error):
         return ProcessDied(
             "the cluster gives no room for the workers: other jobs use it, or a lost node has not been replaced (see "
             "`ray status`). Wait for it or use fewer --workers, then rerun the command to resume"
         )
-    if isinstance(error, WorkerGroupError):
+    if isinstance(error, ray.train.WorkerGroupError):
         failures = [death(failure) for failure in error.worker_failures.values()]
         # What the death of one means to the others, a closed connection, says less.
         return next((failure for failure in failures if isinstance(failure, ProcessDied)), failures[0])
-    return death(error.controller_failure) if isinstance(error, ControllerError) else error
+    return death(error.controller_failure) if isinstance(error, ray.train.ControllerError) else error
