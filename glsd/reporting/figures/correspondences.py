@@ -1,6 +1,6 @@
 """Correspondences of two augmentations for several models side by side (Fig. 5), and of two images (Fig. 12).
 
-`correspondence_links` is the data behind the lines. Whether a match is right is for `glsd.evaluation` to say.
+Whether a match is right is for `glsd.evaluation` to say.
 """
 
 import math
@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from glsd.evaluation.correspondence import Correspondence
 from glsd.reporting.figures import canvas
-from glsd.reporting.figures.pairs import Look, cell_centers, draw_link, draw_pair, pair_height
+from glsd.reporting.figures.pairs import Links, Look, draw_link, draw_pair, pair_height
 
 _RIGHT, _WRONG = Look(canvas.BLUE, outline="#FFFFFFC0"), Look(canvas.ORANGE, canvas.DASHED, "X")
 
@@ -23,20 +23,9 @@ _RIGHT, _WRONG = Look(canvas.BLUE, outline="#FFFFFFC0"), Look(canvas.ORANGE, can
 class Correspondences(NamedTuple):
     """Some locations of a view, and the location of another view that a model finds most similar to each."""
 
-    view_1: canvas.Image
-    view_2: canvas.Image
-    grid_1: tuple[int, int]
-    """(H, W) of the first view's feature map."""
-    grid_2: tuple[int, int]
-    """(H, W) of the second view's feature map."""
-    source_index: Int64[np.ndarray, " links"]
-    """Location of the first view, flattened over (H, W)."""
-    matched_index: Int64[np.ndarray, " links"]
-    """Location of the second view that it is matched to."""
+    links: Links
     correct: Bool[np.ndarray, " links"] | None
     """Whether the match is the true one; None where nobody knows, as between different images."""
-    similarity: Float[np.ndarray, " links"]
-    """Cosine of the two."""
     title: str
     """The model, and what is said of it."""
 
@@ -61,24 +50,10 @@ def top_correspondences(
     order = ranked[: min(num_top, int(shown.sum()))]
     cells = torch.tensor(grid_2[::-1]) / torch.tensor(view_2.shape[1::-1])  # per pixel, along x and y
     column, row = ((found.matched_xy[index].flatten(0, 1)[order].cpu() + 0.5) * cells).long().unbind(-1)
-    return Correspondences(
-        view_1,
-        view_2,
-        (found.similarity.shape[1], found.similarity.shape[2]),
-        grid_2,
-        order.numpy(),
-        (row * grid_2[1] + column).numpy(),
-        correct[order].bool().numpy() if known.any() else None,
-        similarity[order].numpy(),
-        title,
-    )
-
-
-def correspondence_links(record: Correspondences) -> Float[np.ndarray, "links 2 2"]:
-    """Both ends of every line: [first view (x, y), second view (x, y)], in pixels of each view."""
-    source = cell_centers(record.view_1, record.grid_1)[record.source_index]
-    matched = cell_centers(record.view_2, record.grid_2)[record.matched_index]
-    return np.stack([source, matched], axis=1)
+    grids = (found.similarity.shape[1], found.similarity.shape[2]), grid_2
+    locations = np.stack([order.numpy(), (row * grid_2[1] + column).numpy()], axis=1)
+    links = Links((view_1, view_2), grids, locations, source=0)
+    return Correspondences(links, correct[order].bool().numpy() if known.any() else None, title)
 
 
 def draw_correspondences(rows: Sequence[Sequence[Correspondences]]) -> Figure:
@@ -109,13 +84,13 @@ def draw_correspondences(rows: Sequence[Sequence[Correspondences]]) -> Figure:
 
 
 def _draw(figure: Figure, left: float, top: float, width: float, record: Correspondences) -> None:
-    pair = draw_pair(figure, left, top, width, (record.view_1, record.view_2), (record.grid_1, record.grid_2))
+    pair = draw_pair(figure, left, top, width, record.links)
     count = "" if record.correct is None else f"{record.correct.sum()} of {len(record.correct)} right"
     room = width - 2 * canvas.MARGIN - 0.07 * len(count)
     canvas.heading(pair.axes, canvas.shortened(record.title, room), weight="bold", loc="left")
     canvas.heading(pair.axes, count, loc="right")
-    for index, ends in enumerate(pair.in_axes(correspondence_links(record))):
+    for index in range(len(pair.ends)):
         look = Look(canvas.PALETTE[index % len(canvas.PALETTE)])
         if record.correct is not None:
             look = _RIGHT if record.correct[index] else _WRONG
-        draw_link(pair, ends, int(record.source_index[index]), record.grid_1, look)
+        draw_link(pair, index, look)

@@ -1,46 +1,32 @@
-"""Training matchings, by geometry and by similarity (Fig. 3, 8-11); `links` is the data behind their lines."""
+"""Training matchings, by geometry and by similarity (Fig. 3, 8-11)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from glsd.augment.multicrop import Views
 from glsd.geometry import matching_threshold, positions
 from glsd.matching import Matches, match_by_geometry, match_by_similarity
-from glsd.reporting.figures.canvas import PALETTE, WIDTH, Image, blank_figure, halo
+from glsd.reporting.figures.canvas import PALETTE, WIDTH, blank_figure, halo
 from glsd.reporting.figures.crops import view_crops, view_names
-from glsd.reporting.figures.pairs import Look, cell_centers, draw_link, draw_pair, name_views, pair_height
+from glsd.reporting.figures.pairs import Links, Look, draw_link, draw_pair, name_views, pair_height
 
 
 class MatchedPair(NamedTuple):
-    """A teacher view, a student view, and which teacher location each student location is matched to."""
+    """A teacher view, a student view, and the teacher location that each student location is matched to."""
 
-    teacher: Image
-    student: Image
-    teacher_grid: tuple[int, int]
-    """(H, W) of the teacher's feature map."""
-    student_grid: tuple[int, int]
-    """(H, W) of the student's feature map."""
-    k_star: Int64[np.ndarray, " locations"]
-    """Teacher location of each student location, both flattened over (H, W)."""
+    links: Links
+    """From the teacher's view to every location of the student's, in order."""
     keep: Bool[np.ndarray, " locations"]
     """Matches that count: 1{d < s} in Eq. 10."""
-    teacher_name: str = "teacher"
-    student_name: str = "student"
+    names: tuple[str, str] = ("teacher", "student")
     rule: str = ""
     """What the locations are matched by."""
-
-
-def links(pair: MatchedPair) -> Float[np.ndarray, "locations 2 2"]:
-    """Both ends of the line of every student location: [teacher (x, y), student (x, y)], in pixels of each view."""
-    teacher = cell_centers(pair.teacher, pair.teacher_grid)
-    student = cell_centers(pair.student, pair.student_grid)
-    return np.stack([teacher[pair.k_star], student], axis=1)
 
 
 def geometric_pair(
@@ -59,7 +45,7 @@ def geometric_pair(
         (torch.inf if threshold_scale is None else threshold_scale)
         * matching_threshold(geo_s, student_grid, geo_t, teacher_grid),
     )
-    return _pair(views, teacher, student, teacher_grid, student_grid, matches, "by geometry")
+    return _pair(views, (teacher, student), (teacher_grid, student_grid), matches, "by geometry")
 
 
 def similarity_pair(
@@ -71,8 +57,8 @@ def similarity_pair(
 ) -> MatchedPair:
     """The similarity matching (Eq. 4) of two views of one image, from their dense representations."""
     matches = match_by_similarity(z_s.flatten(0, 1), z_t.flatten(0, 1))
-    grid_t, grid_s = (z_t.shape[0], z_t.shape[1]), (z_s.shape[0], z_s.shape[1])
-    return _pair(views, teacher, student, grid_t, grid_s, matches, "by similarity")
+    grids = (z_t.shape[0], z_t.shape[1]), (z_s.shape[0], z_s.shape[1])
+    return _pair(views, (teacher, student), grids, matches, "by similarity")
 
 
 def draw_matchings(pairs: Sequence[MatchedPair]) -> Figure:
@@ -92,37 +78,25 @@ def draw_matchings(pairs: Sequence[MatchedPair]) -> Figure:
 
 def draw_matching(figure: Figure, left: float, top: float, width: float, pair: MatchedPair) -> None:
     """One matching at a place in inches; it takes `pair_height(width)`."""
-    drawn = draw_pair(figure, left, top, width, (pair.teacher, pair.student), (pair.teacher_grid, pair.student_grid))
-    name_views(drawn, (pair.teacher_name, pair.student_name), pair.rule)
-    for location, ends in enumerate(drawn.in_axes(links(pair))):
+    drawn = draw_pair(figure, left, top, width, pair.links)
+    name_views(drawn.axes, pair.names, pair.rule)
+    for location, ends in enumerate(drawn.ends):
         if not pair.keep[location]:
             drawn.axes.plot(
                 *ends[1], "o", markersize=2.8, mfc="none", mec="white", mew=0.7, zorder=3,
                 path_effects=halo(1.5, "#000000B0"),
             )  # fmt: skip
             continue
-        row, column = divmod(location, pair.student_grid[1])
-        draw_link(drawn, ends, location, pair.student_grid, Look(PALETTE[(column + 3 * row) % len(PALETTE)]))
+        row, column = divmod(location, pair.links.grids[1][1])
+        draw_link(drawn, location, Look(PALETTE[(column + 3 * row) % len(PALETTE)]))
 
 
 def _pair(
-    views: Views,
-    teacher: int,
-    student: int,
-    teacher_grid: tuple[int, int],
-    student_grid: tuple[int, int],
-    matches: Matches,
-    rule: str,
+    views: Views, pair: tuple[int, int], grids: tuple[tuple[int, int], tuple[int, int]], matches: Matches, rule: str
 ) -> MatchedPair:
     crops, names = view_crops(views), view_names(len(views.geo))
-    return MatchedPair(
-        crops[teacher],
-        crops[student],
-        teacher_grid,
-        student_grid,
-        matches.k_star.cpu().numpy(),
-        matches.keep.cpu().numpy(),
-        f"teacher: {names[teacher]}",
-        f"student: {names[student]}",
-        rule,
-    )
+    teacher, student = pair
+    k_star = matches.k_star.cpu().numpy()
+    links = Links((crops[teacher], crops[student]), grids, np.stack([k_star, np.arange(len(k_star))], axis=1), source=1)
+    shown = f"teacher: {names[teacher]}", f"student: {names[student]}"
+    return MatchedPair(links, matches.keep.cpu().numpy(), shown, rule)

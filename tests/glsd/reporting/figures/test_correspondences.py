@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from glsd.evaluation.correspondence import correspondence, flip_truth
 from glsd.reporting.figures.correspondences import (
     Correspondences,
-    correspondence_links,
     draw_correspondences,
     top_correspondences,
 )
+from glsd.reporting.figures.pairs import Links
 from tests.glsd.reporting.figures.drawn import ends_in_pixels, lines, photo
 
 SIZE, GRID = 96, (3, 4)
@@ -19,25 +19,15 @@ SIZE, GRID = 96, (3, 4)
 def record(correct: list[bool] | None, seed: int = 0, title: str = "geometric") -> Correspondences:
     rng = np.random.default_rng(seed)
     num = 5 if correct is None else len(correct)
-    return Correspondences(
-        photo(96, 96),
-        photo(60, 80),
-        GRID,
-        (2, 5),
-        rng.permutation(12)[:num],
-        rng.integers(0, 10, num),
-        None if correct is None else np.array(correct),
-        rng.random(num),
-        title,
-    )
+    locations = np.stack([rng.permutation(12)[:num], rng.integers(0, 10, num)], axis=1)
+    links = Links((photo(96, 96), photo(60, 80)), (GRID, (2, 5)), locations, source=0)
+    return Correspondences(links, None if correct is None else np.array(correct), title)
 
 
 def test_links_join_the_centres_of_matched_cells() -> None:
     # Cells of 8 x 4 px of the first view's 16 x 8 px; one cell of 10 x 10 px is the second view.
-    shown = Correspondences(
-        photo(8, 16), photo(10, 10), (2, 2), (1, 1), np.array([1, 2]), np.zeros(2, int), None, np.ones(2), ""
-    )
-    assert correspondence_links(shown).tolist() == [[[11.5, 1.5], [4.5, 4.5]], [[3.5, 5.5], [4.5, 4.5]]]
+    links = Links((photo(8, 16), photo(10, 10)), ((2, 2), (1, 1)), np.array([[1, 0], [2, 0]]), source=0)
+    assert links.ends().tolist() == [[[11.5, 1.5], [4.5, 4.5]], [[3.5, 5.5], [4.5, 4.5]]]
 
 
 @settings(max_examples=5, deadline=None)
@@ -45,7 +35,7 @@ def test_links_join_the_centres_of_matched_cells() -> None:
 def test_lines_are_drawn_between_the_ends_of_links(seed: int) -> None:
     shown = record([True, False, False, True], seed)
     (axes,) = draw_correspondences([[shown]]).axes
-    np.testing.assert_allclose(ends_in_pixels(axes), correspondence_links(shown), atol=1e-3)
+    np.testing.assert_allclose(ends_in_pixels(axes), shown.links.ends(), atol=1e-3)
 
 
 def test_right_and_wrong_matches_differ_in_colour_line_and_mark() -> None:
@@ -91,9 +81,8 @@ def test_the_most_similar_matches_are_shown_as_they_were_measured(seed: int, num
     shown = top_correspondences(photo(SIZE, SIZE), photo(SIZE, SIZE), found, 1, GRID, "", num_top)
     cosine = torch.cosine_similarity(z_a[1].flatten(0, 1)[:, None], z_b[1].flatten(0, 1)[None], dim=-1)
     best = sorted(((max(row), -k) for k, row in enumerate(cosine.tolist())), reverse=True)[:num_top]
-    assert shown.source_index.tolist() == [-k for _, k in best]
-    assert shown.similarity.tolist() == pytest.approx([similarity for similarity, _ in best], abs=1e-6)
-    for source, matched, correct in zip(shown.source_index, shown.matched_index, shown.correct, strict=True):
+    assert shown.links.locations[:, 0].tolist() == [-k for _, k in best]
+    for (source, matched), correct in zip(shown.links.locations, shown.correct, strict=True):
         assert matched == cosine[source].argmax()
         row, column = divmod(int(source), GRID[1])
         assert correct == (matched == row * GRID[1] + GRID[1] - 1 - column)
@@ -106,7 +95,7 @@ def test_a_location_without_a_true_one_is_not_shown() -> None:
     truth[0] = torch.nan
     found = correspondence(z, z.flip(2), truth, SIZE)
     shown = top_correspondences(photo(SIZE, SIZE), photo(SIZE, SIZE), found, 0, GRID, "", 15)
-    assert shown.source_index.tolist() == list(range(4, 12))
+    assert shown.links.locations[:, 0].tolist() == list(range(4, 12))
     assert shown.correct.all()
 
 
@@ -115,4 +104,4 @@ def test_of_two_different_images_the_most_similar_matches_are_shown() -> None:
     found = correspondence(z_a, z_b, torch.full((7, 7, 2), torch.nan), SIZE)
     shown = top_correspondences(photo(SIZE, SIZE), photo(SIZE, SIZE), found, 0, (7, 7), "", 15)
     assert shown.correct is None
-    assert shown.similarity.tolist() == found.similarity.flatten().sort(descending=True).values[:15].tolist()
+    assert shown.links.locations[:, 0].tolist() == found.similarity.flatten().argsort(descending=True)[:15].tolist()

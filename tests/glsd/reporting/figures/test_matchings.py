@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from glsd.augment.multicrop import Views
 from glsd.geometry import positions
-from glsd.reporting.figures.matchings import MatchedPair, draw_matchings, geometric_pair, links, similarity_pair
+from glsd.reporting.figures.matchings import draw_matchings, geometric_pair, similarity_pair
+from glsd.reporting.figures.pairs import Links
 from tests.glsd.reporting.figures.drawn import ends_in_pixels, views
 
 TEACHER_GRID, STUDENT_GRID = (7, 5), (2, 3)
@@ -25,15 +26,13 @@ def in_original(geo: np.ndarray, end: np.ndarray, side: int) -> tuple[float, flo
 
 def test_links_join_the_centres_of_matched_cells() -> None:
     # Cells of 112 px of the teacher's 224 px have centres 55.5 and 167.5; cells of 48 px of 96 have 23.5 and 71.5.
-    pair = MatchedPair(
-        np.zeros((224, 224, 3), np.uint8),
-        np.zeros((96, 96, 3), np.uint8),
-        (2, 2),
-        (2, 2),
-        np.array([3, 0, 0, 1]),
-        np.ones(4, bool),
+    links = Links(
+        (np.zeros((224, 224, 3), np.uint8), np.zeros((96, 96, 3), np.uint8)),
+        ((2, 2), (2, 2)),
+        np.array([[3, 0], [0, 1], [0, 2], [1, 3]]),
+        source=1,
     )
-    assert links(pair).tolist() == [
+    assert links.ends().tolist() == [
         [[167.5, 167.5], [23.5, 23.5]],
         [[55.5, 55.5], [71.5, 23.5]],
         [[55.5, 55.5], [23.5, 71.5]],
@@ -49,10 +48,10 @@ def test_both_ends_of_a_link_lie_where_positions_say_in_the_original(seed: int, 
     geo = torch.from_numpy(w.geo)
     e_t = positions(geo[teacher], TEACHER_GRID).flatten(0, 1)
     e_s = positions(geo[student], STUDENT_GRID).flatten(0, 1)
-    for location, (teacher_end, student_end) in enumerate(links(pair)):
-        teacher_xy = in_original(w.geo[teacher], teacher_end, pair.teacher.shape[0])
-        student_xy = in_original(w.geo[student], student_end, pair.student.shape[0])
-        assert teacher_xy == pytest.approx(e_t[pair.k_star[location]].tolist(), abs=1e-3)
+    for location, (teacher_end, student_end) in enumerate(pair.links.ends()):
+        teacher_xy = in_original(w.geo[teacher], teacher_end, pair.links.views[0].shape[0])
+        student_xy = in_original(w.geo[student], student_end, pair.links.views[1].shape[0])
+        assert teacher_xy == pytest.approx(e_t[pair.links.locations[location, 0]].tolist(), abs=1e-3)
         assert student_xy == pytest.approx(e_s[location].tolist(), abs=1e-3)
         nearest = min(math.dist(student_xy, candidate) for candidate in e_t.tolist())
         assert math.dist(student_xy, teacher_xy) == pytest.approx(nearest, abs=1e-3)
@@ -63,7 +62,7 @@ def test_geometric_links_of_a_crop_and_its_mirror_image_are_mirrored() -> None:
     geo = np.array([[20, 10, 116, 106, 96, 96, 0], [20, 10, 116, 106, 96, 96, 1]], np.float32)
     pair = geometric_pair(Views(crops, [], geo, np.zeros((2, 12), np.float32)), 0, 1, (3, 3), (3, 3))
     assert pair.keep.all()
-    teacher, student = links(pair).transpose(1, 2, 0)  # (x, y) of each
+    teacher, student = pair.links.ends().transpose(1, 2, 0)  # (x, y) of each
     np.testing.assert_allclose(teacher, [95 - student[0], student[1]], atol=1e-4)
 
 
@@ -73,8 +72,8 @@ def test_similarity_links_lead_to_the_most_similar_teacher_location(seed: int) -
     generator = torch.Generator().manual_seed(seed)
     z_t, z_s = (torch.randn(*grid, 4, generator=generator) for grid in (TEACHER_GRID, STUDENT_GRID))
     pair = similarity_pair(views(), 0, 2, z_t, z_s)
-    assert (pair.teacher_grid, pair.student_grid) == (TEACHER_GRID, STUDENT_GRID)
-    ends = links(pair)
+    assert pair.links.grids == (TEACHER_GRID, STUDENT_GRID)
+    ends = pair.links.ends()
     for row in range(STUDENT_GRID[0]):
         for column in range(STUDENT_GRID[1]):
             a = z_s[row, column].tolist()
@@ -86,10 +85,10 @@ def test_similarity_links_lead_to_the_most_similar_teacher_location(seed: int) -
                     if cosine > best:
                         best, at = cosine, (row_t, column_t)
             teacher_end, student_end = ends[row * STUDENT_GRID[1] + column].tolist()
-            height, width = pair.teacher.shape[:2]
+            height, width = pair.links.views[0].shape[:2]
             expected = (at[1] + 0.5) * width / TEACHER_GRID[1] - 0.5, (at[0] + 0.5) * height / TEACHER_GRID[0] - 0.5
             assert teacher_end == pytest.approx(expected, abs=1e-3)
-            height, width = pair.student.shape[:2]
+            height, width = pair.links.views[1].shape[:2]
             expected = (column + 0.5) * width / STUDENT_GRID[1] - 0.5, (row + 0.5) * height / STUDENT_GRID[0] - 0.5
             assert student_end == pytest.approx(expected, abs=1e-3)
 
@@ -105,8 +104,8 @@ def test_a_pair_shows_the_crops_that_are_matched() -> None:
     by_geometry = geometric_pair(w, 1, 3, TEACHER_GRID, STUDENT_GRID)
     by_similarity = similarity_pair(w, 1, 3, z_t, z_s)
     for pair in (by_geometry, by_similarity):
-        assert np.array_equal(pair.teacher, w.global_crops[1])
-        assert np.array_equal(pair.student, w.local_crops[0][1])
+        assert np.array_equal(pair.links.views[0], w.global_crops[1])
+        assert np.array_equal(pair.links.views[1], w.local_crops[0][1])
     words = [{text.get_text() for text in axes.texts} for axes in draw_matchings([by_geometry, by_similarity]).axes]
     assert words == [{"teacher: global 2", "student: local 2", f"by {name}"} for name in ("geometry", "similarity")]
 
@@ -122,4 +121,4 @@ def test_without_a_threshold_every_match_is_kept() -> None:
 def test_lines_are_drawn_between_the_ends_of_kept_links(seed: int, student: int) -> None:
     pair = geometric_pair(views(seed), 0, student, TEACHER_GRID, STUDENT_GRID)
     (axes,) = draw_matchings([pair]).axes
-    np.testing.assert_allclose(ends_in_pixels(axes), links(pair)[pair.keep], atol=1e-3)
+    np.testing.assert_allclose(ends_in_pixels(axes), pair.links.ends()[pair.keep], atol=1e-3)
