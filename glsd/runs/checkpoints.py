@@ -27,11 +27,7 @@ _STATE, _MANIFEST = "state.pt", "manifest.json"
 
 
 def save_checkpoint(
-    run: str,
-    step: int,
-    state: dict[str, Any],
-    facts: dict[str, Any],
-    may_publish: Callable[[], bool] = lambda: True,
+    run: str, step: int, state: dict[str, Any], facts: dict[str, Any], may_publish: Callable[[], bool] = lambda: True
 ) -> str:
     """Write a checkpoint of the run; at any moment it is complete or does not count.
 
@@ -64,11 +60,17 @@ def save_checkpoint(
 
     try:
         if isinstance(filesystem, pafs.LocalFileSystem):
-            _save_locally(Path(root) / "checkpoints", name, {_STATE: content, _MANIFEST: manifest}, check)
+            folder = Path(root) / "checkpoints"
+            partial = folder / f".{name}.{secrets.token_hex(8)}.partial"  # a start that has lost the run has its own
+            with whole_folder(folder / name, partial, check):
+                (partial / _STATE).write_bytes(content)
+                (partial / _MANIFEST).write_bytes(manifest)
         else:
-            _upload(filesystem, f"{root}/checkpoints/{name}/{_STATE}", content)
+            with filesystem.open_output_stream(f"{root}/checkpoints/{name}/{_STATE}") as stream:
+                stream.write(content)
             check()
-            _upload(filesystem, f"{root}/checkpoints/{name}/{_MANIFEST}", manifest)
+            with filesystem.open_output_stream(f"{root}/checkpoints/{name}/{_MANIFEST}") as stream:
+                stream.write(manifest)
     except OSError as error:
         raise OSError(
             f"the checkpoint of step {step} could not be written to {run}: {error}; earlier ones stay. "
@@ -105,9 +107,7 @@ def load_checkpoint(checkpoint: str) -> dict[str, Any]:
     expected = manifest(checkpoint).files[_STATE]
     content, _ = read(joined(absolute(checkpoint), _STATE))
     if len(content) != expected.bytes or _digest(content) != expected.sha256:
-        raise ValueError(
-            f"{checkpoint}/state.pt is damaged: it is not what its manifest.json describes; use another one"
-        )
+        raise ValueError(f"{checkpoint}/state.pt is damaged: its manifest.json describes another; use an earlier one")
     state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state
 
@@ -146,18 +146,6 @@ def _found(run: str) -> dict[str, list[str]]:
 
 def _place(uri: str) -> tuple[pafs.FileSystem, str]:
     return resolved(uri) if is_remote(uri) else (pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute()))
-
-
-def _upload(filesystem: pafs.FileSystem, path: str, content: bytes | memoryview) -> None:
-    with filesystem.open_output_stream(path) as stream:
-        stream.write(content)
-
-
-def _save_locally(folder: Path, name: str, files: dict[str, bytes | memoryview], check: Callable[[], None]) -> None:
-    partial = folder / f".{name}.{secrets.token_hex(8)}.partial"  # a start that has lost the run may write its own
-    with whole_folder(folder / name, partial, check):
-        for file, content in files.items():
-            (partial / file).write_bytes(content)
 
 
 def _digest(content: Any) -> str:

@@ -46,11 +46,7 @@ class RunDirectory(Folder):
         return quote(self.name, safe=" ")[:200]
 
     def check_config(self, config: Config) -> None:
-        """Refuse a run of another configuration, and a directory that is not a run; neither needs the data's index.
-
-        Raises:
-            ValueError: the run has other settings, each named with both values, or the directory holds other files.
-        """
+        """Refuse a run of other settings, each named with both values, and a directory that holds other files."""
         content = self.read(CONFIG)
         if content is None:
             # A start that was killed before it wrote config.yaml leaves some of its files behind.
@@ -65,10 +61,6 @@ class RunDirectory(Folder):
     def claim(self, config: Config, data: RunData) -> None:
         """Make this the run of `config` on `data`, or check that it is.
 
-        Args:
-            config: the run's settings.
-            data: what identifies its images.
-
         Raises:
             ValueError: the directory holds another run, with all that differs, or files that are not a run's.
         """
@@ -82,8 +74,7 @@ class RunDirectory(Folder):
     def identity(self, index: Index, tested: Index | None) -> RunData:
         """What identifies the images of a run, and where they lie.
 
-        If they are the images that the run was started with, it names them as the run did then, also where they have
-        been moved since.
+        Images that the run was started with keep their names of then, also where they have been moved since.
         """
         saved = read_record(self, RunData)
         identity: dict[str, Any] = {}
@@ -96,11 +87,7 @@ class RunDirectory(Folder):
         return RunData(**identity)
 
     def check_data(self, data: RunData) -> None:
-        """Refuse a run on other data.
-
-        Raises:
-            ValueError: the run has other data; the message says in what they differ.
-        """
+        """Refuse a run on other data, and say in what they differ."""
         saved = None if self.read(CONFIG) is None else read_record(self, RunData)
         if saved is not None:
             pairs = {key: (getattr(saved, key), getattr(data, key)) for key in RunData.model_fields}
@@ -117,15 +104,7 @@ class RunDirectory(Folder):
 
     @contextmanager
     def lease(self, on_wait: Callable[[str], None] = print, times: LeaseTimes = TIMES) -> Iterator[str]:
-        """Keep other drivers out for the length of a `with` block; its token is also `self.token`.
-
-        Args:
-            on_wait: told in a sentence when the start waits for the end of an earlier driver.
-            times: seconds to reckon with.
-
-        Raises:
-            ValueError: another driver is at work; the message names host, process and since when.
-        """
+        """Keep other drivers out for the length of a `with` block, see `held_lease`; its token is also `self.token`."""
         with held_lease(self, on_wait, times) as self.token:
             try:
                 yield self.token
@@ -137,10 +116,7 @@ class RunDirectory(Folder):
         return holds_lease(self, token)
 
     def check_reached(self, token: str) -> None:
-        """Refuse a worker that sees another folder than the driver that started it, before it reads or writes there.
-
-        Args:
-            token: of the lease that the driver holds.
+        """Refuse a worker that does not see the lease of the driver that started it, before it reads or writes.
 
         Raises:
             ValueError: there is no lease, so the folder is not shared, or another start has taken the run over.
@@ -156,10 +132,9 @@ class RunDirectory(Folder):
 
     def _refuse(self, kind: str, differences: Mapping[str, tuple[Any, Any]]) -> None:
         if differences:
-            lines = [
-                f"  {key}: {json.dumps(old)} there, {json.dumps(new)} now" for key, (old, new) in differences.items()
-            ]
+            pairs = ((key, json.dumps(old), json.dumps(new)) for key, (old, new) in differences.items())
+            lines = "\n".join(f"  {key}: {old} there, {new} now" for key, old, new in pairs)
             raise ValueError(
-                f"{self.out} is a run with other {kind}:\n" + "\n".join(lines) + "\n"
+                f"{self.out} is a run with other {kind}:\n{lines}\n"
                 f"Choose another --out for a new run, or the {kind} it was started with to resume."
             )

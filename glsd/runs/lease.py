@@ -74,7 +74,8 @@ class Holder(NamedTuple):
 def held_lease(folder: Folder, on_wait: Callable[[str], None], times: LeaseTimes) -> Iterator[str]:
     """Hold the lease of `folder` for the length of a `with` block, whose target is the lease's token.
 
-    Local folders that the lease has to make for itself are gone again if the block leaves nothing in them.
+    Local folders that the lease has to make for itself are gone again if the block leaves nothing in them. `on_wait` is
+    told in a sentence when the start waits for the end of an earlier driver.
 
     Raises:
         ValueError: another driver holds it; the message names host, process and since when.
@@ -179,9 +180,7 @@ def _await_end(folder: Folder, is_locked: bool | None, on_wait: Callable[[str], 
             raise ValueError(_in_use(folder, holder))
         # It died within an interval of its last heartbeat, and its workers outlive it by the grace time at most.
         seconds = min(times.grace_s, times.heartbeat_s + times.grace_s - holder.silent_s)
-        text = (
-            f"process {holder.pid}, which used {folder.out}, is gone; waiting {max(seconds, 0):.0f} s for its workers"
-        )
+        text = f"process {holder.pid}, which used {folder.out}, is gone; waiting {seconds:.0f} s for its workers"
     else:
         # Clocks of two hosts may differ: what counts is whether the heartbeat advances while we look.
         seconds = times.lapse_s

@@ -17,6 +17,11 @@ from typing import Any
 
 from glsd.storage.replacing import alone, replace_file
 
+ABOUT = "about.json"
+"""In the folder of an entry: what it is for, a text."""
+_used: dict[Path, int] = {}
+"""Descriptors of this process's locks, by entry; its end closes them."""
+
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
     """Where what is made from data is kept: `GLSD_CACHE`, or `glsd` in the user's cache folder.
@@ -33,14 +38,6 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
     if not os.access(folder, os.W_OK):
         raise ValueError(f"the cache folder {folder} is not writable; set GLSD_CACHE to another")
     return folder
-
-
-ABOUT = "about.json"
-"""In the folder of an entry: what it is for, a text."""
-
-
-_used: dict[Path, int] = {}
-"""Descriptors of this process's locks, by entry; its end closes them."""
 
 
 def use(path: Path) -> None:

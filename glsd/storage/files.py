@@ -4,17 +4,15 @@ import errno
 import io
 import os
 import time
-from collections.abc import Callable
-from typing import Final, TypeVar, cast
+from typing import Final
 
 import pyarrow.fs
 
 from glsd.storage.uris import is_remote, resolved
 
-# Headers of a tar are an image apart: few large reads beat many small ones, above all of an object store.
 _BUFFER_BYTES: Final = 1 << 20
+"""Headers of a tar are an image apart: few large reads beat many small ones, above all of an object store."""
 _PAUSES: Final = (0.5, 2.0)
-_Read = TypeVar("_Read")
 _PERMANENT: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
@@ -43,20 +41,22 @@ def read(uri: str, offset: int = -1, length: int = -1) -> tuple[bytes, int]:
         FileNotFoundError: there is no such file.
         OSError: reading failed, or is not permitted.
     """
-    filesystem = resolved(uri)[0] if is_remote(uri) else None
-    return _insistently(uri, filesystem, lambda: _read_once(uri, offset, length))
+    filesystem, path = resolved(uri) if is_remote(uri) else (None, uri)
+    return _insistently(uri, filesystem, path, offset, length)
 
 
 def read_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
     """The whole file at a path of a file system, as `read` reads it."""
-    return _insistently(path, filesystem, lambda: _whole(filesystem, path))
+    return _insistently(path, filesystem, path, -1, -1)[0]
 
 
-def _insistently(name: str, filesystem: pyarrow.fs.FileSystem | None, attempt: Callable[[], _Read]) -> _Read:
+def _insistently(
+    name: str, filesystem: pyarrow.fs.FileSystem | None, path: str, offset: int, length: int
+) -> tuple[bytes, int]:
     pauses = () if filesystem is not None and filesystem.type_name == "gcs" else _PAUSES
     for pause in (*pauses, None):
         try:
-            return attempt()
+            return _read_once(filesystem, path, offset, length)
         except _PERMANENT:
             raise
         except OSError as error:
@@ -67,27 +67,23 @@ def _insistently(name: str, filesystem: pyarrow.fs.FileSystem | None, attempt: C
     raise AssertionError("unreachable")
 
 
-def _read_once(uri: str, offset: int, length: int) -> tuple[bytes, int]:
-    if is_remote(uri):
-        filesystem, path = resolved(uri)
-        if offset < 0:
-            data = _whole(filesystem, path)
-            return data, len(data)
+def _read_once(filesystem: pyarrow.fs.FileSystem | None, path: str, offset: int, length: int) -> tuple[bytes, int]:
+    if filesystem is None:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+            data = file.readall() if offset < 0 else os.pread(file.fileno(), length, offset)
+            return data, os.fstat(file.fileno()).st_size
+    if offset >= 0:
         with _opened(filesystem, path) as file:
-            return cast(bytes, file.read_at(length, offset)), file.size()
-    with open(uri, "rb", buffering=0) as file:  # noqa: PTH123
-        data = file.readall() if offset < 0 else os.pread(file.fileno(), length, offset)
-        return data, os.fstat(file.fileno()).st_size
-
-
-def _whole(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
+            return file.read_at(length, offset), file.size()
     if filesystem.type_name == "gcs":
         # A file that can be read anywhere would be asked for twice, which fails where it was replaced in between, and
         # waited for with Python's lock held.
         with filesystem.open_input_stream(path, compression=None) as stream:
-            return b"".join(iter(lambda: stream.read(_BUFFER_BYTES), b""))
-    with _opened(filesystem, path) as file:
-        return cast(bytes, file.read())
+            data = b"".join(iter(lambda: stream.read(_BUFFER_BYTES), b""))
+    else:
+        with _opened(filesystem, path) as file:
+            data = file.read()
+    return data, len(data)
 
 
 def _opened(filesystem: pyarrow.fs.FileSystem, path: str) -> pyarrow.NativeFile:

@@ -31,12 +31,7 @@ class Folder:
         check_uri(text)
         self.out = absolute(text) if is_remote(text) else text.rstrip("/") or text
         """As the user names it."""
-        if filesystem is not None:
-            self.filesystem, self.path = filesystem, self.out
-        elif is_remote(self.out):
-            self.filesystem, self.path = resolved(self.out)
-        else:
-            self.filesystem, self.path = pyarrow.fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
+        self.filesystem, self.path = (filesystem, self.out) if filesystem is not None else _place(self.out)
         parent, _, name = self.path.rpartition("/")
         if not text or not parent or not name:
             raise ValueError(f"{text!r} must name a folder inside another folder or a bucket")
@@ -74,11 +69,7 @@ class Folder:
         }
 
     def check_own(self, kind: str, mark: str, own: Collection[str] = ()) -> None:
-        """Refuse a folder that is not a `kind`, since it lacks the file `mark`, and holds more than `own`.
-
-        Raises:
-            ValueError: names what it holds.
-        """
+        """Refuse a folder that is not a `kind`, since it lacks the file `mark`, and holds more than `own`."""
         if mark in (there := self.sizes()):
             return
         if foreign := [name for name in there if name not in own]:
@@ -90,18 +81,12 @@ class Folder:
             )
 
     def check_apart(self, sources: str | Path | Iterable[str | Path]) -> None:
-        """Refuse a folder within one of the sources of images: what is written there would be data of the next call.
-
-        Raises:
-            ValueError: names both.
-        """
+        """Refuse a folder within one of the sources of images: what is written there would be data of the next call."""
         for source in [sources] if isinstance(sources, str | Path) else sources:
             if not str(source):
                 continue  # is refused when it is indexed
-            for uri in expanded(absolute(source)):  # perhaps a whole bucket, which is no `Folder`
-                filesystem, root = resolved(uri) if is_remote(uri) else (pyarrow.fs.LocalFileSystem(), uri)
-                if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-                    root = str(Path(root).resolve())
+            for uri in expanded(absolute(source)):  # perhaps a whole bucket, which is not a `Folder`
+                filesystem, root = _place(uri)
                 if filesystem.type_name == self.filesystem.type_name and self.path.startswith(f"{root.rstrip('/')}/"):
                     raise ValueError(
                         f"{self.out} lies within {source}, so that what is written there would count as images; "
@@ -128,3 +113,10 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file."""
         self.filesystem.delete_file(f"{self.path}/{name}")
+
+
+def _place(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system of a folder and the path on it, without symbolic links."""
+    filesystem, path = resolved(uri) if is_remote(uri) else (pyarrow.fs.LocalFileSystem(), uri)
+    is_local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+    return filesystem, str(Path(path).expanduser().resolve()) if is_local else path

@@ -18,10 +18,7 @@ from glsd.storage.uris import check_uri, is_remote, quote_key, resolved
 
 _BRACES: Final = re.compile(r"\{([^{}]*)\}")
 _RANGE: Final = re.compile(r"([0-9]+)\.\.([0-9]+)")
-
 _TICK_FILES: Final = 1000
-
-
 _NOWHERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -35,15 +32,13 @@ class Files(NamedTuple):
 
 def what_is_at(uri: str) -> Literal["file", "folder"] | None:
     """A file, a folder, or nothing."""
-    if not is_remote(uri):
-        if os.path.isdir(uri):  # noqa: PTH112
-            return "folder"
-        return "file" if os.path.exists(uri) else None  # noqa: PTH110
-    filesystem, path = resolved(uri)
-    kind = filesystem.get_file_info(path).type
-    if kind == pyarrow.fs.FileType.Directory:
-        return "folder"
-    return "file" if kind == pyarrow.fs.FileType.File else None
+    if is_remote(uri):
+        filesystem, path = resolved(uri)
+        kind = filesystem.get_file_info(path).type
+        is_folder, is_file = kind == pyarrow.fs.FileType.Directory, kind == pyarrow.fs.FileType.File
+    else:
+        is_folder, is_file = os.path.isdir(uri), os.path.exists(uri)  # noqa: PTH110, PTH112
+    return "folder" if is_folder else "file" if is_file else None
 
 
 def walk(
@@ -59,7 +54,7 @@ def walk(
     Args:
         root: the folder.
         suffixes: of the files.
-        tick: told of so many more, now and then.
+        tick: told of so many more files.
         on_other: given the name of each file that ends otherwise and is not hidden.
 
     Raises:
@@ -69,21 +64,15 @@ def walk(
 
 
 def stat_files(uris: Sequence[str], tick: Callable[[int], None]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sizes and times of files, in order; -1 for those that do not exist or are no files.
-
-    Args:
-        uris: the files.
-        tick: told of so many more, now and then.
-    """
+    """Sizes and times of files, in order; -1 for those that do not exist or are no files; `tick` counts them."""
     pairs = list[tuple[int, int]]()
     with ThreadPoolExecutor(16) as pool:
         for start in range(0, len(uris), _TICK_FILES):
             part = uris[start : start + _TICK_FILES]
-            local = not any(map(is_remote, part))
-            pairs += map(_stat_local, part) if local else pool.map(_stat, part)
+            pairs += (pool.map if any(map(is_remote, part)) else map)(_stat, part)
             tick(len(part))
-    facts = np.array(pairs, np.int64).reshape(-1, 2)
-    return facts[:, 0].copy(), facts[:, 1].copy()
+    sizes, mtimes = np.array(pairs, np.int64).reshape(-1, 2).T.copy()
+    return sizes, mtimes
 
 
 def unreadable(uris: Iterable[str]) -> list[str]:
@@ -160,12 +149,11 @@ def _walk_remote(
     location, mark, options = root.partition("?")
     infos = []
     for info in sorted(found, key=lambda info: info.path):
-        if info.type != pyarrow.fs.FileType.File or "/." in info.path[len(path) :]:
-            continue
-        if info.path.lower().endswith(suffixes):
-            infos.append(info)
-        else:
-            on_other(info.base_name)
+        if info.type == pyarrow.fs.FileType.File and "/." not in info.path[len(path) :]:
+            if info.path.lower().endswith(suffixes):
+                infos.append(info)
+            else:
+                on_other(info.base_name)
     tick(len(infos))
     return Files(
         [f"{location}{quote_key(info.path[len(path) :])}{mark}{options}" for info in infos],
@@ -175,34 +163,25 @@ def _walk_remote(
 
 
 def _stat(uri: str) -> tuple[int, int]:
-    return _stat_remote(uri) if is_remote(uri) else _stat_local(uri)
-
-
-def _stat_local(uri: str) -> tuple[int, int]:
+    if is_remote(uri):
+        filesystem, path = resolved(uri)
+        info = filesystem.get_file_info(path)
+        return (info.size, info.mtime_ns) if info.type == pyarrow.fs.FileType.File else (-1, -1)
     try:
         status = os.stat(uri)  # noqa: PTH116
-    except OSError as error:
-        if error.errno not in _NOWHERE:
+    except (OSError, ValueError) as error:  # a ValueError is a zero byte
+        if isinstance(error, OSError) and error.errno not in _NOWHERE:
             raise
         return -1, -1
-    except ValueError:  # a zero byte
-        return -1, -1
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (-1, -1)
-
-
-def _stat_remote(uri: str) -> tuple[int, int]:
-    filesystem, path = resolved(uri)
-    info = filesystem.get_file_info(path)
-    return (info.size, info.mtime_ns) if info.type == pyarrow.fs.FileType.File else (-1, -1)
 
 
 def expanded(uri: str) -> list[str]:
     """A brace pattern such as `{000..007}` or `{train,test}` as all that it stands for, unless it is there itself."""
     if not _BRACES.search(uri) or (not is_remote(uri) and what_is_at(uri)):
         return [uri]
-    pieces = _BRACES.split(uri)
     choices: list[list[str]] = []
-    for position, piece in enumerate(pieces):
+    for position, piece in enumerate(_BRACES.split(uri)):
         if position % 2 == 0:
             choices.append([piece])
         elif match := _RANGE.fullmatch(piece):

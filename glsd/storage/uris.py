@@ -16,12 +16,8 @@ from urllib.parse import unquote
 import pyarrow.fs
 
 _SCHEMES: Final = ("file", "s3", "gs", "gcs")
-
-
-# Without credentials or network, `gs://` is tried again for more than a quarter of an hour by default, without a word.
 _GOOGLE_RETRY_SECONDS: Final = 30
-
-
+"""Without credentials or network, `gs://` is tried again for a quarter of an hour by default, without a word."""
 _SECRET_OPTION: Final = re.compile(r"[?&][^=&]*(key|secret|token|password|credential)[^=&]*=|@", re.IGNORECASE)
 
 
