@@ -13,6 +13,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -26,7 +27,6 @@ from glsd.storage.listing import Files, expanded, stat_files, walk, what_is_at
 from glsd.storage.uris import absolute, beside, check_uri, is_remote, relative, unquote_key
 
 Sources = str | Path | Sequence[str | Path]
-
 Labels = list[str] | NDArray[np.int64]
 CLASS_NAMES: Final = "classes.json"
 """Beside tars: the names of their class ids, as `glsd pack` writes them."""
@@ -84,8 +84,7 @@ def find_sources(sources: Sequence[str | Path], config: DataConfig, tick: Callab
     """
     if not sources or not all(map(str, sources)):
         raise ValueError("no data named; give a folder of images, a list, tars or Parquet files")
-    found = [_source(uri, config, tick) for source in sources for uri in expanded(absolute(source))]
-    return _with_class_names(found)
+    return _with_class_names([_source(uri, config, tick) for source in sources for uri in expanded(absolute(source))])
 
 
 def as_labels(texts: list[str]) -> Labels:
@@ -176,18 +175,14 @@ def _check_packs(files: Files) -> None:
 
 def _with_class_names(found: list[Source]) -> list[Source]:
     """The sources, those of tars in one folder with the class names that lie beside them."""
-    lists: dict[str, str] = {}
+    class_names = cache(_class_names)  # read once for a thousand tars
+    result = []
     for source in found:
-        lying_beside = {beside(uri, CLASS_NAMES) for uri in source.files.uris} if "tars" in source.kind else set()
-        if len(lying_beside) == 1:
-            lists[source.name] = lying_beside.pop()
-    names = {uri: _class_names(uri) for uri in dict.fromkeys(lists.values())}  # read once for a thousand tars
-    return [
-        source._replace(class_names=known, content=json.dumps(known))
-        if (known := names.get(lists.get(source.name, "")))
-        else source
-        for source in found
-    ]
+        lists = {beside(uri, CLASS_NAMES) for uri in source.files.uris} if "tars" in source.kind else ()
+        if len(lists) == 1 and (names := class_names(*lists)):
+            source = source._replace(class_names=names, content=json.dumps(names))
+        result.append(source)
+    return result
 
 
 def _class_names(uri: str) -> list[str] | None:
@@ -201,16 +196,12 @@ def _class_names(uri: str) -> list[str] | None:
             entries = [by_label[label] for label in range(len(entries))]
     except (ValueError, KeyError, TypeError):
         entries = None
-    if (
-        not isinstance(entries, list)
-        or not all(isinstance(name, str) for name in entries)
-        or len(set(entries)) < len(entries)
-    ):
+    are_names = isinstance(entries, list) and all(isinstance(name, str) for name in entries)
+    if not are_names or len(set(entries)) < len(entries):
         warnings.warn(f"{uri} is not used: it is no JSON list of names, all different, by class id", stacklevel=5)
         return None
-    if entries == [str(label) for label in range(len(entries))]:
-        return None  # what ids are called that have no names
-    return entries
+    are_ids = entries == [str(label) for label in range(len(entries))]  # what ids are called that have no names
+    return None if are_ids else entries
 
 
 def _class_folders(root: str, files: Files) -> list[str] | None:
@@ -230,12 +221,10 @@ def _text_list(uri: str, tick: Callable[[int], None]) -> Source:
     text, content = _text(uri)
     # Not `splitlines`, which also ends a line at characters that a file name may hold, such as U+2028.
     stripped = [line.strip(" \t\n") for line in io.StringIO(text, newline=None)]
-    lines = [(number, line) for number, line in enumerate(stripped, 1) if line]
+    lines = {number: beside(uri, line) for number, line in enumerate(stripped, 1) if line}
     if not lines:
         raise ValueError(f"{uri} lists no image; write one path per line")
-    entries = [beside(uri, line) for _, line in lines]
-    files = _listed(uri, entries, [number for number, _ in lines], tick)
-    return Source(uri, "images", files, content=content)
+    return Source(uri, "images", _listed(uri, list(lines.values()), list(lines), tick), content=content)
 
 
 def _csv_list(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source:
@@ -322,10 +311,9 @@ def _listed(uri: str, entries: list[str], line_numbers: list[int], tick: Callabl
             check_uri(entry)
         except ValueError as error:
             raise ValueError(f"{uri}, line {number}: {error}") from error
-    once = list(dict.fromkeys(entries))
-    sizes, mtimes = stat_files(once, tick)
-    tick(len(entries) - len(once))
-    rows = {entry: row for row, entry in enumerate(once)}
+    rows = {entry: row for row, entry in enumerate(dict.fromkeys(entries))}
+    sizes, mtimes = stat_files(list(rows), tick)
+    tick(len(entries) - len(rows))
     order = np.array([rows[entry] for entry in entries])
     missing = np.flatnonzero(sizes[order] < 0)
     if missing.size:

@@ -157,16 +157,16 @@ def _scan_tar(uri: str) -> _Scanned:
                 raise tarfile.ReadError(f"no header at byte {tar.offset}")
     except (tarfile.ReadError, UnicodeDecodeError) as error:
         raise ValueError(f"{uri} is not a plain tar, or is broken: {error}") from error
-    simple = {_key(name) for name, _, _ in images if _has_simple_suffix(name)}
-    used = [image for image in images if _has_simple_suffix(image[0]) or _key(image[0]) not in simple]
-    names = {name for name, _, _ in images}
-    owners = {_stem(name) for name in names} | {_key(name) for name in names}
-    return _Scanned(
-        [(name, offset, length, labels.get(_stem(name), labels.get(_key(name)))) for name, offset, length in used],
-        [name for name, _, _ in images if not _has_simple_suffix(name) and _key(name) in simple],
-        [f"{stem}.cls" for stem in labels if stem not in owners],
-        not_read,
-    )
+    names = [name for name, *_ in images]
+    simple = {_key(name) for name in names if _stem(name) == _key(name)}
+    companions = [name for name in names if _stem(name) != _key(name) and _key(name) in simple]
+    left_out, owners = set(companions), {owner for name in names for owner in (_stem(name), _key(name))}
+    used = [
+        (name, *place, labels.get(_stem(name), labels.get(_key(name))))
+        for name, *place in images
+        if name not in left_out
+    ]
+    return _Scanned(used, companions, [f"{stem}.cls" for stem in labels if stem not in owners], not_read)
 
 
 def _suffix(member: tarfile.TarInfo) -> str | None:
@@ -183,10 +183,6 @@ def _stem(name: str) -> str:
 def _key(name: str) -> str:
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.partition(".")[0]
-
-
-def _has_simple_suffix(name: str) -> bool:
-    return name.rpartition("/")[2].count(".") == 1
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

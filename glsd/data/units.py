@@ -18,8 +18,6 @@ from glsd.data.order import Order
 
 MAX_REPLACEMENTS = 100
 """Undecodable images in a row after which the data, and not an image, is at fault."""
-
-
 MAX_UNIT_BYTES = 64 * 2**20
 """Of a unit's arrays: Ray Data splits blocks above 1.5 * 128 MiB silently, and the order of the units would be lost."""
 
@@ -37,12 +35,7 @@ class UnitMaker(Protocol):
         """Units of all epochs."""
 
     def unit(self, k: int) -> dict[str, np.ndarray]:
-        """Unit k: arrays of one row for each of its images.
-
-        Raises:
-            ValueError: images cannot be used.
-            OSError: images cannot be read.
-        """
+        """Unit k: arrays of one row for each of its images; a ValueError or OSError where these cannot be used."""
 
     def blank(self, k: int) -> dict[str, np.ndarray]:
         """Arrays of the shapes of unit k."""
@@ -79,11 +72,7 @@ class UnitReader:
     limits: DataConfig
 
     def read(self, k: int) -> tuple[int, list[EncodedImage]]:
-        """The epoch of unit k, and its images, which are read together: latency is shared.
-
-        Raises:
-            OSError: an image cannot be read.
-        """
+        """The epoch of unit k, and its images, which are read together: latency is shared."""
         epoch, members = self.order.unit(k)
         image_ids = self._ids(members).tolist()
         with ThreadPoolExecutor(8) as readers:
@@ -91,12 +80,7 @@ class UnitReader:
         return epoch, list(map(EncodedImage, members.tolist(), image_ids, contents))
 
     def decode(self, epoch: int, encoded: EncodedImage) -> DecodedImage:
-        """The image, or the first decodable one of its keyed replacements.
-
-        Raises:
-            ValueError: image after image cannot be decoded.
-            OSError: a replacement cannot be read.
-        """
+        """The image, or the first decodable one of its keyed replacements; a ValueError after a hundred of them."""
         (member, image_id, data), skipped = encoded, list[tuple[int, str]]()
         for attempt in range(MAX_REPLACEMENTS):
             try:
@@ -166,22 +150,16 @@ class UnitSource:
         """Arrays of the shapes of unit k."""
         from glsd.augment.multicrop import multicrop_batch
 
-        size, augment = self.config.data.unit_size, self.config.augment
+        size = self.config.data.unit_size
         images, ids = [np.zeros((8, 8, 3), np.uint8)] * size, np.zeros(size, np.int64)
-        crops = multicrop_batch(images, augment, 0, 0, ids, self.photometrics)
+        crops = multicrop_batch(images, self.config.augment, 0, 0, ids, self.photometrics)
         return self._columns(k, ids.tolist(), ["[]"] * size, crops)
 
-    def _columns(
-        self, k: int, image_ids: list[int], skips: list[str], crops: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def _columns(self, k: int, ids: list[int], skips: list[str], crops: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What travels; photometric parameters only where they are still needed."""
-        travelling = {key: value for key, value in crops.items() if key != "pho" or self.photometrics == "device"}
-        return {
-            "unit": np.full(len(image_ids), k),
-            "image_id": np.array(image_ids),
-            "skips": np.array(skips),
-            **travelling,
-        }
+        if self.photometrics == "worker":
+            crops = {key: value for key, value in crops.items() if key != "pho"}
+        return {"unit": np.full(len(ids), k), "image_id": np.array(ids), "skips": np.array(skips), **crops}
 
 
 def unit_bytes(config: Config) -> int:
