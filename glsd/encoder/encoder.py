@@ -142,11 +142,7 @@ def load_encoder(path: str | Path) -> Encoder:
 
 
 def teacher_encoder(state: Mapping[str, Any], checkpoint: str) -> Encoder:
-    """The teacher's backbone of a checkpoint, `state` being what `load_checkpoint` gave.
-
-    Raises:
-        ValueError: some weights are not finite.
-    """
+    """The teacher's backbone of a checkpoint, `state` being what `load_checkpoint` gave; finite weights, or refused."""
     prefix = "backbone."
     backbone = {key.removeprefix(prefix): value for key, value in state["teacher"].items() if key.startswith(prefix)}
     return build_encoder(Config.model_validate(state["config"]), backbone, checkpoint)

@@ -176,11 +176,7 @@ def correspondence(
 
 
 def mean_correspondence(results: Sequence[Correspondence]) -> Matched:
-    """Means over all pairs of views of all batches, however they were batched.
-
-    Raises:
-        ValueError: no pair of views has a true location.
-    """
+    """Means over all pairs of views, however they were batched; refused where none has a true location."""
     num_top, num_pairs = (torch.cat([getattr(result, name) for result in results]) for name in ("num_top", "num_pairs"))
     if not bool((num_pairs > 0).any()):
         raise ValueError("no location of a first view has a true location in its second view")

@@ -74,26 +74,22 @@ class OnlineKnn:
 
 def preprocessed(encoder: Encoder, images: LabelledImages, num_threads: int) -> Preprocessed:
     """Images as the encoder takes them, decoded by so many threads; undecodable ones are left out."""
-    limits = encoder.config.data
+    limits, side, image_ids = encoder.config.data, encoder.config.evaluation.crop, images.image_ids.tolist()
+    crops = np.empty((len(image_ids), side, side, 3), np.uint8)
 
-    def crop(image_id: int) -> np.ndarray | None:
+    def crop(row: int) -> bool:
         try:
-            image = decode(images.index.read(image_id), limits.max_pixels, limits.value_range)
+            image = decode(images.index.read(image_ids[row]), limits.max_pixels, limits.value_range)
         except UndecodableImage:
-            return None
-        return encoder.preprocess(image)
+            return False
+        crops[row] = encoder.preprocess(image)
+        return True
 
     with ThreadPoolExecutor(num_threads) as pool:
-        crops: list[np.ndarray | None] = list(pool.map(crop, images.image_ids.tolist()))
-    side = encoder.config.evaluation.crop
-    stacked = np.empty((len(crops), side, side, 3), np.uint8)
-    decodable: list[int] = []
-    for index in range(len(crops)):
-        pixels, crops[index] = crops[index], None  # its memory is free again: there may be gigabytes of them
-        if pixels is not None:
-            stacked[len(decodable)] = pixels
-            decodable.append(index)
-    return Preprocessed(stacked[: len(decodable)], torch.from_numpy(images.labels[decodable]))
+        decoded = np.flatnonzero(list(pool.map(crop, range(len(crops)))))
+    for place, row in enumerate(decoded):  # in place: there may be gigabytes of them
+        crops[place] = crops[row]
+    return Preprocessed(crops[: len(decoded)], torch.from_numpy(images.labels[decoded]))
 
 
 def embedded(encoder: Encoder, images: Preprocessed) -> Labelled:

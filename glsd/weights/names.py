@@ -70,11 +70,6 @@ def depths_and_dims(encoder: Encoder) -> tuple[list[int], list[int]]:
     return [len(stage.blocks) for stage in stages], [stage.blocks[0].conv_dw.out_channels for stage in stages]
 
 
-def call(arguments: Mapping[str, Any]) -> str:
-    """Arguments as Python writes them."""
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-
-
 def settings(encoder: Encoder) -> dict[str, Any]:
     """What is done to an image before it is given to the model, and the settings of the run."""
     config = encoder.config

@@ -1,14 +1,15 @@
 """The backbone for torchvision: renamed tensors, and the code that builds the model."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 from glsd.encoder.encoder import WEIGHTS_FILE, Encoder
 from glsd.weights.names import (
     NOTES,
-    call,
     depths_and_dims,
     renamed,
     renames,
@@ -48,10 +49,15 @@ def export_torchvision(encoder: Encoder, out: str | Path, family: str) -> Export
     return write_export(encoder, out, files, lines, refusal, NOTES.get(("torchvision", family), ""))
 
 
+def _call(arguments: Mapping[str, Any]) -> str:
+    """Arguments as Python writes them."""
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+
+
 def _torchvision_swin(encoder: Encoder) -> str:
     model, facts = encoder.backbone.model, swin_facts(encoder)
     windows = [stage.blocks[0].window for stage in model.layers]
-    arguments = call({"patch_size": [4, 4], **facts, "window_size": list(windows[0])})
+    arguments = _call({"patch_size": [4, 4], **facts, "window_size": list(windows[0])})
     lines = [
         "from functools import partial",
         "from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTransformer",
@@ -64,7 +70,7 @@ def _torchvision_swin(encoder: Encoder) -> str:
             attention |= {"shift_size": [0, 0], "num_heads": facts["num_heads"][index]}
             lines += [
                 f"for block in model.features[{2 * index + 1}]:",
-                f"    block.attn = ShiftedWindowAttention({call(attention)})",
+                f"    block.attn = ShiftedWindowAttention({_call(attention)})",
             ]
     return "\n".join(lines)
 
@@ -81,7 +87,7 @@ def _torchvision_vit(encoder: Encoder) -> str:
     }
     return (
         "from torchvision.models import VisionTransformer\n"
-        f"model = VisionTransformer({call(arguments)})\nmodel.heads = torch.nn.Identity()"
+        f"model = VisionTransformer({_call(arguments)})\nmodel.heads = torch.nn.Identity()"
     )
 
 

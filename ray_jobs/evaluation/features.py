@@ -141,8 +141,9 @@ def extract(
     assert num_blocks == 1 or not dense
     embedding = _Embedding(encoder, dense, num_blocks)
     index, image_ids = images.index, images.image_ids
-    with _stores([embedding], index) as (store,):
-        _complete([store], [embedding], images, settings, line)
+    with _stores([embedding], index) as stores:
+        _complete(stores, images, settings, line)
+        store = stores[embedding]
         state = store.state[image_ids]
         skipped = [(image_id, store.reasons[image_id]) for image_id in image_ids[state == SKIPPED].tolist()]
     if len(skipped) == len(image_ids):
@@ -164,13 +165,13 @@ def precompute(encoders: Sequence[Encoder], images: Images, *, settings: JobSett
     assert len({embedding.preparation for embedding in every}) == 1, "encoders that prepare images in different ways"
     embeddings = []
     for embedding in {embedding.folder(images.index): embedding for embedding in every}.values():
-        with _stores([embedding], images.index) as (store,):
-            if store.lacks(images.image_ids).any():
+        with _stores([embedding], images.index) as stores:
+            if stores[embedding].lacks(images.image_ids).any():
                 embeddings.append(embedding)
     # No lock is held of a store that lacks nothing: trials that share the untrained backbone would wait for each other.
     if embeddings:
         with _stores(embeddings, images.index) as stores:
-            _complete(stores, embeddings, images, settings, line)
+            _complete(stores, images, settings, line)
 
 
 def discard(encoder: Encoder, index: Index) -> None:
@@ -179,46 +180,39 @@ def discard(encoder: Encoder, index: Index) -> None:
 
 
 @contextmanager
-def _stores(embeddings: Sequence["_Embedding"], index: Index) -> Iterator[list[Store]]:
+def _stores(embeddings: Sequence["_Embedding"], index: Index) -> Iterator[dict["_Embedding", Store]]:
     """The store of each of the embeddings, which differ, for only this process."""
-    folders = [embedding.folder(index) for embedding in embeddings]
+    folders = {embedding: embedding.folder(index) for embedding in embeddings}
     with ExitStack() as held:
-        for folder in sorted(folders):  # all processes in this order, so that none waits for another in a circle
+        for folder in sorted(folders.values()):  # in all processes, so that none waits for another in a circle
             use(folder)
             held.enter_context(alone(folder.with_suffix(".lock")))
-        for folder, embedding in zip(folders, embeddings, strict=True):
+        stores = {}
+        for embedding, folder in folders.items():
             folder.mkdir(exist_ok=True)
             if not (folder / ABOUT).exists():
                 about = {"about": f"{embedding.title} of {len(index):,} images of {', '.join(index.sources)}"}
                 replace_file(folder / ABOUT, json.dumps(about).encode())
-        yield [
-            held.enter_context(Store(folder, (len(index), *embedding.row_shape)))
-            for folder, embedding in zip(folders, embeddings, strict=True)
-        ]
+            stores[embedding] = held.enter_context(Store(folder, (len(index), *embedding.row_shape)))
+        yield stores
 
 
-def _complete(
-    stores: Sequence[Store],
-    embeddings: Sequence["_Embedding"],
-    images: Images,
-    settings: JobSettings,
-    line: ProgressLine,
-) -> None:
+def _complete(stores: dict["_Embedding", Store], images: Images, settings: JobSettings, line: ProgressLine) -> None:
     """Compute the rows of the images that a store lacks."""
     image_ids = images.image_ids
-    lacking = [bool(store.lacks(image_ids).any()) for store in stores]
-    stores, embeddings = list(compress(stores, lacking)), list(compress(embeddings, lacking))
-    pending = image_ids[np.any([store.lacks(image_ids) for store in stores], axis=0)] if stores else image_ids[:0]
+    lacking = np.array([store.lacks(image_ids) for store in stores.values()])  # (stores, images)
+    stores = dict(compress(stores.items(), lacking.any(1)))
+    pending = image_ids[lacking.any(0)]
     num_done = len(image_ids) - len(pending)
     line.phase("embedding", f"{num_done:,} of {len(image_ids):,} images")
     if not stores:
         return
     embedded = np.zeros(len(images.index), bool)
     with cluster(settings):
-        for chunk in _computed(embeddings, images.index, pending, settings):
+        for chunk in _computed([*stores], images.index, pending, settings):
             assert not embedded[chunk[0].image_ids].any(), "an image was embedded twice"
             embedded[chunk[0].image_ids] = True
-            for store, rows in zip(stores, chunk, strict=True):
+            for store, rows in zip(stores.values(), chunk, strict=True):
                 store.add(rows.some(store.lacks(rows.image_ids)))
             num_done += len(chunk[0].image_ids)
             line.phase("embedding", f"{num_done:,} of {len(image_ids):,} images")

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from glsd.data.regimes import regime
 from glsd.data.splits import LabelledSplit, has_classes, labelled_split
 from glsd.encoder.encoder import Encoder
 from ray_jobs.evaluation.features import Images, Selection
+from ray_jobs.evaluation.options import NEEDING_LABELS, EvaluateOptions
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,7 @@ class ProbedImages:
     trained: Images
 
 
-def probed_images(
-    encoder: Encoder, index: Index, tested: Index | None, labelled: bool, anchors: Literal["full", "regime"]
-) -> ProbedImages:
+def probed_images(encoder: Encoder, index: Index, tested: Index | None, options: EvaluateOptions) -> ProbedImages:
     """The images of `index` that train and vote, and those that are tested or matched; None tests a share of `index`.
 
     Where the probes need no labels, images of one class or none will do.
@@ -36,14 +34,14 @@ def probed_images(
     evaluation = encoder.config.evaluation
     everything = evaluation.model_copy(update={"max_images": len(index) + (len(tested) if tested else 0)})
     trained = np.arange(len(index))
-    if anchors == "regime":
+    if options.anchors == "regime":
         if index.labels is None:
             raise ValueError("--anchors regime needs labelled --data")
         limits = encoder.config.data
         if limits.images_per_class is None and limits.fraction is None:
             raise ValueError("--anchors regime: the model was trained on all its images; there is no smaller regime")
         trained = regime(index, limits)
-    if not labelled and (tested is not None or not has_classes(index)):
+    if not NEEDING_LABELS & set(options.probes) and (tested is not None or not has_classes(index)):
         return ProbedImages(None, Selection.all(tested or index), Selection(index, trained))
     split = labelled_split(index, tested, everything)
     split = split._replace(anchors=split.anchors.rows(np.isin(split.anchors.image_ids, trained)))

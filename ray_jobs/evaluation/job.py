@@ -28,20 +28,10 @@ from glsd.storage.folder import Folder
 from glsd.weights.load import load_model
 from ray_jobs.cluster.resources import check_ranks, check_resources
 from ray_jobs.cluster.start import cluster
+from ray_jobs.evaluation import probes
 from ray_jobs.evaluation.images import check_map, probed_images
 from ray_jobs.evaluation.linear import LINEAR, check_batch
 from ray_jobs.evaluation.options import PROBES, EvaluateOptions, Probe
-from ray_jobs.evaluation.probes import (
-    NEEDING_LABELS,
-    Photographed,
-    Probed,
-    collapse,
-    correspondence,
-    knn,
-    linear,
-    linear_quick,
-    picture,
-)
 from ray_jobs.indexing import indexed
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
@@ -90,16 +80,16 @@ def evaluate(
         tested = indexed(options.test, encoder.config, line) if options.test else None
         if note := value_range_note((index, tested), encoder.config.data):
             line.note(note)
-        images = probed_images(encoder, index, tested, bool(NEEDING_LABELS & set(options.probes)), options.anchors)
+        images = probed_images(encoder, index, tested, options)
         if "linear" in options.probes:
             check_batch(options.linear, len(images.trained.image_ids), job.workers)
         found = _begun(folder, model, encoder, index, tested, options.anchors)
         with cluster(job):
-            probed = Probed(encoder, images, job, line, found.skipped)
+            probed = probes.Probed(encoder, images, job, line, found.skipped)
             found = _measured(probed, options, folder, photographed, state, found)
         if folder is not None and options.figures:
             with tempfile.TemporaryDirectory(prefix="glsd-") as drawn:
-                picture(probed, model, options.probes, others, photographed, Path(drawn))
+                probes.picture(probed, model, options.probes, others, photographed, Path(drawn))
                 for path in sorted(Path(drawn).iterdir()):
                     folder.write(f"{FIGURES}/{path.name}", path.read_bytes())
         if not options.keep:
@@ -108,20 +98,20 @@ def evaluate(
 
 
 def _measured(
-    probed: Probed,
+    probed: probes.Probed,
     options: EvaluateOptions,
     folder: Folder | None,
-    photographed: Photographed | None,
+    photographed: probes.Photographed | None,
     state: Mapping[str, Any] | None,
     found: Evaluation,
 ) -> Evaluation:
     """The evaluation with what each probe measures, written as soon as it is known."""
-    measures: dict[Probe, Callable[[Probed], FileRecord]] = {
-        "knn": partial(knn, ks=options.ks),
-        "linear": partial(linear, config=options.linear, folder=folder),
-        "linear_quick": linear_quick,
-        "correspondence": partial(correspondence, pairs=options.pairs, scenes=photographed),
-        "collapse": partial(collapse, state=state),
+    measures: dict[Probe, Callable[[probes.Probed], FileRecord]] = {
+        "knn": partial(probes.knn, ks=options.ks),
+        "linear": partial(probes.linear, config=options.linear, folder=folder),
+        "linear_quick": probes.linear_quick,
+        "correspondence": partial(probes.correspondence, pairs=options.pairs, scenes=photographed),
+        "collapse": partial(probes.collapse, state=state),
     }
     if "linear" in options.probes:
         check_ranks(probed.job, check_resources(probed.job))

@@ -123,11 +123,7 @@ def linear_probe(
 
 
 def linear_worker(plan: LinearPlan) -> None:
-    """One worker of a probe, from the newest checkpoint to the end.
-
-    Raises:
-        ValueError: it does not reach the driver's folder, the loss is not finite, or images cannot be read.
-    """
+    """One worker of a probe, from the newest checkpoint to the end."""
     plan.run.check_reached(plan.token)
     config, order, num_steps = plan.source.config, plan.source.order, plan.source.num_steps
     if plan.torch_threads is not None:

@@ -7,6 +7,7 @@ from glsd.config import LinearConfig
 
 Probe = Literal["knn", "linear", "linear_quick", "correspondence", "collapse"]
 PROBES: tuple[Probe, ...] = get_args(Probe)
+NEEDING_LABELS = {"knn", "linear", "linear_quick"}
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,7 @@ class EvaluateOptions:
     """Leave the representations of the images in the cache, for later probes."""
 
     def check(self) -> None:
-        """What can be told without model and images.
-
-        Raises:
-            ValueError: an option is out of range, or would have no effect.
-        """
+        """Refuse what is out of range or would have no effect, as far as it shows without model and images."""
         if unknown := [probe for probe in self.probes if probe not in PROBES]:
             raise ValueError(f"there is no probe {unknown[0]!r}; choose from {', '.join(PROBES)}")
         if min(self.ks, default=0) < 1:

@@ -25,18 +25,7 @@ from glsd.evaluation.correspondence import image_pair_correspondence, mean_corre
 from glsd.evaluation.knn import Labelled, majority_share
 from glsd.evaluation.logistic import logistic_regression
 from glsd.reporting.pictures import picture_features, picture_nearest, picture_probes
-from glsd.runs.records import (
-    CollapseFound,
-    CorrespondenceFound,
-    KnnFound,
-    KnnScore,
-    LinearFound,
-    Matched,
-    QuickLinearFound,
-    SceneFound,
-    ScenesFound,
-    SkippedImage,
-)
+from glsd.runs import records
 from glsd.storage.cache import cache_folder, is_kept, kept
 from glsd.storage.folder import Folder
 from glsd.storage.uris import unquote_key
@@ -45,12 +34,10 @@ from ray_jobs.cluster.resources import check_resources, own_device
 from ray_jobs.evaluation.features import Features, Images, Selection, discard, extract, precompute
 from ray_jobs.evaluation.images import ProbedImages
 from ray_jobs.evaluation.linear import linear_probe
-from ray_jobs.evaluation.options import Probe
+from ray_jobs.evaluation.options import NEEDING_LABELS, Probe
 from ray_jobs.evaluation.tasks import collapse_of_part, map_images, matched_part, result_of, voted
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings, num_cores
-
-NEEDING_LABELS = {"knn", "linear", "linear_quick"}
 
 Photographed = tuple[str, list[Scene]]
 """The file of `--scenes` and what it lists."""
@@ -68,7 +55,7 @@ class Probed:
         images: ProbedImages,
         job: JobSettings,
         line: ProgressLine,
-        skipped: Sequence[SkippedImage],
+        skipped: Sequence[records.SkippedImage],
     ):
         self.encoder, self.images, self.job, self.line = encoder, images, job, line
         self.device = own_device(job)
@@ -117,10 +104,10 @@ class Probed:
             facts += [side.index.key, hashlib.sha256(side.image_ids.tobytes() + labels).hexdigest()]
         return facts
 
-    def skipped(self) -> list[SkippedImage]:
+    def skipped(self) -> list[records.SkippedImage]:
         """Images that could not be decoded."""
         return [
-            SkippedImage(image_id=image_id, uri=uri, reason=reason)
+            records.SkippedImage(image_id=image_id, uri=uri, reason=reason)
             for (uri, image_id), reason in sorted(self._skipped.items())
         ]
 
@@ -131,7 +118,7 @@ class Probed:
             discard(self.encoder, index)
 
 
-def knn(probed: Probed, ks: Sequence[int]) -> KnnFound:
+def knn(probed: Probed, ks: Sequence[int]) -> records.KnnFound:
     """The vote for every k, of the model and of its random initialisation."""
     temperature = probed.encoder.config.evaluation.temperature
     of_untrained = probed.facts([ks, temperature, len(probed.split.classes)], *probed.split[:2])
@@ -139,24 +126,24 @@ def knn(probed: Probed, ks: Sequence[int]) -> KnnFound:
     results = _vote(probed, probed.encoder, ks)
     untrained = kept(_KNN, of_untrained, lambda: [score.model_dump() for score in _vote(probed, probed.untrained, ks)])
     voting, tested = (side.labels for side in probed.both(probed.encoder))
-    return KnnFound(
+    return records.KnnFound(
         temperature=temperature,
         num_anchors=len(voting),
         num_queries=len(tested),
         majority=majority_share(voting, tested),
         results=results,
-        untrained=[KnnScore(**score) for score in untrained],
+        untrained=[records.KnnScore(**score) for score in untrained],
     )
 
 
-def linear(probed: Probed, config: LinearConfig, folder: Folder | None) -> LinearFound:
+def linear(probed: Probed, config: LinearConfig, folder: Folder | None) -> records.LinearFound:
     """SGD on crops, the last epoch's accuracy."""
     _, tested = probed.labelled(probed.encoder, "queries", config.num_blocks)
     where = folder or Folder(cache_folder())
     return linear_probe(probed.encoder, probed.split, config, tested, probed.job, where, probed.line)
 
 
-def linear_quick(probed: Probed) -> QuickLinearFound:
+def linear_quick(probed: Probed) -> records.QuickLinearFound:
     """Logistic regression on the representations that k-NN compares."""
     probed.precompute(probed.encoder)
     return logistic_regression(
@@ -166,7 +153,7 @@ def linear_quick(probed: Probed) -> QuickLinearFound:
     )
 
 
-def correspondence(probed: Probed, pairs: int, scenes: Photographed | None) -> CorrespondenceFound:
+def correspondence(probed: Probed, pairs: int, scenes: Photographed | None) -> records.CorrespondenceFound:
     """The mean over some of the tested images, each against its mirrored and recoloured view; and each scene's.
 
     Both are beside those of the random initialisation.
@@ -179,10 +166,10 @@ def correspondence(probed: Probed, pairs: int, scenes: Photographed | None) -> C
     untrained = kept(_CORRESPONDENCE, of_untrained, lambda: _matched(probed, probed.untrained, selection).model_dump())
     beside = {"size": probed.encoder.config.evaluation.crop, "untrained": untrained}
     photographed = {"scenes": _scenes(probed, *scenes)} if scenes else {}
-    return CorrespondenceFound.model_validate(found.model_dump() | beside | photographed)
+    return records.CorrespondenceFound.model_validate(found.model_dump() | beside | photographed)
 
 
-def collapse(probed: Probed, state: Mapping[str, Any] | None) -> CollapseFound:
+def collapse(probed: Probed, state: Mapping[str, Any] | None) -> records.CollapseFound:
     """The verdict on the model, on some of the training images; with a checkpoint's state also on its heads.
 
     JSON has no infinities: a measure that is not finite stands in the reasons only.
@@ -194,7 +181,7 @@ def collapse(probed: Probed, state: Mapping[str, Any] | None) -> CollapseFound:
     ((metrics, verdict),) = map_images(
         probe, probed.encoder, chosen, _COLLAPSE_IMAGES, probed.job, probed.line, "probing"
     )
-    return CollapseFound(
+    return records.CollapseFound(
         verdict=verdict.label,
         reasons=list(verdict.reasons),
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
@@ -224,7 +211,7 @@ def picture(
         picture_nearest(encoder, *sides, probed.split.classes, folder, num_cores())
 
 
-def _vote(probed: Probed, encoder: Encoder, ks: Sequence[int]) -> list[KnnScore]:
+def _vote(probed: Probed, encoder: Encoder, ks: Sequence[int]) -> list[records.KnnScore]:
     """The vote by an encoder, of a task with what a training worker reserves."""
     anchors, queries = probed.both(encoder)
     resources, monitor = check_resources(probed.job), start_monitor()
@@ -244,11 +231,11 @@ def _vote(probed: Probed, encoder: Encoder, ks: Sequence[int]) -> list[KnnScore]
         monitor,
     )
     with watch(monitor, probed.line):
-        scores: list[KnnScore] = result_of(asked)
+        scores: list[records.KnnScore] = result_of(asked)
     return scores
 
 
-def _matched(probed: Probed, encoder: Encoder, images: Selection) -> Matched:
+def _matched(probed: Probed, encoder: Encoder, images: Selection) -> records.Matched:
     """The mean over images, each against its mirrored and recoloured view."""
     found = map_images(matched_part, encoder, images, _TASK_IMAGES, probed.job, probed.line, "matching")
     matched = [pairs for pairs in found if pairs is not None]
@@ -258,7 +245,7 @@ def _matched(probed: Probed, encoder: Encoder, images: Selection) -> Matched:
     return mean_correspondence(matched)
 
 
-def _scenes(probed: Probed, file: str, scenes: Sequence[Scene]) -> ScenesFound:
+def _scenes(probed: Probed, file: str, scenes: Sequence[Scene]) -> records.ScenesFound:
     entries = []
     for number, scene in enumerate(scenes):
         probed.line.phase("matching", f"{number:,} of {len(scenes):,} scenes")
@@ -272,5 +259,5 @@ def _scenes(probed: Probed, file: str, scenes: Sequence[Scene]) -> ScenesFound:
         except ValueError:
             raise ValueError(f"by its homography no location of {scene.image_a} lies within {scene.image_b}") from None
         named = {"image_a": scene.image_a, "image_b": scene.image_b, "num_locations": int(pairs[0].num_pairs)}
-        entries.append(SceneFound.model_validate(named | trained | {"untrained": untrained}))
-    return ScenesFound(file=file, pairs=entries)
+        entries.append(records.SceneFound.model_validate(named | trained | {"untrained": untrained}))
+    return records.ScenesFound(file=file, pairs=entries)

@@ -14,11 +14,7 @@ from numpy.typing import NDArray
 from glsd.storage.replacing import replacing
 
 _SAVE_INTERVAL_S = 2.0
-
-
 _VALUES, _JOURNAL = "values.npy", "journal.jsonl"
-
-
 PENDING, DONE, SKIPPED = range(3)
 
 
