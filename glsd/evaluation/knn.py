@@ -3,8 +3,7 @@
 Representations are L2-normalised and compared by cosine, in float32. A neighbour (the paper: anchor point) of
 similarity s votes for its class with weight exp(s / temperature). Of two equally similar anchors the one of lower index
 is nearer. Memory is bounded whatever the number of anchors and of test images, and anchors may stay in float16 and in
-host memory while the test images' representations are on a GPU. Decoding, preprocessing and the representations
-themselves are left to `encoder`.
+host memory while the test images' representations are on a GPU.
 """
 
 from collections.abc import Callable, Sequence

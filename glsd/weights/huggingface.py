@@ -11,7 +11,6 @@ from torch import Tensor
 
 from glsd.encoder.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, with_downsampling_moved
 from glsd.weights.names import (
-    NOTES,
     Renames,
     depths_and_dims,
     renamed,
@@ -82,7 +81,7 @@ def export_huggingface(encoder: Encoder, out: str | Path, family: str) -> Export
         WEIGHTS_FILE: safetensors_bytes(weights),
     }
     with _without_progress_bars():
-        return write_export(encoder, out, files, lines, refusal, NOTES.get(("huggingface", family), ""))
+        return write_export(encoder, out, files, lines, refusal, _NOTES.get(family, ""))
 
 
 @contextmanager
@@ -161,12 +160,16 @@ _HUGGINGFACE_MODELS = {
     "resnet": _huggingface_resnet,
     "convnext": _huggingface_convnext,
 }
-
-
+_NOTES = {
+    "swin": (
+        "SwinModel's LayerNorm in patch embedding and merging has an epsilon of 1e-5, training has 1e-6; once it was "
+        "given a map smaller than a window, it fails at every size"
+    ),
+    "vit": "ViTModel resamples positions for other sizes without antialiasing, training does with it",
+}
+"""What differs by more than rounding, by family."""
 _ON_HUB = {"embedder.": "resnet", "encoder.layer.": "vit", "encoder.layers.": "swin", "encoder.stages.": "convnext"}
 """Families by how transformers' names begin."""
-
-
 _DINOV2_AS_VIT: Renames = (
     (r"\.norm1", ".layernorm_before"),
     (r"\.norm2", ".layernorm_after"),

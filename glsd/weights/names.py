@@ -1,4 +1,4 @@
-"""What exports to several libraries share: renamed tensors, facts of a Swin, settings of images, notes."""
+"""What exports to several libraries share: renamed tensors, facts of a Swin and a ConvNeXt, settings of images."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -83,19 +83,6 @@ def settings(encoder: Encoder) -> dict[str, Any]:
         },
         "glsd": {"config": config.model_dump(mode="json")},
     }
-
-
-NOTES = {
-    ("torchvision", "swin"): (
-        "torchvision's Swin shifts no windows in a map that fits into one, as one of 96 px does in a late stage; "
-        "training shifts them"
-    ),
-    ("huggingface", "swin"): (
-        "SwinModel's LayerNorm in patch embedding and merging has an epsilon of 1e-5, training has 1e-6; once it was "
-        "given a map smaller than a window, it fails at every size"
-    ),
-    ("huggingface", "vit"): "ViTModel resamples positions for other sizes without antialiasing, training does with it",
-}
 
 
 _NAMES: dict[str, Sequence[tuple[str, _Replacement | None, _Replacement | None]]] = {

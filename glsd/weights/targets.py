@@ -1,9 +1,8 @@
 """An encoder's backbone for the libraries where people use one: timm, torchvision, transformers, ONNX.
 
-Every export is a folder that its library loads by the lines of Python in the report; `glsd.weights.timm` writes
-it, runs these lines and states how near their features come to ours. torchvision and transformers have Swin, ViT,
-ResNet and ConvNeXt: their tensors are renamed, q, k and v stacked or split. What differs there by more than rounding
-is said in `NOTES`. An ONNX graph is our own forward pass.
+Every export is a folder that its library loads by the lines of Python in the report; `timm.py` writes it, runs these
+lines and states how near their features come to ours. torchvision and transformers have Swin, ViT, ResNet and ConvNeXt:
+their tensors are renamed, q, k and v stacked or split. An ONNX graph is our own forward pass.
 """
 
 import importlib.util

@@ -2,10 +2,8 @@
 
 `timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0)` reads both; the names are the first that timm
 looks for. The folder also holds our own settings, so `load_encoder` gives exactly the encoder that was exported, where
-timm's model of the same weights may differ: its Swin has another LayerNorm epsilon, and at sizes whose maps are not
-whole windows it pads after the cyclic shift and not before (`glsd.models.swin`). The report measures both.
-
-How an export is written and compared is the same for other libraries, which `glsd.weights.targets` is about.
+timm's model of the same weights may differ (`glsd.models.swin`). How an export is written and compared is the same for
+the other libraries of `targets.py`.
 """
 
 import json

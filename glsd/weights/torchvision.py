@@ -9,7 +9,6 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 
 from glsd.encoder.encoder import WEIGHTS_FILE, Encoder
 from glsd.weights.names import (
-    NOTES,
     depths_and_dims,
     renamed,
     renames,
@@ -19,6 +18,11 @@ from glsd.weights.names import (
     weights_of,
 )
 from glsd.weights.timm import ExportReport, write_export
+
+_SWIN_NOTE = (
+    "torchvision's Swin shifts no windows in a map that fits into one, as one of 96 px does in a late stage; "
+    "training shifts them"
+)
 
 
 def export_torchvision(encoder: Encoder, out: str | Path, family: str) -> ExportReport:
@@ -46,7 +50,7 @@ def export_torchvision(encoder: Encoder, out: str | Path, family: str) -> Export
 
     facts = {"python": lines(".").split("\n"), **settings(encoder)}
     files = {WEIGHTS_FILE: safetensors_bytes(weights), "torchvision.json": json.dumps(facts, indent=2).encode()}
-    return write_export(encoder, out, files, lines, refusal, NOTES.get(("torchvision", family), ""))
+    return write_export(encoder, out, files, lines, refusal, _SWIN_NOTE if family == "swin" else "")
 
 
 def _call(arguments: Mapping[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 What is computed is kept in the cache folder, in one store for each encoder (its weights and its preprocessing), data
 set and kind of representation, with a row for every image of the data: other subsets of them and later calls find it
-there until it is discarded, and a call that was killed resumes. The driver writes rows as they arrive, in any
-order, by image_id. Equal images have equal rows up to the rounding of floats, whatever the number of workers.
+there until it is discarded, and a call that was killed resumes. Equal images have equal rows up to the rounding of
+floats, whatever the number of workers.
 """
 
 import copy
@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import compress
 from pathlib import Path
 from typing import Any, Self
 
@@ -201,7 +200,7 @@ def _complete(stores: dict["_Embedding", Store], images: Images, settings: JobSe
     """Compute the rows of the images that a store lacks."""
     image_ids = images.image_ids
     lacking = np.array([store.lacks(image_ids) for store in stores.values()])  # (stores, images)
-    stores = dict(compress(stores.items(), lacking.any(1)))
+    stores = {embedding: store for (embedding, store), row in zip(stores.items(), lacking, strict=True) if row.any()}
     pending = image_ids[lacking.any(0)]
     num_done = len(image_ids) - len(pending)
     line.phase("embedding", f"{num_done:,} of {len(image_ids):,} images")

@@ -54,7 +54,14 @@ class Store:
         self._saved_at = time.monotonic()
         self._values, self._journal = (folder / _VALUES).open("r+b"), (folder / _JOURNAL).open("a+b")
         self._first = (folder / _VALUES).stat().st_size - shape[0] * self._row_bytes
-        self._read_journal()
+        whole = 0
+        self._journal.seek(0)
+        for line in self._journal:
+            if line.endswith(b"\n"):
+                whole += len(line)
+                for image_id, reason in json.loads(line):
+                    self._mark(image_id, reason)
+        self._journal.truncate(whole)  # a kill within a write leaves a part of a line
 
     def __enter__(self) -> Self:
         return self
@@ -93,13 +100,3 @@ class Store:
         self._journal.flush()
         os.fsync(self._journal.fileno())
         self._unsaved, self._saved_at = [], time.monotonic()
-
-    def _read_journal(self) -> None:
-        self._journal.seek(0)
-        whole = 0
-        for line in self._journal:
-            if line.endswith(b"\n"):
-                whole += len(line)
-                for image_id, reason in json.loads(line):
-                    self._mark(image_id, reason)
-        self._journal.truncate(whole)  # a kill within a write leaves a part of a line
