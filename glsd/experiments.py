@@ -115,12 +115,11 @@ def _scaled(tree: Mapping[str, Any], derived: Sequence[str]) -> ScaledConfig:
     """A `ScaledConfig`, if it is possible for some number of images."""
     config = validated(ScaledConfig, tree)
     config._derived = tuple(derived)
-    refusal = None
+    refusals = []
     for num_images in (512, 1024, 2048, 4096, 8192):  # of each batch size, those with the most epochs
         try:
             config.for_images(num_images)
             return config
         except ValueError as error:
-            refusal = error
-    assert refusal is not None
-    raise refusal
+            refusals.append(error)
+    raise refusals[-1]

@@ -101,10 +101,9 @@ def _of_indexes(paths: list[Path]) -> dict[Path, str]:
         index = Index(path)
         try:
             purposes[path] = f"{len(index):,} images of {', '.join(index.sources)}"
+            purposes |= {Path(folder): purposes[path] for folder in index.packed}
         except ValueError:
             purposes[path] = "a broken index"
-            continue
-        purposes |= {Path(folder): purposes[path] for folder in index.packed}
     return purposes
 
 

@@ -120,9 +120,7 @@ def check_ranks(settings: JobSettings, resources: Resources) -> None:
 def check_resources(settings: JobSettings, packed: Sequence[str] = ()) -> Resources:
     """The workers' resources, once it is sure that the connected cluster has them and a CPU for the stream.
 
-    Args:
-        settings: what is asked for.
-        packed: folders of this machine's cache that hold images of the index.
+    `packed` are folders of this machine's cache that hold images of the index.
 
     Raises:
         ValueError: the cluster lacks them, or other nodes cannot read the images; the message names what is needed.

@@ -130,8 +130,7 @@ def _evaluate(trial: PlannedTrial, common: Common, folder: Folder) -> None:
 def ended_as(folder: Folder) -> Status | None:
     """How a trial ended; None while it has not, or ended by an error."""
     found = read_record(folder, Outcome)
-    status = None if found is None else found.status
-    return None if status == "failed" else status
+    return None if found is None or found.status == "failed" else found.status
 
 
 def write_outcome(folder: Folder, status: Status, message: str, gpus: float) -> None:

@@ -35,14 +35,9 @@ def fit(
 ) -> None:
     """Run `worker(plan)` on every training worker, until all have ended.
 
-    Args:
-        worker: finds its units in the dataset shard "train"; rank r of W gets the units i * W + r.
-        plan: what a worker needs.
-        units: the stream from where the workers are to start; asked again whenever they are started.
-        run: the folder in which Ray Train keeps its own notes.
-        resources: what `check_resources` gave.
-        monitor: where the workers report.
-        line: shows what they report.
+    A worker finds its units in the dataset shard "train": rank r of W gets i * W + r. `units` gives the stream from
+    where the workers are to start, and is asked again whenever they are started. Ray Train keeps its own notes in the
+    folder of `run`. The line shows what the workers report to the monitor.
 
     Raises:
         BaseException: what a worker raised, without Ray's wrapping; KeyboardInterrupt after Ctrl-C.
