@@ -1,5 +1,6 @@
 """The verbs of the command line, one record each: its fields are the options, and `run` runs it."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -362,7 +363,8 @@ VERBS: dict[str, tuple[type[Any], str | None]] = {
 def _telling(phase: str) -> Iterator[None]:
     """Show what is done; a terminal's line is cleared afterwards."""
     is_terminal = sys.stderr.isatty()
-    print(phase, end="" if is_terminal else "\n", file=sys.stderr, flush=True)
+    columns = shutil.get_terminal_size().columns - 1  # a full line would wrap, and stay
+    print(phase[:columns] if is_terminal else f"{phase}\n", end="", file=sys.stderr, flush=True)
     try:
         yield
     finally:
