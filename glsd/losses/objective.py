@@ -90,7 +90,4 @@ def similarity_matches(
     rows = z_s.flatten(1, 3)  # (B, V K, d): one product a teacher view, where broadcasting would copy the features
     found = [match_by_similarity(rows, z) for z in z_t.flatten(2, 3).unbind(1)]
     shape = (z_s.shape[1], z_s.shape[2] * z_s.shape[3])
-    k_star, distance, keep = (
-        torch.stack([f.unflatten(1, shape) for f in field], 2) for field in zip(*found, strict=True)
-    )
-    return Matches(k_star, distance, keep)
+    return Matches(*(torch.stack([f.unflatten(1, shape) for f in field], 2) for field in zip(*found, strict=True)))

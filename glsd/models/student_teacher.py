@@ -78,11 +78,12 @@ def head_pairs(
     student: Network, teacher: Network, centers: Mapping[Level, Tensor], tau_s: float, tau_t: float
 ) -> dict[Level, HeadPair]:
     """The last layers and centre of each head, which the objective turns bottlenecks into distributions with."""
-    pairs: dict[Level, HeadPair] = {}
-    for level, head in student.heads.items():
-        weight_t = teacher.heads[level].last_layer_weight()
-        pairs[level] = HeadPair(head.last_layer_weight(), weight_t, centers[level], tau_s, tau_t)
-    return pairs
+    return {
+        level: HeadPair(
+            head.last_layer_weight(), teacher.heads[level].last_layer_weight(), centers[level], tau_s, tau_t
+        )
+        for level, head in student.heads.items()
+    }
 
 
 def _build_network(config: Config) -> Network:

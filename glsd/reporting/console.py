@@ -72,10 +72,13 @@ def closing_words(out: str, summary: Summary) -> str:
         assert summary.knn_untrained is not None
         assert summary.knn_majority is not None
         error = 100 * standard_error(summary.knn, summary.num_queries)
+        beginning = "the same backbone at random initialisation"
+        if summary.init_from is not None:
+            beginning = f"before training, as in {summary.init_from}"
         lines += [
             f"k-NN {100 * summary.knn:.1f} %   +- {error:.1f} (k = {summary.knn_k}; "
             f"{summary.num_anchors:,} images vote on {summary.num_queries:,} others)",
-            f"     {100 * summary.knn_untrained:.1f} %   {_beginning(summary)}",
+            f"     {100 * summary.knn_untrained:.1f} %   {beginning}",
             f"     {100 * summary.knn_majority:.1f} %   always the most frequent class",
         ]
     lines += [
@@ -88,13 +91,6 @@ def closing_words(out: str, summary: Summary) -> str:
         summary.timm,
     ]
     return "\n".join(lines)
-
-
-def _beginning(summary: Summary) -> str:
-    """What the run started from."""
-    if summary.init_from is not None:
-        return f"before training, as in {summary.init_from}"
-    return "the same backbone at random initialisation"
 
 
 def states_table(states: Sequence[TrialState]) -> str:

@@ -148,7 +148,7 @@ def comparison(trials: pd.DataFrame, axes: Sequence[str], measures: Sequence[str
     shown = [measure for measure in measures if measure in present] or list(measures[:1])
     settings = list(dict.fromkeys(summary[SETTING])) if SETTING in by else []
     others = [axis for axis in by if axis != SETTING]
-    means, differences = _by_axes(summary, others), _by_axes(seed_differences(trials, axes), others)
+    means, differences = by_axes(summary, others), by_axes(seed_differences(trials, axes), others)
     rows = [
         (
             list(key),
@@ -192,6 +192,14 @@ def table_files(trials: pd.DataFrame, axes: Sequence[str]) -> dict[str, bytes]:
         "results.md": markdown.encode(),
         "table.tex": (latex_table(comparison(trials, axes)) + "\n").encode(),
     }
+
+
+def by_axes(summary: pd.DataFrame, others: Sequence[str]) -> dict[tuple[str, ...], dict[Any, Row]]:
+    """Rows of a summary by the values of the other axes, and by the setting."""
+    found: dict[tuple[str, ...], dict[Any, Row]] = {}
+    for row in summary.to_dict("records"):
+        found.setdefault(tuple(axis_text(axis, row[axis]) for axis in others), {})[row.get(SETTING)] = row
+    return found
 
 
 def holds(trials: pd.DataFrame, column: str, value: str) -> "pd.Series[bool]":
@@ -251,14 +259,6 @@ def _counts(row: Row) -> str:
     counts = [f"{row['trials']}" if num_measured == row["trials"] else f"{num_measured} of {row['trials']}"]
     counts += [f"{row['not_finite']} NA"] * bool(row["not_finite"])
     return ", ".join(counts + [f"{row['collapsed']} collapsed"] * bool(row["collapsed"]))
-
-
-def _by_axes(summary: pd.DataFrame, others: Sequence[str]) -> dict[tuple[str, ...], dict[Any, Row]]:
-    """Rows of a summary by the values of the other axes, and by the setting."""
-    found: dict[tuple[str, ...], dict[Any, Row]] = {}
-    for row in summary.to_dict("records"):
-        found.setdefault(tuple(axis_text(axis, row[axis]) for axis in others), {})[row.get(SETTING)] = row
-    return found
 
 
 def _compared(row: Row | None, difference: Row | None, measure: str) -> str:

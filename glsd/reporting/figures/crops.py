@@ -9,22 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from glsd.augment.multicrop import Views
-from glsd.reporting.figures.canvas import (
-    BLUE,
-    DASHED,
-    GAP,
-    MARGIN,
-    ORANGE,
-    TITLE,
-    WIDTH,
-    Image,
-    blank_figure,
-    frame,
-    halo,
-    heading,
-    picture_panel,
-    show,
-)
+from glsd.reporting.figures import canvas
+from glsd.reporting.figures.canvas import BLUE, DASHED, GAP, MARGIN, ORANGE, TITLE, WIDTH, Image
 
 _IMAGE_ASPECT = 4 / 3  # width over height of the space for the original image
 
@@ -49,11 +35,11 @@ def draw_crops(images: Sequence[Image], geos: Sequence[Float[np.ndarray, "views 
     width = (WIDTH - 2 * MARGIN + GAP) / columns - GAP
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]
     heights = [width * max(image.shape[0] / image.shape[1] for image in row) + GAP for row in rows]
-    figure = blank_figure(2 * MARGIN - GAP + sum(heights))
+    figure = canvas.blank_figure(2 * MARGIN - GAP + sum(heights))
     for index, (image, geo) in enumerate(zip(images, geos, strict=True)):
         row, column = divmod(index, columns)
         left, top = MARGIN + column * (width + GAP), MARGIN + sum(heights[:row])
-        _draw_boxes(picture_panel(figure, left, top, width, heights[row] - GAP), image, geo)
+        _draw_boxes(canvas.picture_panel(figure, left, top, width, heights[row] - GAP), image, geo)
     return figure
 
 
@@ -67,24 +53,24 @@ def draw_crops_row(
 ) -> None:
     """The image with its boxes, both global crops, and the local crops, numbered as their boxes are."""
     side, top = _side(len(crops)), top + TITLE
-    axes = picture_panel(figure, MARGIN, top, _IMAGE_ASPECT * side, side)
+    axes = canvas.picture_panel(figure, MARGIN, top, _IMAGE_ASPECT * side, side)
     _draw_boxes(axes, image, geo, numbered=True)
     left = MARGIN + _IMAGE_ASPECT * side + GAP
     for view in (0, 1):
-        axes = picture_panel(figure, left, top, side, side)
-        show(axes, crops[view])
-        frame(axes, (BLUE, ORANGE)[view], "-", 2.2)
-        heading(axes, view_names(2)[view])
+        axes = canvas.picture_panel(figure, left, top, side, side)
+        canvas.show(axes, crops[view])
+        canvas.frame(axes, (BLUE, ORANGE)[view], "-", 2.2)
+        canvas.heading(axes, view_names(2)[view])
         left += side + GAP
     small = (side - GAP) / 2
     columns = -(-(len(crops) - 2) // 2)
     for index, crop in enumerate(crops[2:]):
         row, column = divmod(index, columns)
-        axes = picture_panel(figure, left + column * (small + GAP), top + row * (small + GAP), small, small)
-        show(axes, crop)
+        axes = canvas.picture_panel(figure, left + column * (small + GAP), top + row * (small + GAP), small, small)
+        canvas.show(axes, crop)
         _number(axes, (-0.5, -0.5), index + 1)
         if index == 0:
-            heading(axes, "local crops", loc="left")
+            canvas.heading(axes, "local crops", loc="left")
 
 
 def _side(num_views: int) -> float:
@@ -95,7 +81,7 @@ def _side(num_views: int) -> float:
 
 
 def _draw_boxes(axes: Axes, image: Image, geo: Float[np.ndarray, "views 7"], numbered: bool = False) -> None:
-    show(axes, image)
+    canvas.show(axes, image)
     for view in reversed(range(len(geo))):
         left, top, right, bottom = (geo[view, :4] - 0.5).tolist()  # a box's edges lie between pixels
         is_global = view < 2
@@ -104,7 +90,7 @@ def _draw_boxes(axes: Axes, image: Image, geo: Float[np.ndarray, "views 7"], num
             Rectangle(
                 (left, top), right - left, bottom - top, fill=False, linewidth=width, joinstyle="miter",
                 edgecolor=(BLUE, ORANGE)[view] if is_global else "white", linestyle="-" if is_global else DASHED,
-                path_effects=halo(width + 0.8, "#00000080"), clip_on=False,
+                path_effects=canvas.halo(width + 0.8, "#00000080"), clip_on=False,
             )
         )  # fmt: skip
         if numbered and not is_global:
@@ -114,5 +100,5 @@ def _draw_boxes(axes: Axes, image: Image, geo: Float[np.ndarray, "views 7"], num
 def _number(axes: Axes, corner: tuple[float, float], number: int) -> None:
     axes.annotate(
         str(number), corner, xytext=(2.5, -2), textcoords="offset points", ha="left", va="top", fontsize=6,
-        color="white", path_effects=halo(1.4, "#000000B0"),
+        color="white", path_effects=canvas.halo(1.4, "#000000B0"),
     )  # fmt: skip

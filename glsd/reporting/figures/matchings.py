@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from glsd.augment.multicrop import Views
-from glsd.geometry import matching_threshold, positions
-from glsd.matching import Matches, match_by_geometry, match_by_similarity
+from glsd.losses.objective import geometric_matches
+from glsd.matching import Matches, match_by_similarity
 from glsd.reporting.figures.canvas import PALETTE, WIDTH, blank_figure, halo
 from glsd.reporting.figures.crops import view_crops, view_names
 from glsd.reporting.figures.pairs import Links, Look, draw_link, draw_pair, name_views, pair_height
@@ -38,13 +38,9 @@ def geometric_pair(
     threshold_scale: float | None = 1.0,
 ) -> MatchedPair:
     """The geometric matching (Eq. 6) of two views of one image, which training would use; None keeps every match."""
-    geo_t, geo_s = torch.from_numpy(views.geo[[teacher, student]])
-    matches = match_by_geometry(
-        positions(geo_s, student_grid),
-        positions(geo_t, teacher_grid),
-        (torch.inf if threshold_scale is None else threshold_scale)
-        * matching_threshold(geo_s, student_grid, geo_t, teacher_grid),
-    )
+    geo_t, geo_s = torch.from_numpy(views.geo[[teacher, student], None, None])
+    found = geometric_matches(geo_s, student_grid, geo_t, teacher_grid, threshold_scale)
+    matches = Matches(*(field[0, 0, 0] for field in found))
     return _pair(views, (teacher, student), (teacher_grid, student_grid), matches, "by geometry")
 
 

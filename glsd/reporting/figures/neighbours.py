@@ -6,22 +6,8 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from glsd.reporting.figures.canvas import (
-    BLUE,
-    DASHED,
-    GAP,
-    MARGIN,
-    ORANGE,
-    TITLE,
-    WIDTH,
-    Image,
-    blank_figure,
-    frame,
-    heading,
-    picture_panel,
-    shortened,
-    show,
-)
+from glsd.reporting.figures import canvas
+from glsd.reporting.figures.canvas import BLUE, DASHED, GAP, MARGIN, ORANGE, TITLE, WIDTH, Image
 
 
 def draw_neighbours(
@@ -39,18 +25,20 @@ def draw_neighbours(
     num_neighbours = len(neighbours[0])
     apart = 3 * GAP  # between the queries and their neighbours
     side = (WIDTH - 2 * MARGIN - apart) / (num_neighbours + 1) - GAP
-    figure = blank_figure(len(queries) * (side + TITLE + GAP) + MARGIN - GAP)
+    figure = canvas.blank_figure(len(queries) * (side + TITLE + GAP) + MARGIN - GAP)
     for row, (query, query_label) in enumerate(zip(queries, query_labels, strict=True)):
         top = row * (side + TITLE + GAP) + TITLE
-        axes = picture_panel(figure, MARGIN, top, side, side)
-        show(axes, _central_square(query))
-        heading(axes, shortened(query_label, side), weight="bold")
+        axes = canvas.picture_panel(figure, MARGIN, top, side, side)
+        canvas.show(axes, _central_square(query))
+        canvas.heading(axes, canvas.shortened(query_label, side), weight="bold")
         for rank, (neighbour, label) in enumerate(zip(neighbours[row], neighbour_labels[row], strict=True)):
-            axes = picture_panel(figure, MARGIN + apart + (rank + 1) * (side + GAP), top, side, side)
-            show(axes, _central_square(neighbour))
+            axes = canvas.picture_panel(figure, MARGIN + apart + (rank + 1) * (side + GAP), top, side, side)
+            canvas.show(axes, _central_square(neighbour))
             same = label == query_label
-            frame(axes, BLUE if same else ORANGE, "-" if same else DASHED)
-            heading(axes, f"{'✓' if same else '✗'} {shortened(label, side - 0.5)}  {similarities[row, rank]:.2f}")
+            canvas.frame(axes, BLUE if same else ORANGE, "-" if same else DASHED)
+            canvas.heading(
+                axes, f"{'✓' if same else '✗'} {canvas.shortened(label, side - 0.5)}  {similarities[row, rank]:.2f}"
+            )
     return figure
 
 

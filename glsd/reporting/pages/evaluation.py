@@ -10,16 +10,7 @@ from glsd.evaluation.verdict import COLLAPSE_MEASURES, Verdict, standard_error
 from glsd.reporting.numbers import number_text, share_text
 from glsd.reporting.page import html
 from glsd.reporting.page.html import Bar, Html
-from glsd.reporting.pages.common import (
-    accuracy,
-    figure_section,
-    footer,
-    loading,
-    reasons,
-    skipped_block,
-    texts,
-    verdict_badges,
-)
+from glsd.reporting.pages import common
 from glsd.runs.records import (
     CollapseFound,
     CorrespondenceFound,
@@ -39,6 +30,7 @@ def evaluation_page(folder: Folder, evaluation: Evaluation) -> str:
     verdict = None
     if evaluation.collapse is not None:
         verdict = Verdict(evaluation.collapse.verdict, tuple(evaluation.collapse.reasons))
+    results = [*_results(evaluation), *common.reasons(verdict)]
     tested = "" if evaluation.test is None else f", tested on {', '.join(evaluation.test)}"
     model, classes = evaluation.model, evaluation.classes
     lead = (
@@ -47,21 +39,21 @@ def evaluation_page(folder: Folder, evaluation: Evaluation) -> str:
         + f", resized to {evaluation.resize} px and cropped to {evaluation.crop} px."
     )
     return html.page(
-        html.Head("glsd · evaluation", model, verdict_badges(verdict), lead),
+        html.Head("glsd · evaluation", model, common.verdict_badges(verdict), lead),
         {
-            "Results": [*_results(evaluation), *reasons(verdict)] or [html.prose("What was measured stands below.")],
+            "Results": results or [html.prose("What was measured stands below.")],
             **{
                 title: blocks(found)
                 for probe, (title, blocks) in _PROBES.items()
                 if (found := getattr(evaluation, probe)) is not None
             },
-            **figure_section(folder),
-            "Skipped images": skipped_block(evaluation.skipped),
-            "Use the backbone": loading("from glsd.evaluation import load_model", "load_model", model),
+            **common.figure_section(folder),
+            "Skipped images": common.skipped_block(evaluation.skipped),
+            "Use the backbone": common.loading("from glsd.evaluation import load_model", "load_model", model),
             "Settings": [html.code(_command(folder, evaluation))],
-            "Environment": [html.facts(texts(evaluation.environment.json_values()))],
+            "Environment": [html.facts(common.texts(evaluation.environment.json_values()))],
         },
-        footer(folder),
+        common.footer(folder),
     )
 
 
@@ -70,15 +62,15 @@ def _results(evaluation: Evaluation) -> list[Html]:
     if (knn := evaluation.knn) is not None:
         chosen = next((result for result in knn.results if result.k == _MAIN_K), knn.results[-1])
         untrained = {result.k: result for result in knn.untrained}
-        bars.append(accuracy(f"k-NN, k = {chosen.k}", chosen.top1, knn.num_queries, emphasised=True))
+        bars.append(common.accuracy(f"k-NN, k = {chosen.k}", chosen.top1, knn.num_queries, emphasised=True))
         if chosen.k in untrained:
-            bars.append(accuracy("k-NN, untrained backbone", untrained[chosen.k].top1, knn.num_queries))
+            bars.append(common.accuracy("k-NN, untrained backbone", untrained[chosen.k].top1, knn.num_queries))
         bars.append(Bar("always the most frequent class", knn.majority))
         notes.append(f"{knn.num_anchors:,} images vote on {knn.num_queries:,} others.")
     if evaluation.linear is not None:
         bars.append(Bar("linear layer", evaluation.linear.top1, emphasised=True))
     if (quick := evaluation.linear_quick) is not None:
-        bars.append(accuracy("logistic regression", quick.top1, quick.num_test, emphasised=True))
+        bars.append(common.accuracy("logistic regression", quick.top1, quick.num_test, emphasised=True))
     if evaluation.correspondence is not None:
         bars.append(Bar("correspondences", evaluation.correspondence.accuracy, emphasised=True))
     if any(bar.error is not None for bar in bars):
@@ -112,7 +104,7 @@ def _linear(linear: LinearFound) -> list[Html]:
         (share_text(linear.top5), f"top {linear.num_top}"),
         (f"{linear.epochs:,}", "epochs"),
     ]
-    return [html.tiles(tiles), html.details("Settings of the probe", [html.facts(texts(linear.settings))])]
+    return [html.tiles(tiles), html.details("Settings of the probe", [html.facts(common.texts(linear.settings))])]
 
 
 def _linear_quick(quick: QuickLinearFound) -> list[Html]:

@@ -16,17 +16,7 @@ from glsd.reporting.figures.charts import Chart, Level, chart_svg
 from glsd.reporting.figures.curves import run_charts, steps_per_epoch
 from glsd.reporting.page import html
 from glsd.reporting.page.html import Bar, Html
-from glsd.reporting.pages.common import (
-    accuracy,
-    figure_section,
-    footer,
-    loading,
-    reasons,
-    skipped_block,
-    texts,
-    unfinished_badge,
-    verdict_badges,
-)
+from glsd.reporting.pages import common
 from glsd.runs.directory import CONFIG, RunDirectory
 from glsd.runs.log import read_metrics, read_skipped
 from glsd.runs.records import Environment, RunData, Summary, read_record
@@ -35,28 +25,30 @@ from glsd.runs.records import Environment, RunData, Summary, read_record
 def run_page(run: RunDirectory) -> str:
     """The page of a run, finished or not."""
     config, metrics, summary = _config(run), read_metrics(run), run.finished
-    data, environment = read_record(run, RunData), read_record(run, Environment)
+    data, _ = records = read_record(run, RunData), read_record(run, Environment)
     assert data is not None
     verdict = _verdict(metrics)
+    results = [*_results(config, metrics, summary), *common.reasons(verdict)]
     regime = " (a regime of them is trained on)" if config.data.images_per_class or config.data.fraction else ""
-    badge = html.badge("good", "finished") if summary is not None else unfinished_badge(run, _so_far(config, metrics))
+    badge = html.badge("good", "finished")
+    if summary is None:
+        badge = common.unfinished_badge(run, _so_far(config, metrics))
     lead = (
         f"{config.model.backbone} in the {config.objective.setting} setting: {config.optim.epochs:,} epochs of "
         f"{data.images:,} images{regime} in batches of {config.optim.batch_size:,}."
     )
     return html.page(
-        html.Head("glsd · pretraining", run.name, [badge, *verdict_badges(verdict)], lead),
+        html.Head("glsd · pretraining", run.name, [badge, *common.verdict_badges(verdict)], lead),
         {
-            "Results": [*_results(config, metrics, summary), *reasons(verdict)]
-            or [html.prose("Nothing has been measured yet.")],
+            "Results": results or [html.prose("Nothing has been measured yet.")],
             "Curves": _curves(config, metrics, summary),
-            **figure_section(run),
-            "Skipped images": skipped_block(read_skipped(run)),
+            **common.figure_section(run),
+            "Skipped images": common.skipped_block(read_skipped(run)),
             "Use the backbone": _loading(run, summary),
             "Settings": [*_settings(config), html.prose("The same run again:"), html.code(_command(run, data))],
-            "Data and environment": [html.facts(texts(found.json_values())) for found in (data, environment) if found],
+            "Data and environment": [html.facts(common.texts(found.json_values())) for found in records if found],
         },
-        footer(run),
+        common.footer(run),
     )
 
 
@@ -93,9 +85,9 @@ def _results(config: Config, metrics: Sequence[Mapping[str, Any]], summary: Summ
     tested = [line for line in metrics if line.get("knn") is not None]
     if tested:
         last, first = tested[-1], tested[0]
-        bars = [accuracy("k-NN of the teacher", last["knn"], last["knn_queries"], emphasised=True)]
+        bars = [common.accuracy("k-NN of the teacher", last["knn"], last["knn_queries"], emphasised=True)]
         if first["step"] == 0 and first is not last:
-            bars.append(accuracy("the same backbone before training", first["knn"], first["knn_queries"]))
+            bars.append(common.accuracy("the same backbone before training", first["knn"], first["knn_queries"]))
         if summary is not None and summary.knn_majority is not None:
             bars.append(Bar("always the most frequent class", summary.knn_majority))
         sentence = (
@@ -130,7 +122,7 @@ def _drawn(charts: Sequence[Chart]) -> Html:
 
 
 def _loading(run: RunDirectory, summary: Summary | None) -> list[Html]:
-    ours = loading("import glsd", "glsd.load_encoder", run.out)
+    ours = common.loading("import glsd", "glsd.load_encoder", run.out)
     if summary is None:
         return ours
     difference = f"z̄ differs from that of glsd by {summary.timm_difference:.2g} at most"

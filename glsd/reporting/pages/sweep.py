@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from glsd.record import flatten
+from glsd.reporting import tables
 from glsd.reporting.figures.canvas import figure_bytes, inline_svg
 from glsd.reporting.figures.regimes import axis_name
 from glsd.reporting.numbers import number_text, share_text
@@ -20,17 +21,7 @@ from glsd.reporting.page.html import Html
 from glsd.reporting.pages.common import footer, unfinished_badge
 from glsd.reporting.sweep_figures import COMPARED, Made, SweepFigures
 from glsd.reporting.sweep_table import sweep_axes, sweep_table, top1
-from glsd.reporting.tables import (
-    SEED,
-    SETTING,
-    axis_text,
-    comparison,
-    latex_table,
-    seed_differences,
-    seed_summary,
-    table_cells,
-    table_files,
-)
+from glsd.reporting.tables import SEED, SETTING
 from glsd.runs.log import FIGURES
 from glsd.runs.records import SWEEP, SweepFile, read_record
 from glsd.runs.sweep import TRIALS, TrialState, trial_states
@@ -55,7 +46,7 @@ def sweep_page(out: str) -> str:
     axes = sweep_axes(trials, sweep.together)
     figures = SweepFigures(trials, axes, states, sweep.together)
     made = [figures.results(), figures.curves(), figures.collapse()]
-    files = table_files(trials, axes) | {
+    files = tables.table_files(trials, axes) | {
         f"{FIGURES}/{one.stem}.{kind}": figure_bytes(one.figure, kind)
         for section in made
         for one in section
@@ -101,10 +92,10 @@ def _badges(folder: Folder, states: Sequence[TrialState]) -> list[Html]:
 def _results(trials: pd.DataFrame, axes: Sequence[str]) -> list[Html]:
     blocks: list[Html] = []
     notes: dict[str, None] = {}
-    compared = comparison(trials, axes)
+    compared = tables.comparison(trials, axes)
     for measure in COMPARED:
         if compared.settings and trials[measure].notna().any():
-            one = comparison(trials, axes, [measure])
+            one = tables.comparison(trials, axes, [measure])
             rows = [[*key, *cells] for key, cells in one.rows]
             caption = f"{one.measures[0]}, with the difference to vanilla"
             blocks.append(html.table([*map(axis_name, one.axes), *one.settings], rows, caption))
@@ -112,15 +103,17 @@ def _results(trials: pd.DataFrame, axes: Sequence[str]) -> list[Html]:
     if blocks:
         listed = "; ".join(["± is one standard deviation over seeds", *notes, "NA: the loss was not finite"])
         blocks.append(html.prose(f"{listed}."))
-    differences = seed_differences(trials, axes)
+    differences = tables.seed_differences(trials, axes)
     if len(differences):
-        header, rows = table_cells(differences, "+.1f", COMPARED)
+        header, rows = tables.table_cells(differences, "+.1f", COMPARED)
         title = "Differences to vanilla with the same seed, mean ± standard deviation over seeds"
         table = html.table([*header[:-1], "pairs"], rows, title)
         blocks.append(html.details("Differences with their spread", [table]))
-    everything = html.table(*table_cells(seed_summary(trials, axes)), "Means ± standard deviations over seeds")
+    everything = html.table(
+        *tables.table_cells(tables.seed_summary(trials, axes)), "Means ± standard deviations over seeds"
+    )
     blocks.append(html.details("All measures", [everything]) if blocks else everything)
-    return [*blocks, html.details("The table in LaTeX", [html.code(latex_table(compared))])]
+    return [*blocks, html.details("The table in LaTeX", [html.code(tables.latex_table(compared))])]
 
 
 def _exceptions(states: Sequence[TrialState], trials: pd.DataFrame) -> Html:
@@ -149,13 +142,13 @@ def _collapse(states: Sequence[TrialState], trials: pd.DataFrame, axes: Sequence
     judged = trials[trials["verdict"].notna()]
     if judged.empty:
         return [html.prose("No trial has a verdict yet.")]
-    cells: dict[tuple[str, ...], dict[str, str]] = {}
     others = [axis for axis in axes if axis not in (SETTING, SEED)]
-    for row in seed_summary(judged, axes).to_dict("records"):
-        key = tuple(axis_text(axis, row[axis]) for axis in others)
-        cells.setdefault(key, {})[str(row.get(SETTING, "trials"))] = f"{row['collapsed']} of {row['trials']}"
-    columns = list(dict.fromkeys(name for by_setting in cells.values() for name in by_setting))
-    rows = [[*key, *(by_setting.get(name, "–") for name in columns)] for key, by_setting in cells.items()]
+    found = tables.by_axes(tables.seed_summary(judged, axes), others)
+    settings = list(dict.fromkeys(setting for by_setting in found.values() for setting in by_setting))
+    rows = [
+        [*key, *(f"{row['collapsed']} of {row['trials']}" if (row := by_setting.get(one)) else "–" for one in settings)]
+        for key, by_setting in found.items()
+    ]
     readings = [
         [state.name, state.verdict, *(_number(state.last(sign)) for sign in _SIGNS)]
         for state in states
@@ -164,7 +157,7 @@ def _collapse(states: Sequence[TrialState], trials: pd.DataFrame, axes: Sequence
     header = ["trial", "verdict", *(sign.replace("_", " ") for sign in _SIGNS)]
     title = "Collapsed trials (Sec. 4.6), of those that have a verdict"
     return [
-        html.table([*map(axis_name, others), *columns], rows, title),
+        html.table([*map(axis_name, others), *(setting or "trials" for setting in settings)], rows, title),
         html.details("Verdicts and last readings", [html.table(header, readings)]),
     ]
 
@@ -180,7 +173,7 @@ def _cost(trials: pd.DataFrame, axes: Sequence[str]) -> list[Html]:
     grouped: Iterable[Any] = trials.groupby(by, dropna=False, sort=False) if by else [((), trials)]
     rows = [
         [
-            *(axis_text(axis, value) for axis, value in zip(by, key, strict=True)),
+            *(tables.axis_text(axis, value) for axis, value in zip(by, key, strict=True)),
             str(len(group)),
             f"{int(group['images_seen'].sum()):,}",
             _number(group["images_per_s"].mean()),
@@ -226,7 +219,8 @@ def _files(folder: Folder, files: Iterable[str]) -> list[Html]:
 
 def _settings(sweep: SweepFile, trials: pd.DataFrame, axes: Sequence[str]) -> list[Html]:
     values = [
-        (axis, ", ".join(dict.fromkeys(axis_text(axis, value) for value in trials[axis].tolist()))) for axis in axes
+        (axis, ", ".join(dict.fromkeys(tables.axis_text(axis, value) for value in trials[axis].tolist())))
+        for axis in axes
     ]
     facts = html.facts([("grid", sweep.grid), *values])
     if sweep.command:
