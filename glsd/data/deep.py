@@ -59,11 +59,7 @@ class DeepImage(NamedTuple):
     """Reads the values, (height, width, samples)."""
 
     def rgb(self, value_range: Range | None) -> NDArray[np.uint8]:
-        """As it is stored, not turned upright, (height, width, 3).
-
-        Raises:
-            UndecodableImage: the values are floats, and `value_range` is not given.
-        """
+        """As it is stored, not turned upright, (height, width, 3); floats need a `value_range`."""
         dtype = self.meaning.dtype
         if dtype.itemsize == 1 or value_range is None:
             if dtype.kind == "f":
@@ -104,11 +100,7 @@ def with_chunks(data: bytes, is_kept: Callable[[bytes, memoryview], bool]) -> by
 
 
 def deep_png(data: bytes, max_pixels: int) -> DeepImage | None:
-    """A PNG of 16 bits; None of one of fewer.
-
-    Raises:
-        UndecodableImage: it is too large.
-    """
+    """A PNG of 16 bits; None of one of fewer."""
     width, height, bits, color_type = struct.unpack(">IIBB", data[16:26])
     if bits != 16:
         return None

@@ -54,8 +54,7 @@ _NOT_READ: Final = (
     (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"), "JPEG 2000"),
 )
 
-# The chunks of a PNG that Pillow gets: the picture and where it is up. Pillow refuses files whose profiles or texts are
-# long, and none of them is shown.
+# The chunks of a PNG that Pillow gets. It refuses files with long profiles or texts, none of which is shown.
 _SHOWN_CHUNKS: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 _TEXT_CHUNKS: Final = (b"tEXt", b"zTXt", b"iTXt")
 _TURNING_TEXT: Final = re.compile(rb"(XML:com\.adobe\.xmp|Raw profile type exif|exif)\0")
@@ -115,8 +114,7 @@ def fitting_value_range(contents: Iterable[bytes], max_pixels: int) -> tuple[int
 def header_size(data: bytes) -> tuple[int, int]:
     """(height, width) that the header of a JPEG or PNG says, found in a microsecond; (1, 1) for any other content.
 
-    It is what to expect of `decode` before it has run, not what is sure to come: an image that is turned upright may
-    have its sides swapped, and a broken header says anything.
+    `decode` may find another size: where it turns an image upright, and where the header is broken.
     """
     width, height = 1, 1
     if data.startswith(b"\x89PNG") and len(data) >= 24:
@@ -127,11 +125,7 @@ def header_size(data: bytes) -> tuple[int, int]:
 
 
 def extension(data: bytes) -> str:
-    """The file extension of the content, such as `.jpg`.
-
-    Raises:
-        UndecodableImage: the content is not a known image format.
-    """
+    """The file extension of the content, such as `.jpg`; an UndecodableImage where it is not a known format."""
     return _format(data)[0]
 
 

@@ -30,6 +30,7 @@ from glsd.storage.replacing import alone, replacing
 from glsd.storage.uris import inner_names
 
 _FORMAT: Final = "3"
+_REMEDY: Final = "put it back, or rerun the command, which indexes the data again"
 
 
 class Place(NamedTuple):
@@ -50,11 +51,7 @@ class Index:
 
     @classmethod
     def open(cls, path: str | Path) -> "Index":
-        """The index at a path.
-
-        Raises:
-            ValueError: there is none, or it is broken.
-        """
+        """The index at a path; a ValueError where there is none, or it is broken."""
         index = cls(path)
         assert index._table.num_rows
         return index
@@ -67,15 +64,12 @@ class Index:
 
     @cached_property
     def digest(self) -> str:
-        """Thirty-two hexadecimal digits that stand for the images, in their order, with their labels.
-
-        They are made of relative names, sizes and places within files, so a copy elsewhere has the same.
-        """
+        """Thirty-two hexadecimal digits for relative names, sizes, order and labels: a copy elsewhere has the same."""
         return str(self._facts["digest"])
 
     @cached_property
     def key(self) -> str:
-        """Thirty-two hexadecimal digits that stand for the absolute names, sizes and times of all files."""
+        """Thirty-two hexadecimal digits for the absolute names, sizes and times of all files."""
         return str(self._facts["key"])
 
     def has_digest(self, saved: str | None) -> bool:
@@ -110,7 +104,7 @@ class Index:
 
     @property
     def sources(self) -> list[str]:
-        """The sources that were indexed."""
+        """What was indexed."""
         return list(self._facts["sources"])
 
     @property
@@ -137,14 +131,12 @@ class Index:
         """
         place = self.place(image_id)
         try:
-            data, file_size = read(place.uri, place.offset, place.length)
+            data, size = read(place.uri, place.offset, place.length)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"{self.uri(image_id)} is gone since the index was made; {_REMEDY}") from error
-        if file_size != place.file_size:
-            raise ValueError(
-                f"{self.uri(image_id)} has changed since the index was made (a file of {file_size} bytes, not "
-                f"{place.file_size}); {_REMEDY}"
-            )
+        if size != place.file_size:
+            changed = f"has changed since the index was made (a file of {size} bytes, not {place.file_size})"
+            raise ValueError(f"{self.uri(image_id)} {changed}; {_REMEDY}")
         return data
 
     @cached_property
@@ -167,9 +159,6 @@ class Index:
         return facts
 
 
-_REMEDY: Final = "put it back, or rerun the command, which indexes the data again"
-
-
 def build_index(
     sources: Sources,
     config: DataConfig,
@@ -188,7 +177,6 @@ def build_index(
         ValueError: a source does not exist, is empty or broken; some images of a source have labels and others none;
             an image is named twice.
     """
-    given = [sources] if isinstance(sources, str | Path) else list(sources)
     count = 0
 
     def tick(more: int) -> None:
@@ -198,11 +186,12 @@ def build_index(
             progress(count)
 
     cache = cache_folder(cache_dir)
-    found = find_sources(given, config, tick)
+    found = find_sources([sources] if isinstance(sources, str | Path) else list(sources), config, tick)
     key = _key(found, config)
     path = cache / f"index-{_FORMAT}-{key}.arrow"
     with alone(path.with_suffix(".lock")):
-        if not _usable(path):
+        # An index is usable whose packed tars, if it has any, are still in the cache.
+        if not path.exists() or not all(Path(folder).is_dir() for folder in Index(path).packed):
             table = _table(found, config, cache, key, tick)
             with (
                 replacing(path, path.with_suffix(".unfinished")) as file,
@@ -222,11 +211,6 @@ def _key(found: Iterable[Source], config: DataConfig) -> str:
             digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
         digest.update(source.files.sizes.tobytes() + source.files.mtimes.tobytes())
     return digest.hexdigest()[:32]
-
-
-def _usable(path: Path) -> bool:
-    """Whether there is an index whose packed tars, if it has any, are still in the cache."""
-    return path.exists() and all(Path(folder).is_dir() for folder in Index(path).packed)
 
 
 def _table(found: list[Source], config: DataConfig, cache: Path, key: str, tick: Callable[[int], None]) -> pa.Table:

@@ -97,7 +97,7 @@ class Order:
         return other + (other >= image)
 
     def left_out_warning(self) -> str | None:
-        """What to say if over 10 % of the images are left out of each epoch, naming a better batch size nearby."""
+        """What to say if over 10 % of the images are left out of each epoch, with a better batch size nearby."""
         left_out = self.num_images % self.batch_size
         if 10 * left_out <= self.num_images:
             return None

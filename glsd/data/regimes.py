@@ -19,13 +19,9 @@ from glsd.data.order import permutation
 
 
 def regime(index: Index, config: DataConfig) -> NDArray[np.int64]:
-    """Sorted image ids of the regime of an index, see `subset`.
-
-    Raises:
-        ValueError: see `subset`.
-    """
-    labels = index.labels
-    return subset(len(index) if labels is None else labels, config, index.classes, index.class_ids)
+    """Sorted image ids of the regime of an index, see `subset`."""
+    labels = len(index) if index.labels is None else index.labels
+    return subset(labels, config, index.classes, index.class_ids)
 
 
 def subset(
@@ -64,9 +60,10 @@ def subset(
         )
     chosen = []
     for label, start, count in zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True):
-        positions = np.arange(_num_chosen(count, config))
+        # As a decimal fraction: in binary 0.1 is a little more than a tenth, and 10 % of 30 images would round up to 4.
+        num_chosen = config.images_per_class or math.ceil(Fraction(repr(config.fraction)) * count)
         class_id = label if class_ids is None else class_ids[label]
-        order = permutation(f"subset {config.subset_seed} {class_id}", count, positions)
+        order = permutation(f"subset {config.subset_seed} {class_id}", count, np.arange(num_chosen))
         chosen.append(by_class[start + order])
     return np.sort(np.concatenate(chosen))
 
@@ -75,18 +72,10 @@ def write_subset(
     path: str | Path, index: Index, image_ids: NDArray[np.int64], label_column: str = DataConfig().label_column
 ) -> None:
     """Writes the images as a CSV list that `build_index` reads: uri, the bytes' place in it, and the class if any."""
-    labels, classes = index.labels, index.classes
+    names = None if index.labels is None or index.classes is None else np.array(index.classes, object)[index.labels]
     with Path(path).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["uri", "offset", "length"] + ([] if classes is None else [label_column]))
+        writer.writerow(["uri", "offset", "length"] + ([] if names is None else [label_column]))
         for image_id in image_ids.tolist():
             place = index.place(image_id)
-            name = [] if labels is None or classes is None else [classes[labels[image_id]]]
-            writer.writerow([place.uri, place.offset, place.length, *name])
-
-
-def _num_chosen(count: int, config: DataConfig) -> int:
-    if config.images_per_class is not None:
-        return config.images_per_class
-    # As a decimal fraction: in binary 0.1 is a little more than a tenth, and 10 % of 30 images would round up to 4.
-    return math.ceil(Fraction(repr(config.fraction)) * count)
+            writer.writerow([place.uri, place.offset, place.length] + ([] if names is None else [names[image_id]]))

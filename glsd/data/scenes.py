@@ -65,11 +65,7 @@ def _scene(uri: str, line_number: int, image_a: str, image_b: str, homography: s
 
 
 def photographs(scene: Scene, limits: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Both images of a scene.
-
-    Raises:
-        ValueError: one cannot be decoded; the message names it.
-    """
+    """Both images of a scene; a ValueError names one that cannot be decoded."""
     images = []
     for uri in (scene.image_a, scene.image_b):
         try:

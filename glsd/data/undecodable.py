@@ -21,16 +21,11 @@ class UndecodableImage(ValueError):
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Refuse an image of more than `max_pixels` pixels, or of none.
-
-    Raises:
-        UndecodableImage: it is one.
-    """
-    if width * height > max_pixels:
-        raise UndecodableImage(
-            f"{width} x {height} = {width * height} pixels are more than data.max_pixels {max_pixels}"
-        )
-    if width * height == 0:
+    """Refuse an image of more than `max_pixels` pixels, or of none."""
+    pixels = width * height
+    if pixels > max_pixels:
+        raise UndecodableImage(f"{width} x {height} = {pixels} pixels are more than data.max_pixels {max_pixels}")
+    if pixels == 0:
         raise UndecodableImage(f"{width} x {height} pixels are none")
 
 
