@@ -31,17 +31,9 @@ def sample_views(
     image_ids: Integer[np.ndarray, " batch"],
     sizes: Integer[np.ndarray, "batch 2"],
 ) -> ViewVectors:
-    """Draw w ~ D_aug for every view of every image.
+    """Draw w ~ D_aug for every view of every image, of the `sizes` (height, width) in pixels.
 
-    Args:
-        config: the distributions.
-        seed: seed of the run, any integer.
-        epoch: epoch, 0 or more.
-        image_ids: identity of each image, 0 or more.
-        sizes: (height, width) of each image in pixels.
-
-    Returns:
-        `geo (B, V, 7)` and `pho (B, V, 12)`, float32.
+    The seed is any integer; the epoch and the identities of images are 0 or more.
 
     Raises:
         ValueError: an image without pixels.
@@ -68,7 +60,7 @@ def _geometric(
 
     geo = np.empty((*uniforms.shape[:2], len(GEOMETRIC_FIELDS)), np.float32)
     geo[..., :4] = boxes
-    geo[..., 4] = geo[..., 5] = side
+    geo[..., 4:6] = side[:, None]
     geo[..., 6] = (uniforms[..., _COLUMN["horizontal_flip"]] < config.horizontal_flip) + 2 * (
         uniforms[..., _COLUMN["vertical_flip"]] < config.vertical_flip
     )

@@ -44,19 +44,10 @@ def multicrop_batch(
     image_ids: Integer[np.ndarray, " batch"],
     photometrics: Literal["worker", "device"],
 ) -> dict[str, np.ndarray]:
-    """All views of a micro-batch of upright RGB images.
+    """All views of a micro-batch of B upright RGB images.
 
-    Args:
-        images: B images.
-        config: D_aug.
-        seed: seed of the run.
-        epoch: epoch of the images.
-        image_ids: identity of each image.
-        photometrics: "worker" applies P here; "device" leaves P to `photometric_device` where the crops are used.
-
-    Returns:
-        `crops_g (B, n, s, s, 3)` uint8 for each group g of `config.groups`, `geo (B, V, 7)` and `pho (B, V, 12)`
-        float32.
+    P is applied here ("worker"), or left to `photometric_device` where the crops are used ("device"). Returned are
+    `crops_g (B, n, s, s, 3)` uint8 for each group g of `config.groups`, `geo (B, V, 7)` and `pho (B, V, 12)` float32.
     """
     sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(len(images), 2)
     views = ViewBatch(config, seed, epoch, image_ids, sizes, photometrics)

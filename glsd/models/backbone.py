@@ -155,7 +155,6 @@ class Backbone(nn.Module):
         return Shapes(dim, pools_itself, frozenset(unused), any(rates), {size: (height, width)})
 
     def _probe(self, size: int) -> tuple[int, int]:
-        """(H, W) of z for square crops of `size` px."""
         with torch.no_grad():
             _, _, z = self._on_meta(size)
         return z.shape[1], z.shape[2]

@@ -69,7 +69,11 @@ def build_student_teacher(config: Config) -> tuple[Network, Network]:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # Not torch.manual_seed, which would also seed the accelerators.
         torch.default_generator.manual_seed(config.seed)
-        student = _build_network(config)
+        model = config.model
+        backbone = build_backbone(model.backbone, model.drop_path)
+        shape = (model.hidden_dim, model.bottleneck_dim, model.num_prototypes, model.norm_last_layer)
+        levels: tuple[Level, ...] = ("global",) if config.objective.setting == "vanilla" else ("global", "dense")
+        student = Network(backbone, {level: Head(backbone.dim, *shape) for level in levels})
     student.backbone.check_crop_sizes(size for size, _ in config.augment.groups)
     return student, copy.deepcopy(student).requires_grad_(False)
 
@@ -84,11 +88,3 @@ def head_pairs(
         )
         for level, head in student.heads.items()
     }
-
-
-def _build_network(config: Config) -> Network:
-    model = config.model
-    backbone = build_backbone(model.backbone, model.drop_path)
-    shape = (model.hidden_dim, model.bottleneck_dim, model.num_prototypes, model.norm_last_layer)
-    levels: tuple[Level, ...] = ("global",) if config.objective.setting == "vanilla" else ("global", "dense")
-    return Network(backbone, {level: Head(backbone.dim, *shape) for level in levels})

@@ -14,13 +14,10 @@ REPORT = "report.html"
 
 
 def report(path: str, out: str | None = None) -> str:
-    """Write the report of a run directory, an evaluation's folder or a sweep, and return where it lies.
+    """Write the report of a run, an evaluation or a sweep in a folder, local or a URI, and return where it lies.
 
-    A sweep's tables and figures are also written into its folder as files.
-
-    Args:
-        path: the folder, local or a URI.
-        out: a local file for the page; without it, `report.html` in the folder.
+    The page is `report.html` in the folder, or the local file `out`. A sweep's tables and figures are also written into
+    its folder as files.
 
     Raises:
         ValueError: the folder is none of these, its settings are not of this version, or `out` names no local file.

@@ -85,12 +85,10 @@ def seed_differences(trials: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
 def table_cells(
     summary: pd.DataFrame, form: str = ".1f", shown: Sequence[str] = tuple(MEASURES)
 ) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of a summary as texts: `72.3 ± 0.4` over seeds, shares in per cent.
+    """(header, rows) of a `seed_summary` or `seed_differences` as texts: `72.3 ± 0.4` over seeds, shares in per cent.
 
-    Args:
-        summary: of `seed_summary` or `seed_differences`.
-        form: of a mean, such as `+.1f` for a difference.
-        shown: measures that get a column, where the summary has them.
+    `form` is that of a mean, such as `+.1f` for a difference. Measures that are `shown` have a column if they have a
+    value.
     """
     axes, measures = _columns(summary)
     measures = [measure for measure in measures if measure in shown]

@@ -50,12 +50,8 @@ def steps(
     train the student and the teacher of rank 0. Readings come at the same steps on all of them. On a CPU with several
     threads, call `determinism.same_sums` once before, if the results are to be the same bits each time.
 
-    Args:
-        state: changed in place.
-        units: this worker's units from `state.step` on, in order.
-        config: the experiment.
-        steps_per_epoch: N // B.
-        device: where the state is.
+    The state, which lies on `device`, is changed in place. `units` are this worker's from `state.step` on, in order;
+    `steps_per_epoch` is N // B.
 
     Raises:
         NonFiniteLoss: names the step, the parts of the loss and the images since the last reading.
@@ -106,15 +102,15 @@ def _probe_due(step: int, config: Config, steps_per_epoch: int) -> bool:
     return step == config.optim.epochs * steps_per_epoch or (every > 0 and step % (every * steps_per_epoch) == 0)
 
 
-def _read(readings: Sequence[StepReport], step: int, image_ids: Sequence[int]) -> Metrics:
+def _read(reports: Sequence[StepReport], step: int, image_ids: Sequence[int]) -> Metrics:
     """Mean losses since the last reading; the one place where the host waits for the device."""
-    values = torch.stack([torch.cat([report.losses, report.applied.float()[None]]) for report in readings]).cpu()
+    values = torch.stack([torch.cat([report.losses, report.applied.float()[None]]) for report in reports]).cpu()
     losses, applied = values[:, :-1], values[:, -1].bool()
     if not applied.all():
         first = int((~applied).nonzero()[0])
         parts = ", ".join(f"{name} {float(value):g}" for name, value in zip(_LOSSES, losses[first], strict=True))
         raise NonFiniteLoss(
-            f"the loss or its gradient was not finite at step {step - len(readings) + first + 1} ({parts}); "
+            f"the loss or its gradient was not finite at step {step - len(reports) + first + 1} ({parts}); "
             f"it changed no weight. Images since the last reading: {_everyones(image_ids)}. "
             "A lower optim.base_lr or a longer optim.warmup_epochs often helps; so does looking at these images."
         )

@@ -39,8 +39,7 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, learning_rate: float, 
 def clip_each(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
     """Scale each tensor's gradient to at most `max_norm`, one by one and not over the global norm.
 
-    Returns:
-        Whether all gradients are finite, a 0-dim boolean tensor on their device.
+    A 0-dim boolean tensor on their device tells whether all of them are finite.
     """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = torch.stack(torch._foreach_norm(grads))

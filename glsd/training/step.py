@@ -44,13 +44,8 @@ def train_step(state: TrainState, units: Units, now: Schedule, config: Config) -
 
     The gradient is the mean over the B images of all workers' units, so neither the number of units nor the number of
     workers changes what is learned. A step whose loss or gradient is not finite changes no weight, moment or centre, as
-    the device decides; running statistics of batch norm have been through its forward pass.
-
-    Args:
-        state: changed in place; its step is one more at the end.
-        units: this worker's share of the batch.
-        now: the schedules at `state.step`.
-        config: the experiment.
+    the device decides; running statistics of batch norm have been through its forward pass. The state is changed in
+    place, its step too; `now` are the schedules at its step.
     """
     set_hyperparameters(state.optimizer, now.lr, now.weight_decay)
     state.optimizer.zero_grad(set_to_none=True)

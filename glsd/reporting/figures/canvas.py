@@ -163,12 +163,9 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
 
 
 def inline_svg(figure: Figure, label: str, hints: Sequence[str] = ()) -> str:
-    """The figure as an SVG element in the colours of the page around it.
+    """The figure as an SVG element in the colours of the page around it; nothing in it is clipped.
 
-    Args:
-        figure: the figure; nothing in it is clipped.
-        label: what is said instead of it.
-        hints: texts for the marks of the lines whose gid is `hints`, in their order.
+    `label` is said instead of it, and `hints` are texts for the marks of the lines whose gid is `hints`, in order.
     """
     for artist in figure.findobj():
         artist.set_clip_on(False)

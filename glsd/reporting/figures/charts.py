@@ -64,10 +64,8 @@ class Chart:
 def draw_charts(charts: Sequence[Chart], groups: Sequence[str] = ()) -> Figure:
     """Charts in rows of three.
 
-    Args:
-        charts: one or more.
-        groups: names of lines that look alike in all charts and are explained once, above them; without them each line
-            ends in its name and last value.
+    `groups` are names of lines that look alike in all charts and are explained once, above them. Without them each line
+    ends in its name and last value.
 
     Raises:
         ValueError: there is no chart, one has no finite value, or there are more groups than can be told apart.
@@ -111,13 +109,7 @@ def chart_svg(chart: Chart) -> str:
 def curve_panels(
     titles: Sequence[str], above: float = 0.0, rooms: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """Panels in rows of three, or fewer where there are fewer.
-
-    Args:
-        titles: of the panels.
-        above: inches of room over all of them.
-        rooms: inches of room at the right of each.
-    """
+    """Panels in rows of three, or fewer, with inches of room above all of them and at the right of each."""
     columns = min(_COLUMNS, len(titles))
     width, height = (canvas.WIDTH - canvas.MARGIN) / columns, canvas.TITLE + _PANEL_HEIGHT + _AXIS_HEIGHT
     figure = canvas.blank_figure(above + math.ceil(len(titles) / columns) * height)

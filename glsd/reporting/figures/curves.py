@@ -76,12 +76,9 @@ def run_charts(
     levels: Mapping[str, Sequence[Level]] | None = None,
     hidden: Sequence[str] = (),
 ) -> RunCharts:
-    """Charts of all that a run has logged, over its epochs where these are known, else over its steps.
+    """Charts of all that a run has logged but `hidden` metrics, over its epochs where these are known, else its steps.
 
-    Args:
-        metrics: the lines of its metrics.
-        levels: further levels by the title of their chart.
-        hidden: metrics that are left out.
+    `levels` are further ones by the title of their chart.
     """
     levels = _COLLAPSE_LEVELS | dict(levels or {})
     per_epoch = steps_per_epoch(metrics)
@@ -113,12 +110,10 @@ def run_charts(
 
 
 def draw_collapse(histories: Mapping[str, Mapping[str, Series]], x_name: str = "step") -> Figure:
-    """Signs of collapse over training, a panel for each and a line for each run (Sec. 4.6).
+    """Signs of collapse over training, a panel for each that a run has and a line for each run (Sec. 4.6).
 
-    Args:
-        histories: of each run by its name, the series by their names in `collapse_metrics`, and `loss`; those that no
-            run has get no panel.
-        x_name: what the first numbers of the series count.
+    `histories` holds for each run, by its name, the series by their names in `collapse_metrics`, and `loss`; `x_name`
+    is what the first numbers of the series count.
 
     Raises:
         ValueError: no run has any of the series, or there are more runs than lines that can be told apart.

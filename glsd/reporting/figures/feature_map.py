@@ -50,14 +50,9 @@ def draw_feature_map(
 ) -> Figure:
     """L2-normalised features in the plane, classes told apart by mark and colour.
 
-    Twelve classes, the most frequent, have their own; others are small grey dots. Of more than 4,000 rows as many are
-    drawn, evenly spread over them.
-
-    Args:
-        features: z̄ of n >= 3 images.
-        labels: their classes.
-        class_names: what the classes are called; their numbers otherwise.
-        method: "umap" needs umap-learn, see `umap_available`; its axes have no meaning.
+    The twelve most frequent classes have their own; others are small grey dots. At most 4,000 rows are drawn, evenly
+    spread over all. `features` are z̄ of three or more images. Classes without names are called by their numbers.
+    "umap" needs umap-learn (see `umap_available`); its axes have no meaning.
     """
     shown = np.linspace(0, len(features) - 1, min(len(features), _MOST_POINTS)).round().astype(np.int64)
     unit = features[shown].astype(np.float64)

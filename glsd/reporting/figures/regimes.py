@@ -42,12 +42,9 @@ def draw_regimes(
     Marks are means over the trials of a group, whiskers one standard deviation, faint dots the trials. A dotted line is
     the k-NN accuracy of the backbone as it was initialised.
 
-    Args:
-        trials: one row per trial, all alike but in `x`, `group` and the seed.
-        x: column of numbers; none, such as a regime of all images, is the last tick.
-        group: column of names, such as the settings of Table 1.
-        unlimited: where the last tick is, such as how many images of a class there are in all; by default beyond the
-            others.
+    The trials are alike but in `x`, a column of numbers, in `group`, a column of names, and in the seed. No number,
+    such as the regime of all images, is the last tick. It lies at `unlimited`, such as the images of a class in all, or
+    beyond the others.
 
     Raises:
         ValueError: no trial has a value, or there are more groups than lines that can be told apart.
@@ -91,13 +88,8 @@ def draw_regimes(
 def draw_comparison(trials: pd.DataFrame, axes: Sequence[str], measure: str = "knn", group: str = SETTING) -> Figure:
     """One measure of every trial as dots: a row for each combination of the axes, a colour and mark for each group.
 
-    Large marks are means over seeds, whiskers one standard deviation.
-
-    Args:
-        trials: one row per trial.
-        axes: columns that make the trials; without `group` among them all trials are one group.
-        measure: a column of Fig. 4.
-        group: column of names.
+    Large marks are means over seeds, whiskers one standard deviation. `measure` is a column of Fig. 4. Where the column
+    `group` is not among the axes, all trials are one group.
 
     Raises:
         ValueError: no trial has a value, or there are more groups than marks that can be told apart.
