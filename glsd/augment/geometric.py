@@ -1,7 +1,7 @@
 """G, the geometric part of an augmentation (Sec. 3.2): crop, bicubic resize, flip, from w_geo only.
 
 The resize is torch's antialiased bicubic on uint8 with channels last, which is Pillow's filter in integers (72 dB). The
-order of the calls in `_channels_last` matters: with the permutation first, or the new axis made by numpy (of stride 0),
+order of the calls that lead to it matters: with the permutation first, or the new axis made by numpy (of stride 0),
 torch does not see that channels are last and takes nearly twice the time.
 """
 
@@ -29,14 +29,10 @@ def crop_into(
     for (ul_x, ul_y, lr_x, lr_y, h, w, f), target in zip(geo.astype(np.int64).tolist(), out, strict=True):
         # Copied by numpy: torch would copy as well, in three times the time.
         crop = image[ul_y:lr_y, ul_x:lr_x].copy()
-        resized = functional.interpolate(_channels_last(crop), (h, w), mode="bicubic", antialias=True)
+        channels_last = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)
+        resized = functional.interpolate(channels_last, (h, w), mode="bicubic", antialias=True)
         pixels = resized[0].permute(1, 2, 0).numpy()
         if f:
             cv2.flip(pixels, _FLIP_CODES[f], dst=target)
         else:
             target[...] = pixels
-
-
-def _channels_last(pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[torch.Tensor, "1 3 height width"]:
-    """The same memory as torch's resize takes it."""
-    return torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)

@@ -103,14 +103,21 @@ def legend(owner: Axes | Figure, artists: Sequence[Artist], names: Sequence[str]
         text.set_parse_math(False)
 
 
-def frame(axes: Axes, color: str, linestyle: LineStyle, linewidth: float = 2.0) -> None:
-    """A line around what the axes show."""
-    left, right = axes.get_xlim()
-    bottom, top = axes.get_ylim()
+def frame(
+    axes: Axes,
+    color: str,
+    linestyle: LineStyle,
+    linewidth: float = 2.0,
+    box: Sequence[float] | None = None,
+    outline: Sequence[AbstractPathEffect] = (),
+) -> None:
+    """A line around what the axes show, or around a box (left, top, right, bottom)."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    left, top, right, bottom = box or (left, top, right, bottom)
     axes.add_patch(
         Rectangle(
             (left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=linewidth,
-            linestyle=linestyle, joinstyle="miter", clip_on=False,
+            linestyle=linestyle, joinstyle="miter", clip_on=False, path_effects=outline,
         )
     )  # fmt: skip
 

@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from glsd.augment.multicrop import Views
 from glsd.reporting.figures import canvas
@@ -83,18 +82,11 @@ def _side(num_views: int) -> float:
 def _draw_boxes(axes: Axes, image: Image, geo: Float[np.ndarray, "views 7"], numbered: bool = False) -> None:
     canvas.show(axes, image)
     for view in reversed(range(len(geo))):
-        left, top, right, bottom = (geo[view, :4] - 0.5).tolist()  # a box's edges lie between pixels
-        is_global = view < 2
-        width = 2.2 if is_global else 0.9
-        axes.add_patch(
-            Rectangle(
-                (left, top), right - left, bottom - top, fill=False, linewidth=width, joinstyle="miter",
-                edgecolor=(BLUE, ORANGE)[view] if is_global else "white", linestyle="-" if is_global else DASHED,
-                path_effects=canvas.halo(width + 0.8, "#00000080"), clip_on=False,
-            )
-        )  # fmt: skip
-        if numbered and not is_global:
-            _number(axes, (left, top), view - 1)
+        box = (geo[view, :4] - 0.5).tolist()  # a box's edges lie between pixels
+        color, linestyle, width = ((BLUE, ORANGE)[view], "-", 2.2) if view < 2 else ("white", DASHED, 0.9)
+        canvas.frame(axes, color, linestyle, width, box, canvas.halo(width + 0.8, "#00000080"))
+        if numbered and view >= 2:
+            _number(axes, (box[0], box[1]), view - 1)
 
 
 def _number(axes: Axes, corner: tuple[float, float], number: int) -> None:

@@ -12,13 +12,7 @@ from glsd.reporting.figures.matchings import draw_matching, geometric_pair
 from glsd.reporting.figures.pairs import pair_height
 
 
-def preview(
-    image: Image,
-    config: Config,
-    seed: int = 0,
-    epoch: int = 0,
-    image_id: int = 0,
-) -> Figure:
+def preview(image: Image, config: Config, seed: int = 0, epoch: int = 0, image_id: int = 0) -> Figure:
     """Crops of one image and the geometric matchings of (g1, g2) and of (g1, a local crop), as training draws them.
 
     The local crop shown is the one with the largest share of matches that count.

@@ -32,10 +32,7 @@ _ROW_HEIGHT, _LABEL_WIDTH = 0.3, 3.3
 
 
 def draw_regimes(
-    trials: pd.DataFrame,
-    x: str = "data.images_per_class",
-    group: str = SETTING,
-    unlimited: float | None = None,
+    trials: pd.DataFrame, x: str = "data.images_per_class", group: str = SETTING, unlimited: float | None = None
 ) -> Figure:
     """Fig. 4: k-NN accuracy, correspondence accuracy and error over an axis of a sweep, a line for each group.
 

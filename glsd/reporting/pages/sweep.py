@@ -5,7 +5,7 @@ and says why one has no result. Tables and figures are also written into the swe
 """
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from glsd.reporting.numbers import number_text, share_text
 from glsd.reporting.page import html
 from glsd.reporting.page.html import Html
 from glsd.reporting.pages.common import footer, unfinished_badge
-from glsd.reporting.sweep_figures import COMPARED, Made, SweepFigures
+from glsd.reporting.sweep_figures import COMPARED, SweepFigures
 from glsd.reporting.sweep_table import sweep_axes, sweep_table, top1
 from glsd.reporting.tables import SEED, SETTING
 from glsd.runs.log import FIGURES
@@ -54,12 +54,14 @@ def sweep_page(out: str) -> str:
     }
     for name, content in files.items():
         folder.write(name, content)
-    results, curves, collapse = map(_pictures, made)
+    results, curves, collapse = (
+        [html.picture(inline_svg(one.figure, one.title), one.title, one.caption) for one in section] for section in made
+    )
     num_ended = sum(state.status not in _UNFINISHED for state in states)
     lead = f"{sweep.grid}: {num_ended:,} of {len(states):,} trials have ended"
     lead += f"; they differ in {', '.join(axes)}." if axes else "."
     return html.page(
-        html.Head("glsd · sweep", Path(folder.path).name, _badges(folder, states), lead),
+        html.Head("glsd · sweep", Path(folder.path).name, _badges(folder, states, num_ended), lead),
         {
             "Results": [*results, *_results(trials, axes)],
             "Not as planned": [_exceptions(states, trials)],
@@ -74,12 +76,7 @@ def sweep_page(out: str) -> str:
     )
 
 
-def _pictures(made: Sequence[Made]) -> list[Html]:
-    return [html.picture(inline_svg(one.figure, one.title), one.title, one.caption) for one in made]
-
-
-def _badges(folder: Folder, states: Sequence[TrialState]) -> list[Html]:
-    num_ended = sum(state.status not in _UNFINISHED for state in states)
+def _badges(folder: Folder, states: Sequence[TrialState], num_ended: int) -> list[Html]:
     if num_ended < len(states):
         badges = [unfinished_badge(folder, f"{num_ended:,} of {len(states):,} trials")]
     else:
@@ -150,9 +147,7 @@ def _collapse(states: Sequence[TrialState], trials: pd.DataFrame, axes: Sequence
         for key, by_setting in found.items()
     ]
     readings = [
-        [state.name, state.verdict, *(_number(state.last(sign)) for sign in _SIGNS)]
-        for state in states
-        if state.verdict
+        [state.name, state.verdict, *(_shown(state.last(sign)) for sign in _SIGNS)] for state in states if state.verdict
     ]
     header = ["trial", "verdict", *(sign.replace("_", " ") for sign in _SIGNS)]
     title = "Collapsed trials (Sec. 4.6), of those that have a verdict"
@@ -176,7 +171,7 @@ def _cost(trials: pd.DataFrame, axes: Sequence[str]) -> list[Html]:
             *(tables.axis_text(axis, value) for axis, value in zip(by, key, strict=True)),
             str(len(group)),
             f"{int(group['images_seen'].sum()):,}",
-            _number(group["images_per_s"].mean()),
+            _shown(group["images_per_s"].mean()),
             number_text(group["train_hours"].sum()),
             number_text(group["gpu_hours"].sum()),
         ]
@@ -192,18 +187,18 @@ def _trials(trials: pd.DataFrame) -> Html:
         [
             row["trial"],
             row["status"],
-            "–" if pd.isna(row["verdict"]) else row["verdict"],
+            _shown(row["verdict"], str),
             f"{row['steps']:,} of {row['total_steps']:,}",
-            "–" if pd.isna(row["loss"]) else f"{row['loss']:.3f}",
-            *("–" if pd.isna(row[name]) else share_text(row[name]) for name in ("knn_online", "knn")),
+            _shown(row["loss"], "{:.3f}".format),
+            *(_shown(row[name], share_text) for name in ("knn_online", "knn")),
         ]
         for row in trials.to_dict("records")
     ]
     return html.table(["trial", "status", "verdict", "steps", "loss", "k-NN while training", "k-NN"], rows)
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None or pd.isna(value) else number_text(value)
+def _shown(value: Any, text: Callable[[Any], str] = number_text) -> str:
+    return "–" if pd.isna(value) else text(value)
 
 
 def _files(folder: Folder, files: Iterable[str]) -> list[Html]:
