@@ -102,11 +102,8 @@ class Order:
         if 10 * left_out <= self.num_images:
             return None
         # Units of one image always have one: the batch of all images leaves none out.
-        unit_size, batch_size = next(
-            (unit_size, batch_size)
-            for unit_size in range(self.unit_size, 0, -1)
-            if (batch_size := self._better_batch(unit_size)) is not None
-        )
+        batches = ((unit_size, self._better_batch(unit_size)) for unit_size in range(self.unit_size, 0, -1))
+        unit_size, batch_size = next((unit_size, batch) for unit_size, batch in batches if batch is not None)
         unit = "" if unit_size == self.unit_size else f" with data.unit_size {unit_size}"
         return (
             f"a batch of {self.batch_size} leaves {left_out} of {self.num_images} images "

@@ -20,12 +20,8 @@ def value_range_note(indexes: Sequence[Index | None], limits: DataConfig) -> str
 
     It is judged by some images from all over the data, and only where no `data.value_range` is set.
     """
-    if limits.value_range is not None:
-        return None
-    fitting = fitting_value_range(
-        (content for index in indexes if index is not None for content in _sampled(index)), limits.max_pixels
-    )
-    if fitting is None:
+    contents = (content for index in indexes if index is not None for content in _sampled(index))
+    if limits.value_range is not None or (fitting := fitting_value_range(contents, limits.max_pixels)) is None:
         return None
     return (
         f"the images have more than 8 bits, but the values of those looked at lie within {list(fitting)}, at most a "
@@ -65,7 +61,7 @@ def alike(index: Index, image_ids: np.ndarray, limits: DataConfig, count: int) -
         classes, counts = np.unique(labels, return_counts=True)
         shuffled = np.random.default_rng(0).permutation(classes[counts > 1])
         groups = deque(image_ids[labels == label] for label in shuffled)
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    pairs = list[tuple[np.ndarray, np.ndarray]]()
     while groups and len(pairs) < count:
         group = groups.popleft()
         found = some_decodable(index, group, limits, len(pairs), 2)

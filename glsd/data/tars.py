@@ -118,8 +118,6 @@ def scan_tars(source: str, files: Files, tick: Callable[[int], None]) -> Rows:
 def pack(source: Source, config: DataConfig, cache: Path, tick: Callable[[int], None]) -> Path:
     """A folder of plain tars in the cache with the images of Parquet files or compressed tars, made if it is not there.
 
-    It is renamed into place when complete, so that a process killed while packing leaves nothing that is later used.
-
     Raises:
         ValueError: a file is broken, or lacks the columns that `config` names.
     """
@@ -162,8 +160,8 @@ def _scan_tar(uri: str) -> _Scanned:
     companions = [name for name in names if _stem(name) != _key(name) and _key(name) in simple]
     left_out, owners = set(companions), {owner for name in names for owner in (_stem(name), _key(name))}
     used = [
-        (name, *place, labels.get(_stem(name), labels.get(_key(name))))
-        for name, *place in images
+        (name, offset, length, labels.get(_stem(name), labels.get(_key(name))))
+        for name, offset, length in images
         if name not in left_out
     ]
     return _Scanned(used, companions, [f"{stem}.cls" for stem in labels if stem not in owners], not_read)
@@ -264,22 +262,16 @@ def _parquet_images(source: Source, config: DataConfig) -> Iterator[tuple[str, b
                 table = pq.ParquetFile(stream)
             except pa.ArrowInvalid as error:
                 raise ValueError(f"{uri} is not a Parquet file, or is broken: {error}") from error
-            schema = table.schema_arrow
-            _check_image_column(uri, schema, config.image_column)
-            labelled = config.label_column in schema.names
-            columns = [config.image_column] + ([config.label_column] if labelled else [])
-            row = 0
-            for batch in table.iter_batches(batch_size=256, columns=columns):
-                images = batch.column(config.image_column)
-                labels = batch.column(config.label_column) if labelled else None
-                for place in range(batch.num_rows):
-                    where = f"{uri}, row {row}"
-                    data = _encoded(images[place].as_py(), where, config.image_column)
-                    key = f"{file_name}/{row:09d}"
-                    yield key + image_suffix(data), data
-                    if labels is not None:
-                        yield f"{key}.cls", _label(labels[place].as_py(), where, config.label_column)
-                    row += 1
+            _check_image_column(uri, table.schema_arrow, config.image_column)
+            columns = [name for name in (config.image_column, config.label_column) if name in table.schema_arrow.names]
+            batches = table.iter_batches(batch_size=256, columns=columns)
+            values = (zip(*(batch.column(name) for name in columns), strict=True) for batch in batches)
+            for row, (image, *labels) in enumerate(itertools.chain.from_iterable(values)):
+                where, key = f"{uri}, row {row}", f"{file_name}/{row:09d}"
+                data = _encoded(image.as_py(), where, config.image_column)
+                yield key + image_suffix(data), data
+                for label in labels:
+                    yield f"{key}.cls", _label(label.as_py(), where, config.label_column)
 
 
 def _check_image_column(uri: str, schema: pa.Schema, column: str) -> None:

@@ -1,6 +1,6 @@
 """Units of the stream: unit k, some images of a step, is a pure function of the settings, the data and k.
 
-So a training resumes at any unit, any worker can make any of them, and who trains without Ray makes them in a loop.
+So a training resumes at any unit, and any worker, or a loop without Ray, can make any of them.
 """
 
 import json
@@ -42,12 +42,10 @@ class UnitMaker(Protocol):
 
 
 class EncodedImage(NamedTuple):
-    """An image of a unit as it was read."""
+    """An image of a unit as it was read: its number within the regime, its row of the full index, its bytes."""
 
     member: int
-    """Its number within the regime."""
     image_id: int
-    """Its row of the full index."""
     data: bytes
 
 

@@ -36,12 +36,12 @@ def save_checkpoint(
         step: steps done.
         state: what `torch.load(weights_only=True)` reads back.
         facts: JSON values that are read without the state, such as the k-NN accuracy.
-        may_publish: asked when the state is written and before the checkpoint counts, since writing may take so long
-            that the run has been taken over in the meantime.
+        may_publish: asked when the state is written and before the checkpoint counts, since the run may be taken over
+            in the meantime.
 
     Raises:
-        RuntimeError: it may not be published; earlier checkpoints are untouched.
-        OSError: the disk is full or gone; earlier checkpoints are untouched.
+        RuntimeError: it may not be published.
+        OSError: the disk is full or gone.
     """
     import torch
 
@@ -81,8 +81,8 @@ def save_checkpoint(
 
 def checkpoints(run: str) -> dict[int, str]:
     """Complete checkpoints of a run by step, in order."""
-    names = [name for name, files in _found(run).items() if _MANIFEST in files]
-    steps = {int(match[1]): name for name in names if (match := _NAME.fullmatch(name))}
+    found = _found(run).items()
+    steps = {int(match[1]): name for name, files in found if _MANIFEST in files and (match := _NAME.fullmatch(name))}
     return {step: joined(run, f"checkpoints/{steps[step]}") for step in sorted(steps)}
 
 

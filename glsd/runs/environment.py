@@ -16,7 +16,7 @@ PACKAGES = (
 
 
 def environment() -> Environment:
-    """What a result may depend on besides settings and data: versions, platform, commit. No variables, no names."""
+    """Versions, platform and commit. No variables, no names."""
     return Environment(
         python=platform.python_version(),
         platform=platform.platform(),

@@ -84,13 +84,8 @@ def held_lease(folder: Folder, on_wait: Callable[[str], None], times: LeaseTimes
     missing = [place for place in (path, *path.parents) if folder.is_local and not place.exists()]
     with _locked(folder, times) as is_locked:
         _await_end(folder, is_locked, on_wait, times)
-        own = Holder(
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            token=uuid.uuid4().hex,
-            since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-            heartbeat_ns=time.time_ns(),
-        )
+        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        own = Holder(socket.gethostname(), os.getpid(), uuid.uuid4().hex, since, time.time_ns())
         _write(folder, own)
         time.sleep(times.settle_s)
         winner = read_holder(folder)

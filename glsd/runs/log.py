@@ -32,11 +32,11 @@ class RunLog:
     """The growing files of a run, written by one process: metrics, TensorBoard events, skipped images.
 
     They grow on a local disk, in place where the run directory is local; `sync` brings them to an object store whole
-    and belongs before each checkpoint and at the end. A run that resumes forgets what was logged after its checkpoint.
+    and belongs before each checkpoint and at the end.
 
     Args:
         run: the run directory.
-        resume_step: number of steps that the checkpoint holds; lines of later steps are dropped.
+        resume_step: steps of the checkpoint from which the run resumes; lines of later steps are dropped.
         external: where else the metrics go.
     """
 
@@ -74,7 +74,7 @@ class RunLog:
             log.log(step, {key: value for key, value in values.items() if value is not None})
 
     def skip(self, step: int, image_id: int, uri: str, reason: str) -> None:
-        """Add an image that could not be decoded up to a step; again is the same as once."""
+        """Add an image that could not be decoded up to a step; only its first time counts."""
         if image_id not in self._skipped_ids:
             self._skipped_ids.add(image_id)
             line = SkippedLine(step=step, image_id=image_id, uri=uri, reason=reason)

@@ -36,12 +36,7 @@ AnyRecord = TypeVar("AnyRecord", bound=FileRecord)
 
 
 def read_record(folder: Folder, kind: type[AnyRecord], below: str = "") -> AnyRecord | None:
-    """The record of a folder; None where there is no such file.
-
-    Args:
-        folder: of the run, evaluation, trial or sweep.
-        kind: which record.
-        below: a folder within it, such as `evaluation/`.
+    """The record in a folder, or in one `below` it such as `evaluation/`; None where there is no such file.
 
     Raises:
         ValueError: the file is not one of this version of glsd.

@@ -71,11 +71,7 @@ class TrialState:
 
 
 def trial_states(out: str, known: Sequence[TrialState] = ()) -> list[TrialState]:
-    """All trials of a sweep, in the order in which they were asked for.
-
-    Args:
-        out: folder of the sweep.
-        known: how they stood before; what has ended is not read again.
+    """All trials of the sweep at `out`, as they were asked for; those of `known` that have ended are not read again.
 
     Raises:
         ValueError: the folder is not a sweep.
@@ -107,5 +103,5 @@ def _state(out: str, name: str, trial: SweepTrial) -> TrialState:
 
 
 def evaluation(folder: Folder) -> Evaluation | None:
-    """What the evaluation of a trial found; None where there is none yet."""
+    """What the evaluation of a trial found, if there is one."""
     return read_record(folder, Evaluation, f"{EVALUATED}/")

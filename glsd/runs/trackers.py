@@ -31,11 +31,7 @@ _MLFLOW_PAUSE_S = 600.0
 
 
 def check_loggers(names: Sequence[Logger]) -> None:
-    """Refuse a logger whose package is not installed.
-
-    Raises:
-        ValueError: it says what to install.
-    """
+    """Refuse a logger whose package is not installed, and say what to install."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"--loggers {name} needs a package that is not installed: pip install 'glsd[{name}]'")

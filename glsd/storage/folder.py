@@ -43,10 +43,7 @@ class Folder:
 
     @property
     def location(self) -> str:
-        """The folder's absolute path or its URI: the same folder in every process, whatever its working folder is.
-
-        It is for functions that take a path or URI; a `filesystem` that no URI names is not in it.
-        """
+        """The folder's absolute path, or its URI if there is one, for functions that take either, in any process."""
         return self.path if self.is_local else self.out
 
     def uri(self, name: str) -> str:
@@ -54,11 +51,7 @@ class Folder:
         return joined(self.out, name)
 
     def sizes(self) -> dict[str, int]:
-        """Names and sizes in bytes of what is in the folder, without what a killed process left unfinished.
-
-        Raises:
-            ValueError: it is a file.
-        """
+        """Names and sizes in bytes of what is in the folder, without what a killed process left unfinished."""
         if self.filesystem.get_file_info(self.path).type == pyarrow.fs.FileType.File:
             raise ValueError(f"{self.out} is a file; name a folder")
         entries = self.filesystem.get_file_info(pyarrow.fs.FileSelector(self.path, allow_not_found=True))

@@ -14,11 +14,8 @@ from typing import BinaryIO
 def replacing(path: Path, unfinished: Path | None = None) -> Iterator[BinaryIO]:
     """A stream whose content becomes a local file when the block ends, unless it ends by an exception.
 
-    At any moment the file is the old one or the new one, whole, even after a power cut.
-
-    Args:
-        path: the file.
-        unfinished: its name until then, beside it; by default one that no other thread or process uses.
+    At any moment the file is the old one or the new one, whole, even after a power cut. Until then it is `unfinished`,
+    beside it, by default a name that no other thread or process uses.
     """
     unfinished = unfinished or path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:

@@ -27,11 +27,7 @@ def is_remote(uri: str) -> bool:
 
 
 def absolute(source: str | Path) -> str:
-    """The uri of what a user named: `~` expanded, made absolute, without a slash at its end.
-
-    Raises:
-        ValueError: no uri can be made of it, see `check_uri`.
-    """
+    """The uri of what a user named: checked by `check_uri`, `~` expanded, made absolute, without a slash at its end."""
     text = str(source)
     check_uri(text)
     if is_remote(text):
@@ -43,9 +39,7 @@ def absolute(source: str | Path) -> str:
 def check_uri(uri: str) -> None:
     """Refuse credentials, which would be written wherever the uri is, and names that this process cannot tell apart.
 
-    Raises:
-        ValueError: it holds credentials, or is a local name with letters that the locale reads in an encoding of its
-            own; the message has no credentials in it.
+    Such a name has letters that the locale reads in an encoding of its own.
     """
     if is_remote(uri):
         check_no_credentials(uri)
@@ -57,11 +51,7 @@ def check_uri(uri: str) -> None:
 
 
 def check_no_credentials(text: str) -> None:
-    """Refuse a uri, or an argument with a uri at its end, in which there are credentials.
-
-    Raises:
-        ValueError: there are; the message does not show them.
-    """
+    """Refuse a uri, or an argument with a uri at its end, in which there are credentials, and do not show them."""
     before, _, rest = text.partition("://")
     scheme = re.split(r"[^a-z0-9]", before.lower())[-1]
     location, mark, options = rest.partition("?")
@@ -112,11 +102,7 @@ def joined(folder: str, name: str) -> str:
 
 
 def resolved(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The file system of a remote uri, and the path on it.
-
-    Raises:
-        ValueError: its scheme is not known, or it holds credentials.
-    """
+    """The file system of a remote uri, which must be of a known scheme without credentials, and the path on it."""
     check_uri(uri)
     location, mark, options = uri.partition("?")
     scheme, _, rest = location.partition("://")
