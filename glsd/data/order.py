@@ -36,11 +36,7 @@ def permutation(key: str, size: int, positions: NDArray[np.int64]) -> NDArray[np
 
 @dataclass(frozen=True)
 class Order:
-    """The order of `num_images` images in steps of `batch_size` and units of `unit_size`.
-
-    Raises:
-        ValueError: there are fewer images than a batch, or units do not divide the batch.
-    """
+    """The order of `num_images` images, at least one batch, in steps of `batch_size` and units of `unit_size`."""
 
     seed: int
     num_images: int

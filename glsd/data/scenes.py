@@ -16,10 +16,9 @@ _COLUMNS: Final = ("image_a", "image_b", "homography")
 
 
 class Scene(NamedTuple):
-    """Two photographs of a flat scene."""
+    """Two photographs of a flat scene, by path or URI."""
 
     image_a: str
-    """Its path or URI."""
     image_b: str
     homography: Float64[np.ndarray, "3 3"]
     """Takes (x, y, 1) in pixels of image a to image b, as OpenCV has it."""

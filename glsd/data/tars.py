@@ -54,16 +54,14 @@ class Rows(NamedTuple):
 
 
 class _Scanned(NamedTuple):
-    """What a tar holds."""
+    """What a tar holds: images as (name, offset, length, label), companions that are left out since the same key has an
+    image of a simple name, .cls members of no image, and kinds of members that may be images and are not read.
+    """
 
     images: list[tuple[str, int, int, str | None]]
-    """(name, offset, length, label)."""
     companions: list[str]
-    """Images left out since the same key has one of a simple name."""
     unused: list[str]
-    """.cls members of no image."""
     not_read: Counter[str]
-    """Kinds of members that may be images and are not read."""
 
 
 def scan_tars(source: str, files: Files, tick: Callable[[int], None]) -> Rows:

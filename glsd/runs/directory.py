@@ -23,10 +23,8 @@ from glsd.runs.records import DATA, ENVIRONMENT, RunData, Summary, read_record, 
 from glsd.storage.folder import Folder
 
 CONFIG, BACKBONE = "config.yaml", "backbone"
-_DATA_NAMES = {
-    "digest": "digest of all names and sizes",
-    "knn_digest": "digest of all names and sizes of the tested images",
-}
+_DIGEST = "digest of all names and sizes"
+_DATA_NAMES = {"digest": _DIGEST, "knn_digest": f"{_DIGEST} of the tested images"}
 
 
 class RunDirectory(Folder):
@@ -94,7 +92,7 @@ class RunDirectory(Folder):
             self._refuse("data", {_DATA_NAMES.get(key, key): pair for key, pair in pairs.items() if pair[0] != pair[1]})
 
     def finish(self, summary: Summary) -> None:
-        """Mark the run as finished; the last file that it writes."""
+        """Mark the run as finished; its last file."""
         write_record(self, summary)
 
     @property

@@ -43,7 +43,7 @@ def whole_folder(path: Path, unfinished: Path, check: Callable[[], None] = lambd
 
     Args:
         path: the local folder; one that is there is replaced.
-        unfinished: its name until then, beside it; what a killed process left under this name is deleted.
+        unfinished: its name until then, beside it; what is there under this name is deleted.
         check: called when the content is durable; if it raises, `path` stays as it was.
     """
     replaced = unfinished.with_name(f"{unfinished.name}.replaced")
