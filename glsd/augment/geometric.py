@@ -31,6 +31,7 @@ def crop_into(
         crop = image[ul_y:lr_y, ul_x:lr_x].copy()
         channels_last = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)
         resized = functional.interpolate(channels_last, (h, w), mode="bicubic", antialias=True)
+        del crop, channels_last  # or this crop would be kept while the next one is copied
         pixels = resized[0].permute(1, 2, 0).numpy()
         if f:
             cv2.flip(pixels, _FLIP_CODES[f], dst=target)
