@@ -100,6 +100,9 @@ def parse(given: list[str]) -> Any:
         nearest = difflib.get_close_matches(verb, VERBS, n=1)
         meant = f", did you mean {nearest[0]}?" if nearest else ";"
         raise ValueError(f"there is no verb {verb!r}{meant} glsd has {', '.join(VERBS)}")
+    for option in ("data", "test", "knn_data"):
+        if [word.partition("=")[0].replace("-", "_") for word in rest].count(f"__{option}") > 1:
+            raise ValueError(f"--{option} is given twice; name all sources after one --{option}")
     arguments, preset = VERBS[verb]
     program = f"glsd {verb}"
     if preset is None:

@@ -49,7 +49,7 @@ def _value(key: str, default: Any, given: Sequence[str]) -> Any:
     if isinstance(default, list) or len(values) > 1:
         return values
     if not values and not isinstance(default, bool):
-        raise ValueError(f"--{key} needs a value; its default is {default}")
+        raise ValueError(f"--{key} needs a value, such as --{key} {default}")
     return values[0] if values else True
 
 

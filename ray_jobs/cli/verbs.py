@@ -247,9 +247,9 @@ class Embed:
 class Convert:
     """Turn someone's checkpoint into a backbone that glsd and timm load.
 
-    It knows the layouts of this paper's code, EsViT, DINO, iBOT, DINOv2, MoCo, BYOL, I-JEPA, lightly, lightly-train,
-    solo-learn, timm and Hugging Face's transformers. Of several networks it takes the one that is evaluated, such as
-    DINO's teacher.
+    It knows the layouts of this paper's code, EsViT, DINO, iBOT, DINOv2, MoCo, BYOL, I-JEPA, MAE, lightly,
+    lightly-train, solo-learn, timm and Hugging Face's transformers. Of several networks it takes the one that is
+    evaluated, such as DINO's teacher.
 
     Example: glsd convert dino_deitsmall16_pretrain.pth backbones/dino --backbone vit_small_patch16_224
     """

@@ -38,7 +38,7 @@ _TITLES = {
     "teacher_temperature": "Temperature of the teacher",
     "weight_decay": "Weight decay",
 }
-_NO_CURVES = {"step", "epoch", "seconds_left", "knn_anchors", "knn_queries", "loss_share", "collapsed"}
+_NO_CURVES = {"step", "epoch", "seconds_left", "knn_anchors", "knn_queries", "knn_majority", "loss_share", "collapsed"}
 
 _SHARE: list[Level] = [("", 0.0), ("", 1.0)]
 _SIGNS: dict[str, tuple[str, Sequence[Level]]] = {

@@ -20,7 +20,7 @@ from glsd.config import Config, DataConfig
 from glsd.data.index import build_index
 from glsd.runs.checkpoints import save_checkpoint
 from glsd.runs.directory import RunDirectory
-from glsd.runs.lease import NAME, LeaseTimes, read_holder
+from glsd.runs.lease import NAME, TIMES, LeaseTimes, read_holder
 from glsd.runs.log import RunLog, read_metrics
 from glsd.runs.records import RunData, Summary, read_record
 from glsd.storage.folder import Folder
@@ -333,7 +333,7 @@ def test_a_second_start_is_refused_while_the_first_lives_and_takes_over_after_it
     # Not waited for, the killed process is a zombie: its id still exists.
     while Path(f"/proc/{holder.pid}/stat").exists() and ") Z " not in Path(f"/proc/{holder.pid}/stat").read_text():
         time.sleep(0.01)
-    with run.lease(waits.append, QUICK._replace(grace_s=3.0)) as token:
+    with run.lease(waits.append, QUICK._replace(grace_s=3.0, settle_s=TIMES.settle_s)) as token:
         assert run.holds_lease(token)
         assert not run.holds_lease(lease.token)
     holder.communicate()

@@ -66,6 +66,10 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
             "optim.epochs: Input should be greater than or equal to 1, not '0'",
         ),
         (["config", "demo", "--optim.epochs"], "--optim.epochs needs a value"),
+        (
+            ["embed", "run", "--data", "a", "--data=b", "--out", "x"],
+            "--data is given twice; name all sources after one",
+        ),
         (["config", "demo", "30"], "'30' belongs to no option"),
         (["pretrain", "demo", "--data", ".", "--out", "mine", "--worker", "2"], "did you mean '--workers'?"),
         (["pretrain", "demo", "--data", ".", "--out", "mine", "--workers", "0"], "workers: Input should be greater"),
