@@ -50,8 +50,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_packing_keeps_every_image_its_label_and_its_image_id_and_goes_on_after_a_kill(
     photos: Path, tmp_path: Path
 ) -> None:
-    words, out, cache = list[str](), tmp_path / "shards", tmp_path / "cache"
-    packed = pack(photos, str(out), DataConfig(), SHARD_BYTES, words.append, cache)
+    news, out, cache = list[tuple[str, ...]](), tmp_path / "shards", tmp_path / "cache"
+    packed = pack(photos, str(out), DataConfig(), SHARD_BYTES, lambda *said: news.append(said), cache)
     before, after = build_index(photos, DataConfig(), cache), build_index(out, DataConfig(), cache)
     assert [after.read(k) for k in range(len(after))] == [before.read(k) for k in range(len(before))]
     assert before.labels is not None
@@ -63,7 +63,7 @@ def test_packing_keeps_every_image_its_label_and_its_image_id_and_goes_on_after_
         str(out), 23, len(list(out.glob("*.tar"))), sum(p.stat().st_size for p in out.glob("*.tar")), 0
     )
     assert packed.num_shards > 2
-    assert words[-1] == "packing 23/23 images"
+    assert news[-1] == ("packing", "23/23 images")
 
     first = contents(out)
     (out / "000001.tar").unlink()
@@ -128,8 +128,8 @@ def test_a_pack_is_completed_from_a_copy_and_one_of_an_earlier_version_from_unch
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_an_image_that_is_gone_stops_the_packing_in_words(photos: Path, tmp_path: Path) -> None:
-    def remove(text: str) -> None:
-        if text.startswith("packing 0/"):
+    def remove(subject: str, detail: str) -> None:
+        if subject == "packing" and detail.startswith("0/"):
             (photos / "pears" / "01.png").unlink()
 
     with pytest.raises(ValueError, match=r"^00000\d\.tar was not written: .*01\.png is gone since the index was made"):
@@ -143,8 +143,8 @@ def test_a_shard_that_was_written_and_is_not_in_the_folder_is_missed_in_the_end(
 ) -> None:
     monkeypatch.setattr("ray_jobs.packing._SHOWN_LATE_S", 1.0)
 
-    def lose(text: str) -> None:  # as a worker does that writes to a disk of its own
-        if text == "packing 23/23 images":
+    def lose(subject: str, detail: str) -> None:  # as a worker does that writes to a disk of its own
+        if (subject, detail) == ("packing", "23/23 images"):
             (tmp_path / "shards" / "000001.tar").unlink()
 
     with pytest.raises(
