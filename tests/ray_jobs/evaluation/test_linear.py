@@ -23,6 +23,7 @@ from glsd.evaluation.linear_units import LinearSource
 from glsd.evaluation.online_knn import embedded, preprocessed
 from glsd.runs.checkpoints import checkpoints, load_checkpoint
 from glsd.runs.directory import RunDirectory
+from glsd.runs.records import LinearFound
 from glsd.storage.folder import Folder
 from ray_jobs.cluster.start import cluster as connected
 from ray_jobs.evaluation.linear import LinearPlan, linear_probe, linear_worker
@@ -43,7 +44,7 @@ CORRUPT = 0
 class Probed(NamedTuple):
     """What a probe says and what it leaves behind, in a local folder or that of a bucket."""
 
-    scores: dict[str, Any]
+    scores: LinearFound
     folder: Path
 
     @property
@@ -67,7 +68,7 @@ def split_of(photos: Path) -> LabelledSplit:
     return labelled_split(build_index(photos, config.data), None, config.evaluation.model_copy(update={"holdout": 0.4}))
 
 
-def probe(photos: Path, folder: Path | str, protocol: LinearConfig = PROTOCOL, **job: Any) -> dict[str, Any]:
+def probe(photos: Path, folder: Path | str, protocol: LinearConfig = PROTOCOL, **job: Any) -> LinearFound:
     """What a probe of the untrained network on the photos says."""
     split, settings = split_of(photos), JobSettings(**job)
     tested = embedded(encoder(), preprocessed(encoder(), split.queries, 1))
@@ -97,10 +98,10 @@ def source(cluster: None, photos: Path) -> LinearSource:
 def test_the_layer_tells_textures_apart_that_a_guess_would_not(undisturbed: Probed, photos: Path) -> None:
     scores = undisturbed.scores
     chance, num_tested = 1 / len(CLASSES), len(split_of(photos).queries.image_ids)
-    assert scores["top1"] > chance + 3 * math.sqrt(chance * (1 - chance) / num_tested)
-    assert (scores["top5"], scores["num_top"]) == (1.0, len(CLASSES))
-    assert scores["epochs"] == PROTOCOL.epochs
-    assert LinearConfig.model_validate(scores["settings"]) == PROTOCOL
+    assert scores.top1 > chance + 3 * math.sqrt(chance * (1 - chance) / num_tested)
+    assert (scores.top5, scores.num_top) == (1.0, len(CLASSES))
+    assert scores.epochs == PROTOCOL.epochs
+    assert LinearConfig.model_validate(scores.settings) == PROTOCOL
 
 
 def test_a_finished_probe_called_again_tests_its_layer_and_trains_nothing(
