@@ -122,4 +122,4 @@ def _scaled(tree: Mapping[str, Any], derived: Sequence[str]) -> ScaledConfig:
             return config
         except ValueError as error:
             refusals.append(error)
-    raise refusals[-1]
+    raise ValueError(f"no number of images makes this possible; {refusals[-1]}") from refusals[-1]

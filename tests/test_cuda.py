@@ -7,15 +7,19 @@ import pytest
 import torch
 
 from glsd.augment.photometric import photometric_device
+from glsd.evaluation.knn import nearest
 from glsd.training.batch import to_device
 from glsd.training.loop import Metrics
 from glsd.training.schedules import schedule
 from glsd.training.state import TrainState, initial_state
 from glsd.training.step import train_step
 from ray_jobs.settings import JobSettings
+from tests.glsd.evaluation.test_knn import random_features
 from tests.glsd.training.small import small_config, train, units
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device; benchmarks/gpu.py runs these tests where there is one"
+)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
@@ -102,3 +106,10 @@ def test_photometrics_of_the_gpu_are_those_of_the_cpu():
     pho = torch.from_numpy(unit["pho"][:, :2]).flatten(0, 1)
     there = photometric_device(crops.to(CUDA), pho.to(CUDA), config.augment)
     torch.testing.assert_close(there.cpu(), photometric_device(crops, pho, config.augment), rtol=1e-4, atol=1e-3)
+
+
+def test_queries_on_the_gpu_have_the_neighbours_that_they_have_on_the_cpu() -> None:
+    anchors, queries = random_features(20_000, 48, 0), random_features(600, 48, 1)
+    expected, found = nearest(anchors, queries, 20), nearest(anchors, queries.cuda(), 20)
+    assert float((found.anchor_index.cpu() == expected.anchor_index).double().mean()) > 0.999  # but for near ties
+    torch.testing.assert_close(found.similarity.cpu(), expected.similarity, atol=1e-6, rtol=0)

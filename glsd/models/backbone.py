@@ -7,6 +7,7 @@ are always initialised here, never downloaded.
 
 import copy
 import difflib
+import inspect
 import math
 import re
 from collections.abc import Iterable
@@ -166,10 +167,13 @@ class Backbone(nn.Module):
         memo |= {id(real): stand_in for real, stand_in in zip(self.parameters(), parameters, strict=True)}
         model = copy.deepcopy(self.model, memo).eval()
         features = model.forward_features(torch.empty(1, 3, size, size, device="meta", dtype=parameters[0].dtype))
+        refusal = ValueError(f"backbone {self.name} has no head that pools its feature map")
+        if "pre_logits" not in inspect.signature(model.forward_head).parameters:
+            raise refusal
         try:
             z_bar = model.forward_head(features, pre_logits=True)
-        except (NotImplementedError, TypeError) as error:  # timm's encoders refuse the call, or know no `pre_logits`
-            raise ValueError(f"backbone {self.name} has no head that pools its feature map") from error
+        except NotImplementedError as error:  # timm's word for an encoder that is made without a head
+            raise refusal from error
         return parameters, z_bar, self._dense(features, size, size)
 
     def _dense(self, features: Any, height: int, width: int) -> Float[Tensor, "rows h w dim"]:

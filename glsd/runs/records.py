@@ -1,7 +1,7 @@
 """The JSON files of a run, an evaluation and a sweep: one frozen record for each format.
 
-A record is written with the keys that it was made with, and keys of a file that it does not know are left out when it
-is read, so that folders of other versions of glsd are read as far as they go.
+A record is written with the keys that it was made with, and keys of a file that it does not know are kept, so that
+folders of other versions of glsd can be read and added to.
 """
 
 import json
@@ -23,7 +23,7 @@ NA), or by an error, after which it is tried again when the sweep is started aga
 class FileRecord(BaseModel):
     """What a JSON file, or a part of one, holds."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
     FILE: ClassVar[str]
     """Name of the file in its folder."""
 

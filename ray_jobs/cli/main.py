@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass, make_dataclass, replace
 from importlib.metadata import version
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_origin
 
 import tyro
 from pydantic import ValidationError
@@ -100,10 +100,11 @@ def parse(given: list[str]) -> Any:
         nearest = difflib.get_close_matches(verb, VERBS, n=1)
         meant = f", did you mean {nearest[0]}?" if nearest else ";"
         raise ValueError(f"there is no verb {verb!r}{meant} glsd has {', '.join(VERBS)}")
-    for option in ("data", "test", "knn_data"):
-        if [word.partition("=")[0].replace("-", "_") for word in rest].count(f"__{option}") > 1:
-            raise ValueError(f"--{option} is given twice; name all sources after one --{option}")
     arguments, preset = VERBS[verb]
+    flags = [word.partition("=")[0].replace("-", "_") for word in rest]
+    for option, kind in _options(arguments):
+        if get_origin(kind) is tuple and flags.count(f"__{option}") > 1:
+            raise ValueError(f"--{option} is given twice; give all its values after one --{option}")
     program = f"glsd {verb}"
     if preset is None:
         return tyro.cli(arguments, args=rest, prog=program, use_underscores=True)
@@ -121,7 +122,9 @@ def parse(given: list[str]) -> Any:
     if asks_help:
         _help(arguments, config, program)
     parsed, words = tyro.cli(arguments, args=rest, prog=program, use_underscores=True, return_unknown_args=True)
-    return replace(parsed, config=config.with_overrides(overrides(words, _options(arguments))))
+    return replace(
+        parsed, config=config.with_overrides(overrides(words, [option for option, _ in _options(arguments)]))
+    )
 
 
 def _help(arguments: type[Any], config: Config, program: str) -> NoReturn:
@@ -138,15 +141,15 @@ def _help(arguments: type[Any], config: Config, program: str) -> NoReturn:
     raise AssertionError("tyro exits after --help")
 
 
-def _options(record: Any) -> Iterator[str]:
-    """Names of a verb's own options."""
+def _options(record: Any) -> Iterator[tuple[str, Any]]:
+    """Names and types of a verb's own options."""
     for field in fields(record):
         if is_dataclass(field.default):
             yield from _options(field.default)
         elif isinstance(field.default, JobSettings):
-            yield from JobSettings.model_fields
+            yield from ((name, job.annotation) for name, job in JobSettings.model_fields.items())
         elif not isinstance(field.default, Config):
-            yield field.name
+            yield field.name, field.type
 
 
 def _overview() -> str:

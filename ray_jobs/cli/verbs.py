@@ -4,7 +4,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -170,9 +170,9 @@ class Sweep:
             from ray_jobs.sweeps.job import sweep
             from ray_jobs.sweeps.planning import not_ended, plan_table
 
-        options = replace(self.options, command=tuple(self.command()))
+        options = self.options
         data, test = named_sources(self.data), named_sources(self.test)
-        planned = sweep(load_config(self.base), self.study, data, self.out, test, options, self.job)
+        planned = sweep(load_config(self.base), self.study, data, self.out, test, options, self.job, self.command())
         if options.dry_run:
             print(plan_table(planned))
             if options.search == "optuna" and (num_left := options.samples - len(planned)) > 0:

@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 import ray
@@ -17,6 +18,8 @@ import ray.data
 
 from ray_jobs.cluster.deaths import DEATHS, death
 from ray_jobs.settings import JobSettings, num_cores
+
+Started = TypeVar("Started")
 
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune would print tables of its own
@@ -171,21 +174,34 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 
 def _start(dashboard_port: int | None) -> None:
-    """A Ray of this machine. Ray waits 30 s for itself, which a busy machine may exceed; then it is started again."""
+    """A Ray of this machine."""
+    insist(
+        partial(
+            ray.init,
+            address="local",
+            # One slot more than cores: the training worker takes a hair of one, which would cost the stream a task.
+            num_cpus=num_cores() + 1,
+            include_dashboard=dashboard_port is not None,
+            dashboard_port=dashboard_port,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    )
+
+
+def insist(start: Callable[[], Started]) -> Started:
+    """What `start` returns, which starts a node of Ray. Ray waits 30 s for it, which a busy machine may exceed; then it
+    is started again.
+
+    Raises:
+        RuntimeError: three starts took too long. Other errors of `start` pass.
+    """
     for _ in range(3):
         try:
-            ray.init(
-                address="local",
-                # One slot more than cores: the training worker takes a hair of one, which would cost the stream a task.
-                num_cpus=num_cores() + 1,
-                include_dashboard=dashboard_port is not None,
-                dashboard_port=dashboard_port,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-            return
-        except Exception as error:  # Ray raises the bare class for its time-out, so the text decides
-            if "timed out during startup" not in str(error):
+            return start()
+        except Exception as error:
+            # When the 30 s are over, Ray raises this class itself (ray/_private/node.py), so only its text tells.
+            if type(error) is not Exception or "timed out during startup" not in str(error):
                 raise
     raise RuntimeError("Ray did not start within 30 s, three times: the machine is too busy; rerun the command")
 

@@ -183,4 +183,5 @@ def _begun(
             f"{', '.join(different)}; choose another --out"
         )
     measured = {key: getattr(there, key) for key in (*PROBES, "skipped") if key in there.model_fields_set}
+    measured |= there.model_extra or {}
     return found.model_copy(update=measured)

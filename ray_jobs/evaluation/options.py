@@ -39,7 +39,7 @@ class EvaluateOptions:
     figures: bool = True
     """Draw figures into --out."""
     keep: bool = True
-    """Leave the representations of the images in the cache, for later probes."""
+    """Leave z̄ of the images in the cache for later probes; representations of several blocks always stay."""
 
     def check(self) -> None:
         """Refuse what is out of range or would have no effect, as far as it shows without model and images."""

@@ -114,7 +114,8 @@ class Probed:
     def discard(self) -> None:
         """Delete the model's representations from the cache; those of the random initialisation serve other models."""
         self._features.clear()
-        for index in {id(side.index): side.index for side in self.split[:2]}.values():
+        sides = () if self.images.split is None else self.images.split[:2]
+        for index in {id(side.index): side.index for side in sides}.values():
             discard(self.encoder, index)
 
 

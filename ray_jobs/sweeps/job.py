@@ -41,6 +41,7 @@ def sweep(
     test: Data | None = None,
     options: SweepOptions = SweepOptions(),
     job: JobSettings = JobSettings(),
+    command: Sequence[str] = (),
 ) -> list[PlannedTrial]:
     """Run every trial that has not ended yet; make the same call again after a kill to resume.
 
@@ -52,6 +53,7 @@ def sweep(
         test: labelled images that are tested, by the name of the data set; without them a share of `data` is.
         options: which trials there are, and which of them run when.
         job: workers and devices of every trial.
+        command: the command line of this call, for the report.
 
     Returns:
         All trials, for `plan_table`; what came of them is in `out`, for `trial_states` and `report`.
@@ -76,7 +78,7 @@ def sweep(
         planned = plan([*known, *following], common, line)
         if options.dry_run:
             return planned
-        record = partial(_record, folder, study, options.command, space.together)
+        record = partial(_record, folder, study, command, space.together)
         planned = planned[: len(known)]
         if following or _unfinished(planned):
             return _in_rounds(space, common, folder, planned, record, line)
@@ -105,7 +107,8 @@ def _in_rounds(
             if waiting:
                 line.close()
                 # Trials that have ended tell a scheduler what it would have known.
-                told = waiting if common.options.scheduler == "fifo" else planned
+                ended = [p for p in planned if ended_as(Folder(p.out)) is not None]
+                told = waiting if common.options.scheduler == "fifo" else [*ended, *waiting]
                 with shown(common.out):
                     tune_trials(told, common, folder, num_beside, gpus)
             new = plan(proposed_trials(space, common, [p.trial for p in planned], num_beside), common, line)
@@ -170,5 +173,5 @@ def _record(
     there = read_record(folder, SweepFile) or SweepFile()
     added = {p.trial.name: p.record.model_copy(update={"gpus": gpus}) for p in planned}
     new = [list(keys) for keys in together if list(keys) not in there.together]
-    sweep = SweepFile(grid=grid, command=list(command), together=there.together + new, trials=there.trials | added)
-    write_record(folder, sweep)
+    newest = {"grid": grid, "command": list(command), "together": there.together + new, "trials": there.trials | added}
+    write_record(folder, there.model_copy(update=newest))

@@ -1,9 +1,7 @@
 """The options of `glsd sweep`, for Python and for the command line."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 Scheduler = Literal["fifo", "asha", "median"]
 
@@ -33,5 +31,3 @@ class SweepOptions:
     """Images of each trial's correspondence."""
     dry_run: bool = False
     """Only check and plan; of Optuna's trials, those that are known and the next one."""
-    command: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    """The command line of this call, for the report."""

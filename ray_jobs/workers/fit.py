@@ -53,9 +53,11 @@ def fit(
                 trainer.fit()
                 return
             except ray.train.TrainingFailedError as error:
+                if not _has_no_room(error):
+                    raise _cause(error) from None
                 if ray.get(monitor.take_started.remote()):
                     num_waits, most_waits = 0, _MOST_WAITS
-                if not _has_no_room(error) or num_waits == most_waits:
+                if num_waits == most_waits:
                     raise _cause(error) from None
             except KeyboardInterrupt:
                 line.phase("stopping the workers")
@@ -122,7 +124,7 @@ class _Trainer(TorchTrainer):
     def abort(self) -> None:
         """Stop the workers, if any have been started."""
         if self._controller is not None:
-            with suppress(RayActorError):  # so ends the controller that has stopped them
+            with suppress(RayActorError):  # the controller ends this way once it has stopped them
                 ray.get(self._controller.abort.remote())
 
     def _register_sigint_handler(self, controller: ActorHandle[Any]) -> None:

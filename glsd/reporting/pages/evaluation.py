@@ -49,7 +49,7 @@ def evaluation_page(folder: Folder, evaluation: Evaluation) -> str:
             },
             **common.figure_section(folder),
             "Skipped images": common.skipped_block(evaluation.skipped),
-            "Use the backbone": common.loading("from glsd.evaluation import load_model", "load_model", model),
+            "Use the backbone": common.loading("from glsd.weights.load import load_model", "load_model", model),
             "Settings": [html.code(_command(folder, evaluation))],
             "Environment": [html.facts(common.texts(evaluation.environment.json_values()))],
         },

@@ -35,7 +35,7 @@ def sweep_page(out: str) -> str:
     """The page of a sweep; its tables and figures are written into the folder.
 
     Raises:
-        ValueError: the folder is no sweep, or holds no trial.
+        ValueError: the folder is not a sweep, or holds no trial.
     """
     states, folder = trial_states(out), Folder(out)
     if not states:

@@ -160,14 +160,6 @@ def test_the_share_of_the_anchors_that_have_come_is_told_to_the_last() -> None:
     assert told == [0.4, 0.8, 1.0]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_queries_on_the_gpu_have_the_neighbours_that_they_have_on_the_cpu() -> None:
-    anchors, queries = random_features(20_000, 48, 0), random_features(600, 48, 1)
-    expected, found = nearest(anchors, queries, 20), nearest(anchors, queries.cuda(), 20)
-    assert float((found.anchor_index.cpu() == expected.anchor_index).double().mean()) > 0.999  # but for near ties
-    torch.testing.assert_close(found.similarity.cpu(), expected.similarity, atol=1e-6, rtol=0)
-
-
 def test_equal_votes_go_to_the_lower_class_and_classes_without_votes_to_nobody() -> None:
     anchors = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     query = torch.tensor([[1.0, 0.0]])

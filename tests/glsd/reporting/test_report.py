@@ -304,6 +304,9 @@ def test_an_evaluation_is_reported_with_the_probes_that_were_asked_for(tmp_path:
     assert scene in section(page, "correspondence")
     assert "Norm of the input's gradient 0.000123" in section(page, "collapse")
     assert "Correspondences. Patches" in section(page, "figures")
+    lines = re.search(r"from glsd\S* import load_model", section(page, "use-the-backbone"))
+    assert lines is not None
+    exec(lines[0])
     assert "load_model('runs/mine')" in section(page, "use-the-backbone")
     assert "timm 1" in section(page, "environment")
 
@@ -446,7 +449,7 @@ def test_a_report_names_nothing_outside_itself(page: Path) -> None:
     assert not re.search(r"@import|url\(|<(script|link|iframe|object|embed|base)\b", content)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the report with")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs one where it may")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_browser_shows_the_report_on_a_phone_without_a_network(page: Path, tmp_path: Path, dark: bool) -> None:
     found = inspected(page, tmp_path, dark)

@@ -38,9 +38,14 @@ def test_an_evaluation_that_is_read_and_written_keeps_all_its_keys_and_numbers(f
     assert json.loads(folder.read("evaluation.json") or b"") == found
 
 
-def test_keys_of_another_version_are_passed_over(folder: Folder) -> None:
-    folder.write("outcome.json", json.dumps({"status": "stopped", "message": "", "gpus": 0.0, "node": "a"}).encode())
-    assert read_record(folder, Outcome) == Outcome(status="stopped", message="", gpus=0.0)
+def test_keys_of_another_version_stay_in_the_file(folder: Folder) -> None:
+    written = {"status": "stopped", "message": "", "gpus": 0.0, "node": "a"}
+    folder.write("outcome.json", json.dumps(written).encode())
+    outcome = read_record(folder, Outcome)
+    assert outcome is not None
+    assert (outcome.status, outcome.gpus) == ("stopped", 0.0)
+    write_record(folder, outcome.model_copy(update={"gpus": 1.0}))
+    assert json.loads(folder.read("outcome.json") or b"") == written | {"gpus": 1.0}
 
 
 def test_a_sweep_of_a_version_that_recorded_less_is_read(tmp_path: Path) -> None:

@@ -68,8 +68,9 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["config", "demo", "--optim.epochs"], "--optim.epochs needs a value"),
         (
             ["embed", "run", "--data", "a", "--data=b", "--out", "x"],
-            "--data is given twice; name all sources after one",
+            "--data is given twice; give all its values after one",
         ),
+        (["sweep", "threshold", "--seeds", "0", "--seeds", "1"], "--seeds is given twice"),
         (["config", "demo", "30"], "'30' belongs to no option"),
         (["pretrain", "demo", "--data", ".", "--out", "mine", "--worker", "2"], "did you mean '--workers'?"),
         (["pretrain", "demo", "--data", ".", "--out", "mine", "--workers", "0"], "workers: Input should be greater"),

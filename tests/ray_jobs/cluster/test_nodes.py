@@ -16,27 +16,14 @@ from tests.ray_jobs.runs import TOTAL_STEPS, brief_run, json_lines, small_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-# Ray waits 30 s for a node of its own, which a busy machine may exceed.
-INSIST = """
-def insist(start):
-    for is_last in (False, False, True):
-        try:
-            return start()
-        except Exception as error:  # Ray raises the bare class for its time-out, so the text decides; all else goes on
-            if is_last or "timed out" not in str(error).lower():
-                raise
-"""
-
-TWO_NODES = (
-    INSIST
-    + """
+TWO_NODES = """
 import json, os, sys
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from glsd.experiments import load_config
 from ray_jobs.cluster.resources import check_resources
-from ray_jobs.cluster.start import cluster
+from ray_jobs.cluster.start import cluster, insist
 from ray_jobs.pretraining.job import pretrain
 from ray_jobs.pretraining.options import PretrainOptions
 from ray_jobs.settings import JobSettings
@@ -60,7 +47,6 @@ said.append(len(nodes.list_all_nodes()))
 print(json.dumps(said))
 nodes.shutdown()
 """
-)
 
 
 def test_a_run_on_two_nodes_and_what_they_have_no_room_for(forty: Path, tmp_path: Path) -> None:
@@ -83,13 +69,12 @@ def test_a_run_on_two_nodes_and_what_they_have_no_room_for(forty: Path, tmp_path
     assert steps == list(range(TOTAL_STEPS + 1))
 
 
-A_NODE_IS_LOST = (
-    INSIST
-    + """
+A_NODE_IS_LOST = """
 import os, sys, threading, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
 from glsd.experiments import load_config
+from ray_jobs.cluster.start import insist
 from ray_jobs.pretraining.job import pretrain
 from ray_jobs.pretraining.options import PretrainOptions
 from ray_jobs.settings import JobSettings
@@ -115,7 +100,6 @@ insist(lambda: nodes.add_node(num_cpus=2, object_store_memory=memory))
 job.join()
 nodes.shutdown()
 """
-)
 
 
 def test_a_run_outlasts_more_starts_without_room_than_a_run_that_never_ran(forty: Path, tmp_path: Path) -> None:
@@ -186,13 +170,12 @@ with cluster(JobSettings(dashboard=True)):
     assert said.split() == ["103" if sys.platform == "darwin" else "107"]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="its GPU is one that torch can use")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU of this machine, so nothing is refused")
 def test_a_gpu_that_torch_cannot_use_is_refused_with_what_would_do() -> None:
-    code = (
-        INSIST
-        + """
+    code = """
 import ray
 from ray_jobs.cluster.resources import check_resources
+from ray_jobs.cluster.start import insist
 from ray_jobs.settings import JobSettings
 options = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False, "log_to_driver": False}
 insist(lambda: ray.init(address="local", **options))
@@ -202,7 +185,6 @@ for gpu in (None, True, False):
     except ValueError as error:
         print(error)
 """
-    )
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     said = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).splitlines()
     refusal = (

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from ray_jobs.cluster.resources import Resources, check_ranks
-from ray_jobs.cluster.start import check_address, cluster
+from ray_jobs.cluster.start import check_address, cluster, insist
 from ray_jobs.settings import JobSettings
 from tests.images import labelled_folder
 
@@ -26,6 +26,24 @@ def test_workers_of_one_run_do_not_share_a_gpu() -> None:
         check_ranks(JobSettings(workers=2, gpus_per_worker=0.5), resources)
     check_ranks(JobSettings(workers=1, gpus_per_worker=0.5), resources)
     check_ranks(JobSettings(workers=2), resources)
+
+
+def test_a_start_that_takes_too_long_is_tried_three_times_and_every_other_error_passes() -> None:
+    errors: list[Exception] = [Exception("The current node timed out during startup."), ValueError("num_cpus")] * 2
+
+    def start() -> str:
+        if errors:
+            raise errors.pop(0)
+        return "started"
+
+    for _ in range(2):  # a time-out, and then the error of the second start
+        with pytest.raises(ValueError, match="num_cpus"):
+            insist(start)
+    assert insist(start) == "started"
+    errors += [Exception("The current node timed out during startup.")] * 4
+    with pytest.raises(RuntimeError, match="three times: the machine is too busy"):
+        insist(start)
+    assert len(errors) == 1
 
 
 @pytest.fixture

@@ -196,7 +196,9 @@ def test_images_without_labels_can_be_probed_for_collapse_and_not_by_knn(
     for number in range(6):
         Image.fromarray(rng.integers(0, 256, (80, 80, 3), np.uint8)).save(tmp_path / f"{number}.png")
     found = evaluate(
-        uninterrupted.out, str(tmp_path), EvaluateOptions(probes=("collapse", "correspondence"), resize=128, crop=128)
+        uninterrupted.out,
+        str(tmp_path),
+        EvaluateOptions(probes=("collapse", "correspondence"), resize=128, crop=128, keep=False),
     )
     assert found.correspondence is not None
     assert found.correspondence.num_images == 6

@@ -133,7 +133,6 @@ def test_two_workers_learn_the_layer_of_one_also_on_an_object_store(
             assert two.layer[name] == value, name
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes of a session in /proc")
 def test_a_probe_killed_after_some_epochs_ends_bit_for_bit_as_one_that_was_never_killed(
     undisturbed: Probed, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -73,34 +74,29 @@ class Start:
 
     def kill_actor(self, title: str) -> None:
         """SIGKILL to the one process of its Ray with this title."""
-        found = []
-        for pid in _session(self.process.pid):
-            with suppress(FileNotFoundError, ProcessLookupError):
-                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(f"ray::{title}".encode()):
-                    found.append(pid)
-        (pid,) = found
+        (pid,) = [
+            member.pid
+            for member in _session(self.process.pid)
+            if " ".join(member.cmdline()).startswith(f"ray::{title}")
+        ]
         os.kill(pid, signal.SIGKILL)
 
     def kill_all(self) -> None:
         """SIGKILL to all at once, as when the machine goes down."""
         while members := _session(self.process.pid):
-            for pid in members:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            for member in members:
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
         self.process.wait()
 
 
-def _session(leader: int) -> list[int]:
+def _session(leader: int) -> list[psutil.Process]:
     """The living processes of a session."""
     members = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            with suppress(FileNotFoundError, ProcessLookupError):
-                state, _, _, session = (
-                    (folder / "stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()[:4]
-                )
-                if int(session) == leader and state not in "ZX":
-                    members.append(int(folder.name))
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(pid) == leader and (member := psutil.Process(pid)).status() != psutil.STATUS_ZOMBIE:
+                members.append(member)
     return members
 
 
@@ -115,7 +111,6 @@ def command(forty: Path, tmp_path: Path) -> Iterator[Command]:
 
 
 @pytest.mark.ray
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes of a session in /proc")
 def test_a_run_killed_at_every_kind_of_moment_ends_bit_for_bit_as_one_that_was_never_killed(
     uninterrupted: Run, command: Command
 ) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glsd.reporting.figures.canvas import save_figure
-from glsd.reporting.figures.feature_map import draw_feature_map, principal_components, umap_available
+from glsd.reporting.figures.feature_map import draw_feature_map, principal_components
 
 
 def features(rows: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -75,7 +75,6 @@ def test_large_sets_are_thinned_evenly() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")  # UMAP's other form wants it
-@pytest.mark.skipif(not umap_available(), reason="umap-learn is not installed")
 def test_umap_keeps_classes_apart_that_are_apart_and_repeats_itself() -> None:
     labels = np.repeat([0, 1], 15)
     x = np.eye(8)[labels] * 5 + np.random.default_rng(0).normal(size=(30, 8)) * 0.1
