@@ -188,7 +188,7 @@ class OptimConfig(Record):
     epochs: Size = 300
     """Passes over the images (Sec. 4.2)."""
     batch_size: Size = 512
-    """B: images a step over all workers; units are accumulated to it (Sec. 4.2)."""
+    """B: images per step over all workers; units are accumulated to it (Sec. 4.2)."""
     base_lr: NonNegative = 5e-4
     """Learning rate for a batch of 256; it is scaled linearly with `batch_size` (Sec. 4.2)."""
     min_lr: NonNegative = 1e-6

@@ -51,7 +51,7 @@ class ScaledConfig(Config):
             raise ValueError(f"for {num_images:,} images: {error}") from error
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "ScaledConfig":
-        """This configuration with dotted leaves replaced, which are no longer derived.
+        """This configuration with dotted leaves replaced, which are then not derived.
 
         Raises:
             ValueError: a key does not exist, or a value is impossible for every number of images.

@@ -193,7 +193,7 @@ def _shallow(data: bytes, suffix: str, plugin: type[ImageFile.ImageFile], max_pi
         # After loading, since Pillow turns TIFFs itself and PNGs may carry the tag behind their pixels.
         orientation = _orientation(image)
         if suffix == ".png" and image.mode == "L" and "transparency" in image.info:
-            image.info["transparency"] *= 255 // (2 ** data[24] - 1)  # Pillow scales the pixels alone
+            image.info["transparency"] *= 255 // (2 ** data[24] - 1)  # Pillow scales only the pixels
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return _upright(np.array(image if image.mode == "RGB" else image.convert("RGB")), orientation)

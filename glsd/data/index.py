@@ -255,7 +255,7 @@ def _table(found: list[Source], config: DataConfig, cache: Path, key: str, tick:
 def _digest(table: pa.Table, names: pa.ChunkedArray, classes: list[str] | None) -> str:
     """The digest of the images in their order; `names` are those of their files, empty for what is packed in the cache.
 
-    How it is packed is no part of the data, so only members and their lengths count there.
+    How it is packed is not part of the data, so only members and their lengths count there.
     """
     is_packed = pc.equal(names, "")
     digest = hashlib.sha256(json.dumps([_FORMAT, classes]).encode())

@@ -1,6 +1,6 @@
 """The stream's order: which images are seen when, as a pure function of (seed, step).
 
-With B images a step there are `steps_per_epoch = N // B` steps, and position j < steps_per_epoch * B of epoch E is
+With B images per step there are `steps_per_epoch = N // B` steps, and position j < steps_per_epoch * B of epoch E is
 image `permutation(seed, E)[j]`: every image comes at most once an epoch, and those left out differ from epoch to epoch.
 The permutation is a keyed bijection that is evaluated only where asked, so a hundred million images cost nothing.
 A unit is a run of `unit_size` positions, numbered over the whole training; who trains on it is decided elsewhere.

@@ -101,7 +101,7 @@ def claim_pack(folder: Folder, index: Index, shards: list[Shard]) -> None:
     if saved != plan | {"digest": saved["digest"]}:
         raise ValueError(
             f"{folder.out} holds shards of another size ({len(saved['shards'])} shards, now {len(shards)}); "
-            "name a new or an empty folder, or the size of before"
+            "name a new or an empty folder, or use the size that it was begun with"
         )
 
 

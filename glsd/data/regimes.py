@@ -1,7 +1,7 @@
 """Data regimes (Sec. 4.5.1): class-balanced, seeded, nested subsets of the images, as sorted image ids.
 
 The images of a class stand in an order keyed by the seed and the class, and a regime takes the first of each, so ten
-images a class lie within twenty. Without labels all images are one class.
+images per class lie within twenty. Without labels all images are one class.
 """
 
 import csv
@@ -57,6 +57,7 @@ def subset(
         name = classes[present[smallest]] if classes is not None else str(present[smallest])
         raise ValueError(
             f"data.images_per_class is {config.images_per_class}, but class {name!r} has only {counts[smallest]} images"
+            f"; use {counts[smallest]} or fewer"
         )
     chosen = []
     for label, start, count in zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True):

@@ -198,7 +198,7 @@ def _class_names(uri: str) -> list[str] | None:
         entries = None
     are_names = isinstance(entries, list) and all(isinstance(name, str) for name in entries)
     if not are_names or len(set(entries)) < len(entries):
-        warnings.warn(f"{uri} is not used: it is no JSON list of names, all different, by class id", stacklevel=5)
+        warnings.warn(f"{uri} is not used: it is not a JSON list of different names by class id", stacklevel=5)
         return None
     are_ids = entries == [str(label) for label in range(len(entries))]  # what ids are called that have no names
     return None if are_ids else entries

@@ -17,7 +17,7 @@ BROKEN: Final = (
 
 
 class UndecodableImage(ValueError):
-    """These bytes are no image, or none that may be decoded; the message says why."""
+    """These bytes are not an image that can be decoded; the message says why."""
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

@@ -106,7 +106,7 @@ def check_finite(backbone: Backbone, source: str) -> None:
         if num_bad := int((~value.isfinite()).sum()):
             raise ValueError(
                 f"{source}: {num_bad:,} of the {value.numel():,} weights of the tensor {name} are NaN or infinite; "
-                "use weights of before the training diverged, or an undamaged copy"
+                "use weights from before the training diverged, or an undamaged copy"
             )
 
 

@@ -68,7 +68,7 @@ def transformed_view(
 ) -> UInt8[np.ndarray, "size size 3"]:
     """View b of a crop: always flipped left-right, then colour jitter and grayscale, keyed by the image.
 
-    So EsViT's analysis makes it; there is no blur and no solarisation. By default the colours are those of the paper's
+    EsViT's analysis makes it this way, without blur and solarisation. By default the colours are those of the paper's
     training, however a model was trained: so the numbers of models compare.
     """
     config = config or AugmentConfig()

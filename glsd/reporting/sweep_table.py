@@ -29,7 +29,7 @@ def sweep_table(states: Sequence[TrialState]) -> pd.DataFrame:
 def sweep_axes(trials: pd.DataFrame, together: Together = ()) -> list[str]:
     """The columns that make a trial: data set, settings and seed, those of them that vary.
 
-    A number that always goes with a name, such as a drop path with a backbone, is no axis of its own. Neither is a
+    A number that always goes with a name, such as a drop path with a backbone, is not an axis of its own. Neither is a
     name that the grid sets together with `objective.setting`, whose values are compared.
     """
     axes = varied(trials, ["data", *(str(name) for name in trials if "." in str(name) or name == SEED)])

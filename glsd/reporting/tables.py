@@ -30,7 +30,7 @@ _NOTES = {COLLAPSED_MARK: "collapsed, or some of its seeds (Sec. 4.6)", INCOMPLE
 
 
 def tidy_table(trials: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row a trial, in the order given; whole numbers stay whole beside None, and a list becomes its JSON."""
+    """One row per trial, in the order given; whole numbers stay whole beside None, and a list becomes its JSON."""
     names = dict.fromkeys(name for trial in trials for name in trial)
     return pd.DataFrame({name: _typed([trial.get(name) for trial in trials]) for name in names})
 

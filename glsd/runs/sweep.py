@@ -63,7 +63,7 @@ class TrialState:
     def verdict(self) -> str:
         """`healthy` or `collapsed`: by how it ended, its evaluation or its last reading; empty where unknown."""
         if self.status == "collapsed":
-            return "collapsed"  # though its last checkpoint, which is evaluated, may be of before
+            return "collapsed"  # its last checkpoint, which is evaluated, may be from before the collapse
         if self.evaluation is not None and self.evaluation.collapse is not None:
             return self.evaluation.collapse.verdict
         collapsed = self.last("collapsed")

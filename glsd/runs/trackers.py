@@ -128,7 +128,7 @@ class _Mlflow:
         except self._mlflow.MlflowException as error:
             self._failed_at = time.monotonic()
             self._warn(
-                f"MLflow did not take the metrics of step {step} and is left alone for {_MLFLOW_PAUSE_S / 60:.0f} "
+                f"MLflow did not take the metrics of step {step} and gets no metrics for {_MLFLOW_PAUSE_S / 60:.0f} "
                 f"minutes: {error}"
             )
 

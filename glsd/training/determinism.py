@@ -9,7 +9,8 @@ def same_sums() -> None:
 
     Otherwise threads add up the gradient of a large indexed tensor, such as Swin's table of relative positions with
     windows of 14, in the order in which they come. An operation that has no fixed order warns. A process calls this
-    once, before it trains; glsd itself never does. Where deterministic operations are already on, nothing changes.
+    once, before it trains; the package glsd never does, its Ray workers do. Where deterministic operations are already
+    on, nothing changes.
     """
     if not torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -24,7 +24,7 @@ class Schedule(NamedTuple):
 
 
 def schedule(step: int, config: Config, steps_per_epoch: int) -> Schedule:
-    """The schedules of a run of N // B = `steps_per_epoch` steps an epoch, at a step."""
+    """The schedules of a run of N // B = `steps_per_epoch` steps per epoch, at a step."""
     optim, epoch = config.optim, step // steps_per_epoch
     return Schedule(
         learning_rate(step, optim, steps_per_epoch),

@@ -56,8 +56,8 @@ def read_foreign(path: str | Path) -> dict[str, Any]:
             raise ValueError(sharded_advice(path)) from error
         if wanted:
             raise ValueError(
-                f"{path} wants {wanted[1]}, which is not on the list of harmless classes and was not loaded; save its "
-                "tensors alone, torch.save(model.state_dict(), ...), where you trust it"
+                f"{path} wants {wanted[1]}, which is not on the list of harmless classes and was not loaded; save only "
+                "its tensors, torch.save(model.state_dict(), ...), where you trust it"
             ) from error
         raise ValueError(f"{path} is damaged, or holds more than tensors and plain values") from error
     except (EOFError, RuntimeError) as error:

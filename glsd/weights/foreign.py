@@ -108,7 +108,7 @@ def convert(
     Raises:
         ValueError: the file cannot be read, its backbone, the prefix or the tag is not known, a tensor has another
             shape than the backbone's or holds values that are not finite, or fewer than 95 % of the backbone's tensors
-            are matched, or `dst` is no local folder, or one that holds something else; nothing is written.
+            are matched, or `dst` is not a local folder, or one that holds something else; nothing is written.
     """
     encoder, report = foreign_encoder(src, backbone, prefix)
     return report._replace(path=export_backbone(encoder, dst).path)

@@ -1,4 +1,4 @@
-"""Deaths of Ray's processes, in words."""
+"""Messages for Ray's processes that died."""
 
 import textwrap
 

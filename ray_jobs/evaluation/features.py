@@ -285,7 +285,7 @@ def _computed(
         size=size,
     )
     on_cpu = [replace(embedding, encoder=copy.deepcopy(embedding.encoder).cpu()) for embedding in embeddings]
-    # About a thousand chunks a read task of `range`, as the stream of the training has them.
+    # About a thousand chunks per read task of `range`, as the stream of the training has them.
     chunks = ray.data.range(num_chunks, override_num_blocks=max(1, num_chunks // 1000))
     rows = (
         chunks.repartition(target_num_rows_per_block=1)

@@ -36,7 +36,7 @@ def probed_images(encoder: Encoder, index: Index, tested: Index | None, options:
     trained = np.arange(len(index))
     if options.anchors == "regime":
         if index.labels is None:
-            raise ValueError("--anchors regime needs labelled --data")
+            raise ValueError("--anchors regime needs labelled --data; use --anchors full")
         limits = encoder.config.data
         if limits.images_per_class is None and limits.fraction is None:
             raise ValueError("--anchors regime: the model was trained on all its images; there is no smaller regime")

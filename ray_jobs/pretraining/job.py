@@ -1,7 +1,7 @@
 """The pretrain job: index, check, stream and train on Ray, and leave a finished run directory behind.
 
-Every piece of a run is a pure function of its settings, its data and the step, so a run that was killed at any moment
-continues from its newest complete checkpoint when the same command is given again, and ends as if nothing had happened.
+Every piece of a run is a pure function of its settings, its data and the step, so a run can be killed at any time:
+the same command resumes from the newest complete checkpoint and gives the same result.
 """
 
 import csv

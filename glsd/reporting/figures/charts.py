@@ -1,4 +1,4 @@
-"""Charts of curves: one alone as SVG for a page, or several in a figure.
+"""Charts of curves: a single one as SVG for a page, or several in a figure.
 
 Lines of a chart differ in colour, in line style and in mark. Long curves are thinned to means with the range of the
 values that they stand for.

@@ -57,7 +57,7 @@ def top_correspondences(
 
 
 def draw_correspondences(rows: Sequence[Sequence[Correspondences]]) -> Figure:
-    """Images in rows, models in columns (Fig. 5, 12); more than three models fold, and so do the images of one alone.
+    """Images in rows, models in columns (Fig. 5, 12); more than three models fold, and so do the images of one model.
 
     A right match is a full blue line, a wrong one dashed and orange with crosses at its ends. Where no truth is known,
     colours only tell matches apart.

@@ -20,7 +20,7 @@ def preview(image: Image, config: Config, seed: int = 0, epoch: int = 0, image_i
     Raises:
         ValueError: the backbone does not exist or cannot take the crops.
     """
-    with torch.device("meta"):  # its shapes alone are asked for
+    with torch.device("meta"):  # only its shapes are needed
         backbone = build_backbone(config.model.backbone)
     views = multicrop(image, config.augment, seed, epoch, image_id)
     crops = view_crops(views)

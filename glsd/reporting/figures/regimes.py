@@ -82,17 +82,17 @@ def draw_regimes(
     return figure
 
 
-def draw_comparison(trials: pd.DataFrame, axes: Sequence[str], measure: str = "knn", group: str = SETTING) -> Figure:
-    """One measure of every trial as dots: a row for each combination of the axes, a colour and mark for each group.
+def draw_comparison(trials: pd.DataFrame, axes: Sequence[str], group: str = SETTING) -> Figure:
+    """k-NN accuracy of every trial as dots: a row for each combination of the axes, a colour and mark for each group.
 
-    Large marks are means over seeds, whiskers one standard deviation. `measure` is a column of Fig. 4. Where the column
-    `group` is not among the axes, all trials are one group.
+    Large marks are means over seeds, whiskers one standard deviation. Where the column `group` is not among the axes,
+    all trials are one group.
 
     Raises:
         ValueError: no trial has a value, or there are more groups than marks that can be told apart.
     """
-    if measure not in trials or not trials[measure].notna().any():
-        raise ValueError(f"there is nothing to draw: no trial has {measure}")
+    if "knn" not in trials or not trials["knn"].notna().any():
+        raise ValueError("there is nothing to draw: no trial has knn")
     others = [axis for axis in axes if axis not in (group, SEED)]
     of_trial = trials[group].astype(str) if group in axes else pd.Series("all trials", index=trials.index)
     labels = pd.Series([_row_label(row, others) for row in trials.to_dict("records")], index=trials.index)
@@ -102,12 +102,12 @@ def draw_comparison(trials: pd.DataFrame, axes: Sequence[str], measure: str = "k
     drawn = canvas.panel(
         figure, _LABEL_WIDTH, above + canvas.TITLE, canvas.WIDTH - _LABEL_WIDTH - 2 * canvas.MARGIN, height
     )
-    canvas.heading(drawn, _PANELS[measure][0], loc="left")
+    canvas.heading(drawn, _PANELS["knn"][0], loc="left")
     for index, name in enumerate(names):
         shift = (index - (len(names) - 1) / 2) * 0.7 / len(names)
         mine = trials[of_trial == name]
         places = labels[mine.index].map(rows.index) + shift
-        _draw_group(drawn, mine, measure, index, places, places, across=True)
+        _draw_group(drawn, mine, "knn", index, places, places, across=True)
     drawn.set_yticks(range(len(rows)), [canvas.shortened(label, _LABEL_WIDTH - 0.2) for label in rows])
     drawn.set_ylim(len(rows) - 0.5, -0.5)
     style_axes(drawn)

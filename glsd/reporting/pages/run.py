@@ -126,7 +126,7 @@ def _loading(run: RunDirectory, summary: Summary | None) -> list[Html]:
     if summary is None:
         return ours
     difference = f"z̄ differs from that of glsd by {summary.timm_difference:.2g} at most"
-    return [html.prose(f"With timm alone, whose {difference}:"), html.code(summary.timm), *ours]
+    return [html.prose(f"With timm only ({difference}):"), html.code(summary.timm), *ours]
 
 
 def _settings(config: Config) -> list[Html]:

@@ -504,7 +504,7 @@ def test_class_ids_that_mean_different_classes_are_told_apart_by_their_names(tmp
 @pytest.mark.parametrize("listed", [{"frog": 0}, ["frog", 1], ["frog", "frog"], 3, [{"label": 1, "name": "frog"}]])
 def test_class_names_that_are_no_list_are_not_used_and_named(tmp_path: Path, cache: Path, listed: object) -> None:
     write_shards(tmp_path / "data", [0, 1], listed)
-    with pytest.warns(UserWarning, match=r"data/classes\.json is not used: it is no JSON list of names"):
+    with pytest.warns(UserWarning, match=r"data/classes\.json is not used: it is not a JSON list of different names"):
         assert build_index(tmp_path / "data", CONFIG, cache).classes == ["0", "1"]
 
 

@@ -1,4 +1,4 @@
-"""A run whose teacher collapses stops, says why, and keeps its last checkpoint; or it warns and goes on."""
+"""A run whose teacher collapses stops, says why, and keeps its last checkpoint; or it warns and continues."""
 
 import re
 from pathlib import Path
