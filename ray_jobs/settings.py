@@ -11,6 +11,8 @@ from pydantic import Field
 from glsd.record import Record
 from glsd.runs.trackers import Logger
 
+DataOn = Literal["any", "train", "data"]
+
 
 class JobSettings(Record):
     """Workers, devices and failures of one job."""
@@ -26,6 +28,9 @@ class JobSettings(Record):
     photometrics: Literal["auto", "worker", "device"] = "auto"
     """Where photometric transforms are computed: by the CPU workers of the stream, or in batches on the training
     device; auto is the device if it is a GPU."""
+    data_on: DataOn = "any"
+    """Where images are decoded and cropped: on the cores of the node that trains on them, and on others once those are
+    busy; train is the first alone, and data the nodes with the label `role=data`."""
     max_failures: int | None = Field(default=None, ge=0)
     """How often the workers are restarted after one dies; the default is 0 on one machine and 3 on a cluster."""
     dashboard: bool = False

@@ -3,10 +3,12 @@
 So a training resumes at any unit, and any worker, or a loop without Ray, can make any of them.
 """
 
+import itertools
 import json
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,11 +17,13 @@ from glsd.config import Config, DataConfig
 from glsd.data.images import UndecodableImage, decode, header_size
 from glsd.data.index import Index
 from glsd.data.order import Order
+from glsd.storage.files import allow_requests
 
 MAX_REPLACEMENTS = 100
 """Undecodable images in a row after which the data, and not an image, is at fault."""
+_NUM_READERS = 32
 MAX_UNIT_BYTES = 64 * 2**20
-"""Of a unit's arrays: Ray Data splits blocks above 1.5 * 128 MiB silently, and the order of the units would be lost."""
+"""Of a unit's arrays, which a task makes, and a worker receives, as one piece."""
 
 
 @runtime_checkable
@@ -34,8 +38,15 @@ class UnitMaker(Protocol):
     def num_units(self) -> int:
         """Units of all epochs."""
 
-    def unit(self, k: int) -> dict[str, np.ndarray]:
-        """Unit k: arrays of one row for each of its images; a ValueError or OSError where these cannot be used."""
+    @property
+    def unit_bytes(self) -> int:
+        """About the size of a unit's arrays."""
+
+    def read(self, k: int) -> "EncodedUnit":
+        """The bytes of unit k; a ValueError or OSError where they cannot be had."""
+
+    def made(self, unit: "EncodedUnit") -> dict[str, np.ndarray]:
+        """Arrays of one row for each image of a unit that was read; a ValueError or OSError as above."""
 
     def blank(self, k: int) -> dict[str, np.ndarray]:
         """Arrays of the shapes of unit k."""
@@ -47,6 +58,14 @@ class EncodedImage(NamedTuple):
     member: int
     image_id: int
     data: bytes
+
+
+class EncodedUnit(NamedTuple):
+    """Unit k as it was read."""
+
+    k: int
+    epoch: int
+    images: list[EncodedImage]
 
 
 class DecodedImage(NamedTuple):
@@ -69,13 +88,12 @@ class UnitReader:
     """The regime's images, rows of the index; None is all."""
     limits: DataConfig
 
-    def read(self, k: int) -> tuple[int, list[EncodedImage]]:
-        """The epoch of unit k, and its images, which are read together: latency is shared."""
+    def read(self, k: int) -> EncodedUnit:
+        """Unit k, all images at once: latency is shared."""
         epoch, members = self.order.unit(k)
         image_ids = self._ids(members).tolist()
-        with ThreadPoolExecutor(8) as readers:
-            contents = list(readers.map(self.index.read, image_ids))
-        return epoch, list(map(EncodedImage, members.tolist(), image_ids, contents))
+        contents = list(_readers().map(self.index.read, image_ids))
+        return EncodedUnit(k, epoch, list(map(EncodedImage, members.tolist(), image_ids, contents)))
 
     def decode(self, epoch: int, encoded: EncodedImage) -> DecodedImage:
         """The image, or the first decodable one of its keyed replacements; a ValueError after a hundred of them."""
@@ -122,22 +140,30 @@ class UnitSource:
         """Units of all epochs."""
         return self.config.optim.epochs * self.order.units_per_epoch
 
-    def unit(self, k: int) -> dict[str, np.ndarray]:
-        """Unit k: m images read, decoded and cropped, the undecodable ones replaced.
+    @property
+    def unit_bytes(self) -> int:
+        """Size of a unit's crops."""
+        return unit_bytes(self.config)
+
+    def read(self, k: int) -> EncodedUnit:
+        """Unit k: the bytes of m images."""
+        return self._reader.read(k)
+
+    def made(self, unit: EncodedUnit) -> dict[str, np.ndarray]:
+        """The images decoded and cropped, the undecodable ones replaced.
 
         Returns:
             The arrays of a training's `Unit`, and `skips` (m,), for each image a JSON list of [image_id, reason].
         """
         from glsd.augment.multicrop import ViewBatch
 
-        reader = UnitReader(self.order, self.index, self.image_ids, self.config.data)
-        epoch, unit = reader.read(k)
-        scheduled = np.array([encoded.image_id for encoded in unit])
-        sizes = np.array([header_size(encoded.data) for encoded in unit])
+        k, epoch, images = unit
+        scheduled = np.array([encoded.image_id for encoded in images])
+        sizes = np.array([header_size(encoded.data) for encoded in images])
         views = ViewBatch(self.config.augment, self.config.seed, epoch, scheduled, sizes, self.photometrics)
         image_ids, skips = list[int](), list[str]()
-        for row, encoded in enumerate(unit):
-            image = reader.decode(epoch, encoded)
+        for row, encoded in enumerate(images):
+            image = self._reader.decode(epoch, encoded)
             views.crop(row, image.image_id, image.pixels)
             image_ids.append(image.image_id)
             skips.append(json.dumps(image.skips))
@@ -153,11 +179,33 @@ class UnitSource:
         crops = multicrop_batch(images, self.config.augment, 0, 0, ids, self.photometrics)
         return self._columns(k, ids.tolist(), ["[]"] * size, crops)
 
+    @cached_property
+    def _reader(self) -> UnitReader:
+        return UnitReader(self.order, self.index, self.image_ids, self.config.data)
+
     def _columns(self, k: int, ids: list[int], skips: list[str], crops: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What travels; photometric parameters only where they are still needed."""
         if self.photometrics == "worker":
             crops = {key: value for key, value in crops.items() if key != "pho"}
         return {"unit": np.full(len(ids), k), "image_id": np.array(ids), "skips": np.array(skips), **crops}
+
+
+def made_in_turn(maker: UnitMaker, numbers: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of units, each of which is read while the one before is made; a ValueError or OSError in its place."""
+    with ThreadPoolExecutor(1) as ahead:
+        reading = ahead.submit(maker.read, numbers[0])
+        for _, following in itertools.pairwise([*numbers, None]):
+            unit = reading.result()
+            if following is not None:
+                reading = ahead.submit(maker.read, following)
+            yield maker.made(unit)
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    """Threads that read images for this process, enough of them to hide the latency of an object store."""
+    allow_requests(_NUM_READERS)
+    return ThreadPoolExecutor(_NUM_READERS)
 
 
 def unit_bytes(config: Config) -> int:

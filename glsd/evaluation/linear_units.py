@@ -8,7 +8,7 @@ import numpy as np
 from glsd.config import DataConfig, LinearConfig
 from glsd.data.index import Index
 from glsd.data.order import Order
-from glsd.data.units import UnitReader
+from glsd.data.units import EncodedUnit, UnitReader
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,25 @@ class LinearSource:
         """Steps of all epochs."""
         return self.config.epochs * self.order.steps_per_epoch
 
-    def unit(self, k: int) -> dict[str, np.ndarray]:
-        """`unit` (m,), `crops` (m, S, S, 3) uint8 and `label` (m,) of unit k; an image that stands in for an
+    @property
+    def unit_bytes(self) -> int:
+        """Size of a unit's crops."""
+        return self.unit_size * self.crop * self.crop * 3
+
+    def read(self, k: int) -> EncodedUnit:
+        """Unit k: the bytes of m images."""
+        return self._reader.read(k)
+
+    def made(self, unit: EncodedUnit) -> dict[str, np.ndarray]:
+        """`unit` (m,), `crops` (m, S, S, 3) uint8 and `label` (m,) of a unit; an image that stands in for an
         undecodable one brings its own label.
         """
         from glsd.evaluation.linear import linear_crop  # which imports torch; only tasks need it
 
-        reader = UnitReader(self.order, self.index, self.image_ids, self.limits)
-        epoch, unit = reader.read(k)
+        k, epoch, images = unit
         members, crops = list[int](), list[np.ndarray]()
-        for encoded in unit:
-            image = reader.decode(epoch, encoded)
+        for encoded in images:
+            image = self._reader.decode(epoch, encoded)
             members.append(image.member)
             crops.append(linear_crop(image.pixels, self.crop, self.config, epoch, image.image_id))
             del image  # or its pixels would be kept while the next one's are decoded
@@ -61,3 +69,7 @@ class LinearSource:
         """Arrays of the shapes of unit k."""
         crops = np.zeros((self.unit_size, self.crop, self.crop, 3), np.uint8)
         return {"unit": np.full(self.unit_size, k), "crops": crops, "label": np.zeros(self.unit_size, np.int64)}
+
+    @cached_property
+    def _reader(self) -> UnitReader:
+        return UnitReader(self.order, self.index, self.image_ids, self.limits)

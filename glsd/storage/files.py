@@ -4,8 +4,10 @@ import errno
 import io
 import os
 import time
+from functools import lru_cache
 from typing import Final
 
+import pyarrow
 import pyarrow.fs
 
 from glsd.storage.uris import is_remote, resolved
@@ -13,7 +15,13 @@ from glsd.storage.uris import is_remote, resolved
 _BUFFER_BYTES: Final = 1 << 20
 """Headers of a tar are an image apart: few large reads beat many small ones, above all of an object store."""
 _PAUSES: Final = (0.5, 2.0)
+_SHARD_SECONDS: Final = 600
 _PERMANENT: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
+
+
+def allow_requests(count: int) -> None:
+    """Let so many threads of this process read from an object store at once, of those that it opens from now on."""
+    pyarrow.set_io_thread_count(max(count, pyarrow.io_thread_count()))
 
 
 def open_file(uri: str) -> io.BufferedReader:
@@ -73,8 +81,8 @@ def _read_once(filesystem: pyarrow.fs.FileSystem | None, path: str, offset: int,
             data = file.readall() if offset < 0 else os.pread(file.fileno(), length, offset)
             return data, os.fstat(file.fileno()).st_size
     if offset >= 0:
-        with _opened(filesystem, path) as file:
-            return file.read_at(length, offset), file.size()
+        file = _shard(filesystem, path, int(time.monotonic() // _SHARD_SECONDS))
+        return file.read_at(length, offset), file.size()
     if filesystem.type_name == "gcs":
         # A file that can be read anywhere would be asked for twice, which fails where it was replaced in between, and
         # waited for with Python's lock held.
@@ -84,6 +92,12 @@ def _read_once(filesystem: pyarrow.fs.FileSystem | None, path: str, offset: int,
         with _opened(filesystem, path) as file:
             data = file.read()
     return data, len(data)
+
+
+@lru_cache(maxsize=4096)
+def _shard(filesystem: pyarrow.fs.FileSystem, path: str, _period: int) -> pyarrow.NativeFile:
+    """A shard that stays open for a period of time, so that its size is asked for once and not with every image."""
+    return _opened(filesystem, path)
 
 
 def _opened(filesystem: pyarrow.fs.FileSystem, path: str) -> pyarrow.NativeFile:

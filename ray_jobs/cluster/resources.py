@@ -3,14 +3,19 @@
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
 
 import ray
 import ray.data
 
 from glsd.config import Config
 from ray_jobs.settings import JobSettings, num_cores
+
+TRAIN: Final = {"role": "train"}
+"""The label of nodes that train. Where a node has it, only those do."""
+DATA: Final = {"role": "data"}
+"""The label of nodes for images."""
 
 
 class Resources(NamedTuple):
@@ -19,6 +24,8 @@ class Resources(NamedTuple):
     workers: int
     gpu: bool
     per_worker: dict[str, float]
+    labels: dict[str, str]
+    """Of the nodes on which workers run; none where any node will do."""
     torch_threads: int | None
     """Threads of a worker's tensor operations; None leaves them to torch."""
     max_failures: int
@@ -128,8 +135,10 @@ def check_resources(settings: JobSettings, packed: Sequence[str] = ()) -> Resour
     workers = settings.workers
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    num_nodes = len(nodes)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    num_nodes = len(alive)
+    labels = TRAIN if any(map(_has_label(TRAIN), alive)) else {}
+    nodes = [node["Resources"] for node in filter(_has_label(labels), alive)]
     if num_nodes > 1 and packed and "GLSD_CACHE" not in os.environ:
         raise ValueError(
             f"images of the data were packed into {packed[0]}, which other nodes cannot read; `glsd pack` them into a "
@@ -154,12 +163,40 @@ def check_resources(settings: JobSettings, packed: Sequence[str] = ()) -> Resour
         each = " and ".join(f"{amount:g} {name}s" for name, amount in reserved.items())
         largest = max(node.get("CPU", 0.0) for node in nodes)
         raise ValueError(
-            f"{workers} workers of {each} each do not fit on the {num_nodes} nodes of this cluster, as each needs one "
+            f"{workers} workers of {each} each do not fit on the {len(nodes)} nodes of this cluster"
+            + (" that have the label role=train" if labels else "")
+            + ", as each needs one "
             f"node; use --workers {room or 1}" + ("" if room else f" --cpus_per_worker {largest:g}") + " or less"
         )
+    _check_data_on(settings, reserved, nodes, [node["Resources"] for node in filter(_has_label(DATA), alive)])
     threads = None
     if not gpu:
         threads = max(1, num_cores() // workers if num_nodes == 1 else int(per_worker))
     failures = settings.max_failures if settings.max_failures is not None else 0 if num_nodes == 1 else 3
     photometrics = settings.photometrics if settings.photometrics != "auto" else "device" if gpu else "worker"
-    return Resources(workers, gpu, reserved, threads, failures, photometrics)
+    return Resources(workers, gpu, reserved, labels, threads, failures, photometrics)
+
+
+def _has_label(labels: Mapping[str, str]) -> Callable[[Mapping[str, Any]], bool]:
+    """Tells whether a node has the labels."""
+    return lambda node: labels.items() <= node["Labels"].items()
+
+
+def _check_data_on(
+    settings: JobSettings,
+    per_worker: Mapping[str, float],
+    training: Sequence[Mapping[str, float]],
+    data: Sequence[Mapping[str, float]],
+) -> None:
+    """Refuse a choice of nodes for images on which there is no core for them."""
+    if settings.data_on == "data" and not any(node.get("CPU", 0) >= 1 for node in data):
+        raise ValueError(
+            "--data_on data needs nodes with the label role=data and a CPU, and there are none; start some with "
+            "`ray start --labels role=data`, or use --data_on any"
+        )
+    with_room = [{**node, "CPU": node.get("CPU", 0.0) - 1} for node in training]
+    if settings.data_on == "train" and worker_room(with_room, per_worker) < settings.workers:
+        raise ValueError(
+            f"--data_on train needs a CPU for images on each node that trains, and {settings.workers} workers of "
+            f"{per_worker['CPU']:g} CPUs leave none on some; use --data_on any or a lower --cpus_per_worker"
+        )

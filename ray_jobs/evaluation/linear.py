@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,7 +42,7 @@ from ray_jobs.cluster.resources import check_ranks, check_resources
 from ray_jobs.progress import ProgressLine, progress_text
 from ray_jobs.settings import JobSettings
 from ray_jobs.workers.fit import fit
-from ray_jobs.workers.stream import received, remaining, share
+from ray_jobs.workers.stream import Unit, share
 
 LINEAR = "linear"
 """Folder of the checkpoints, in that of the evaluation."""
@@ -112,17 +112,17 @@ def linear_probe(
             anchors.labels,
         )
         monitor, frozen, dim = start_monitor(), ray.put(copy.deepcopy(encoder).cpu()), test.features.shape[1]
-        units = partial(remaining, share(source, share_files([anchors.index])), run.location)
+        stream = share(source, share_files([anchors.index]), settings.data_on)
         with run.lease(on_wait=line.phase) as token:
             plan = LinearPlan(frozen, dim, num_classes, source, run, token, monitor, resources.torch_threads)
-            fit(linear_worker, plan, units, run, resources, monitor, line)
+            fit(linear_worker, plan, stream, run, resources, monitor, line)
     layer = load_checkpoint(checkpoints(run.location)[num_steps])["layer"]
     logits = functional.linear(test.features, layer["weight"], layer["bias"])
     accuracy = linear_accuracy(logits, test.labels, num_classes)
     return LinearFound(**accuracy.model_dump(), epochs=config.epochs, settings=config.model_dump(mode="json"))
 
 
-def linear_worker(plan: LinearPlan) -> None:
+def linear_worker(plan: LinearPlan, units: Iterator[Unit]) -> None:
     """One worker of a probe, from the newest checkpoint to the end."""
     plan.run.check_reached(plan.token)
     config, order, num_steps = plan.source.config, plan.source.order, plan.source.num_steps
@@ -130,12 +130,10 @@ def linear_worker(plan: LinearPlan) -> None:
         torch.set_num_threads(plan.torch_threads)
     device = ray.train.torch.get_device()
     context = ray.train.get_context()
-    shard = ray.train.get_dataset_shard("train")
-    arriving = received(shard.iter_batches(batch_size=order.unit_size, batch_format="numpy", prefetch_batches=2))
-    first = next(arriving, None)
+    first = next(units, None)
     if first is None:
         return  # the last checkpoint is that of the last step
-    units = itertools.chain([first], arriving)
+    units = itertools.chain([first], units)
     num_units = order.units_per_step // context.get_world_size()
     encoder = ray.get(plan.encoder).to(device)
     probe = initial_probe(plan.dim, plan.num_classes, config, device)

@@ -43,7 +43,7 @@ from ray_jobs.pretraining.worker import train_worker
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
 from ray_jobs.workers.fit import fit
-from ray_jobs.workers.stream import remaining, share
+from ray_jobs.workers.stream import share
 
 SUBSET = "subset.csv"
 """The regime of a run, as a list that `--data` takes."""
@@ -182,9 +182,8 @@ def _train(prepared: Prepared, job: JobSettings, claim: Callable[[], None], line
             line.note(note)
         chosen = None if len(prepared.image_ids) == len(index) else prepared.image_ids
         source = UnitSource(config, index, chosen, resources.photometrics)
-        shared = share(source, share_files(indexes))
+        stream = share(source, share_files(indexes), job.data_on)
         monitor = start_monitor()
         assert run.token is not None
-        plan = Plan(config, run, run.token, source, shared.files, split, monitor, resources.torch_threads, job.loggers)
-        units = partial(remaining, shared, run.location)
-        fit(train_worker, plan, units, run, resources, monitor, line)
+        plan = Plan(config, run, run.token, source, stream.files, split, monitor, resources.torch_threads, job.loggers)
+        fit(train_worker, plan, stream, run, resources, monitor, line)

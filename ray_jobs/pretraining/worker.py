@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import ray.train
 import ray.train.torch
@@ -23,18 +23,19 @@ from ray_jobs.cluster.files import place_files
 from ray_jobs.pretraining.initial_weights import read_initial_weights
 from ray_jobs.pretraining.recorder import Plan, Recorder
 from ray_jobs.settings import num_cores
-from ray_jobs.workers.stream import received
+from ray_jobs.workers.stream import Unit
 
 FAILURE = "failure.json"
 """Why the workers of a start failed: the token of its lease, the kind of the error and its message."""
 _FAILURES = {kind.__name__: kind for kind in (ValueError, NonFiniteLoss, Collapsed, torch.OutOfMemoryError)}
 
 
-def train_worker(plan: Plan) -> None:
+def train_worker(plan: Plan, units: Iterator[Unit]) -> None:
     """One worker of a run, from the newest checkpoint to the end.
 
     Raises:
         ValueError: it does not reach the driver's run directory, or images or settings cannot be used.
+        OSError: images could not be read.
     """
     plan.run.check_reached(plan.token)
     failure = json.loads(plan.run.read(FAILURE) or b"{}")
@@ -48,19 +49,16 @@ def train_worker(plan: Plan) -> None:
     if device.type == "cpu":
         same_sums()
     try:
-        _train(plan, device)
+        _train(plan, units, device)
     except tuple(_FAILURES.values()) as error:
         kind = next(name for name, kind in _FAILURES.items() if isinstance(error, kind))
         plan.run.write(FAILURE, json.dumps({"token": plan.token, "kind": kind, "message": str(error)}).encode())
         raise
 
 
-def _train(plan: Plan, device: torch.device) -> None:
+def _train(plan: Plan, units: Iterator[Unit], device: torch.device) -> None:
     config = plan.config
-    shard = ray.train.get_dataset_shard("train")
-    units = shard.iter_batches(batch_size=config.data.unit_size, batch_format="numpy", prefetch_batches=2)
-    arriving = received(units)
-    first = next(arriving, None)
+    first = next(units, None)
     if first is None:
         return  # the last checkpoint is that of the last step
     # The stream decides where this start continues, so data and weights are of one checkpoint.
@@ -84,7 +82,7 @@ def _train(plan: Plan, device: torch.device) -> None:
             # The teacher before training is the backbone as it was initialised: the baseline of all later figures.
             recorder.log({"step": 0} | knn(state), None)
         alarm = None if config.collapse == "ignore" else CollapseAlarm(plan, recorder, start_step)
-        watched = recorder.watched(itertools.chain([first], arriving))
+        watched = recorder.watched(itertools.chain([first], units))
         for reading in steps(state, watched, config, plan.steps_per_epoch, device):
             metrics = reading.metrics
             if alarm is not None:

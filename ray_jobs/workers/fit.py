@@ -1,7 +1,6 @@
 """Ray Train as the jobs use it: workers that consume one ordered stream, watched while they do."""
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final
@@ -9,46 +8,46 @@ from typing import Any, Final
 import ray
 import ray.train
 from ray.actor import ActorHandle
-from ray.data import Dataset
 from ray.exceptions import RayActorError
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 
+from glsd.runs.checkpoints import checkpoints
 from glsd.runs.directory import RunDirectory
 from ray_jobs.cluster.deaths import ProcessDied, death
 from ray_jobs.cluster.monitor import Handle, watch
 from ray_jobs.cluster.resources import Resources
 from ray_jobs.progress import ProgressLine
-from ray_jobs.workers.stream import stream_options
+from ray_jobs.workers.stream import Stream, Unit
 
 RAY_TRAIN = "ray_train"
 """Folder of Ray Train's own notes in a run directory."""
 
 
 def fit(
-    worker: Callable[[Any], None],
+    worker: Callable[[Any, Iterator[Unit]], None],
     plan: Any,
-    units: Callable[[], Dataset],
+    stream: Stream,
     run: RunDirectory,
     resources: Resources,
     monitor: Handle,
     line: ProgressLine,
 ) -> None:
-    """Run `worker(plan)` on every training worker, until all have ended.
+    """Run `worker(plan, units)` on every training worker, until all have ended.
 
-    A worker finds its units in the dataset shard "train": rank r of W gets i * W + r. `units` gives the stream from
-    where the workers are to start, and is asked again whenever they are started. Ray Train keeps its own notes in the
-    folder of `run`. The line shows what the workers report to the monitor.
+    The units of rank r of W are r, W + r, 2 * W + r, ... from the newest checkpoint of `run` to the end of the stream.
+    Ray Train keeps its own notes in the folder of `run`. The line shows what the workers report to the monitor.
 
     Raises:
         BaseException: what a worker raised, without Ray's wrapping; KeyboardInterrupt after Ctrl-C.
     """
     named = (worker.__module__, worker.__qualname__)
-    work = {"worker": named, "plan": ray.put(plan), "monitor": monitor}
+    work = {"worker": named, "plan": ray.put(plan), "stream": stream, "run": run.location, "monitor": monitor}
     num_waits, most_waits = 0, 0
     line.phase("starting workers")
     with watch(monitor, line):
         while True:
-            trainer = _trainer(work, units, run, resources)
+            trainer = _trainer(work, run, resources)
             try:
                 trainer.fit()
                 return
@@ -77,14 +76,15 @@ without room are: workers that fail to start for another reason would fail again
 """
 
 
-def _trainer(
-    work: Mapping[str, Any], units: Callable[[], Dataset], run: RunDirectory, resources: Resources
-) -> "_Trainer":
+def _trainer(work: Mapping[str, Any], run: RunDirectory, resources: Resources) -> "_Trainer":
     return _Trainer(
         _work,
         train_loop_config=dict(work),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers, use_gpu=resources.gpu, resources_per_worker=resources.per_worker
+        scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg] # its stub is that of the old Train
+            num_workers=resources.workers,
+            use_gpu=resources.gpu,
+            resources_per_worker=resources.per_worker,
+            label_selector=resources.labels or None,
         ),
         run_config=ray.train.RunConfig(
             name=run.ascii_name,
@@ -95,21 +95,21 @@ def _trainer(
                 controller_failure_limit=_STARTS - 1,  # type: ignore[call-arg] # its stub is that of the old Train
             ),
         ),
-        datasets={"train": units},
-        dataset_config=ray.train.DataConfig(execution_options=stream_options()),
     )
 
 
 def _work(work: Mapping[str, Any]) -> None:
     """The worker, as Ray Train takes it: by name and references, since its controller unpickles this too before any
-    worker starts. Ray Data's coordinator starts while the worker's module is imported, models and all.
+    worker starts. Its units are begun while its module is imported, models and all.
     """
     work["monitor"].worker_started.remote()
-    with ThreadPoolExecutor(1) as meanwhile:
-        meanwhile.submit(ray.train.get_dataset_shard, "train")  # the worker asks again, and gets the error then
-        module, name = work["worker"]
-        worker = getattr(import_module(module), name)
-    worker(ray.get(work["plan"]))
+    context, stream = ray.train.get_context(), work["stream"]
+    # One worker decides where all continue, since another might see a checkpoint more.
+    newest = max(checkpoints(work["run"]), default=0) if context.get_world_rank() == 0 else 0
+    first_unit = broadcast_from_rank_zero(newest) * stream.units_per_step
+    units = stream.of_rank(first_unit, context.get_world_rank(), context.get_world_size())
+    module, name = work["worker"]
+    getattr(import_module(module), name)(ray.get(work["plan"]), units)
 
 
 class _Trainer(TorchTrainer):

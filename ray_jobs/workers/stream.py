@@ -1,78 +1,147 @@
-"""The stream: units of a training or of a probe, made by Ray Data's CPU tasks, as one execution over all epochs.
+"""The stream: units of a training or of a probe, made by Ray Data's CPU tasks.
 
-A row of `range` is a unit, so the stream is a pure function of the step: a resume starts `range` later, and any number
-of workers receives the same units. Blocks of equal size and `preserve_order` are what makes rank r of W get the units
-i * W + r, see `stream_options`.
+Rank r of W trains on the units first + r, first + r + W, ... and on no others. So every training worker has an
+execution of its own, whose coordinator is a process beside it, and its units are made near it. A task makes a few units
+as one block. What Ray Data keeps for the length of an execution is bounded, as an execution covers a bounded number of
+tasks; the next one has been started when it ends. A unit is a function of its number, so nothing else carries over.
 
-Ray Train's controller and Ray Data's coordinators import this module, one after the other, before the first unit comes.
-So torch, which only the tasks need, is imported by the tasks.
+Ray Train's workers import this module before the first unit comes. So torch, which only the tasks need, is imported by
+the tasks.
 """
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, Final
 
 import cv2
 import numpy as np
 import ray
 import ray.data
 from PIL import AvifImagePlugin
-from ray.data import Dataset, ExecutionOptions
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockAccessor, BlockMetadata
+from ray.exceptions import RayError
 
-from glsd.data.units import UnitMaker
-from glsd.runs.checkpoints import checkpoints
+from glsd.data.units import MAX_UNIT_BYTES, UnitMaker, made_in_turn
 from ray_jobs.cluster.files import SharedFiles, place_files
+from ray_jobs.settings import DataOn
+
+Unit = Mapping[str, np.ndarray]
+
+MAX_TASK_UNITS: Final = 8
+"""Of a task: a coordinator's work is by the task, but the first unit of a task comes with the last one."""
+EXECUTION_TASKS: Final = 1024
+"""Tasks of an execution. Ray Data plans all of them before the first one starts, in about a millisecond each."""
+_AHEAD: Final = 8
+"""An execution is started when this part of the one before is left, so that no worker waits for it."""
+ATTEMPTS: Final = 3
+"""How often the tasks of a unit are tried, each time by a new execution, before the training worker fails."""
 
 
-class Shared(NamedTuple):
-    """What makes units, in the object store: tasks map its arrays and copy none."""
+@dataclass(frozen=True)
+class Stream:
+    """What makes units, in the object store, where tasks map its arrays and copy none; and how they are made."""
 
     maker: "ray.ObjectRef[UnitMaker]"
     num_units: int
     units_per_step: int
+    unit_size: int
+    unit_bytes: int
+    task_units: int
+    """Units that a task makes, one after the other."""
     files: SharedFiles
     """The indexes' files, for nodes that lack them."""
+    data_on: DataOn
+    execution_tasks: int
+
+    def of_rank(self, first_unit: int, rank: int = 0, workers: int = 1) -> Iterator[Unit]:
+        """The units first_unit + rank + i * workers to the end of the last epoch; tasks begin on them at once.
+
+        Raises:
+            ValueError: a unit can never be made; the message is the user's.
+            OSError: images of a unit could not be read by any of several tasks.
+        """
+        numbers = range(first_unit + rank, self.num_units, workers)
+        ahead = ThreadPoolExecutor(1)
+        return self._units(numbers, ahead, ahead.submit(self._begun, numbers))
+
+    def _units(self, numbers: range, ahead: ThreadPoolExecutor, beginning: "Future[Iterator[Unit]]") -> Iterator[Unit]:
+        span = self.execution_tasks * self.task_units
+        num_failures = 0
+        while numbers:
+            left, after, following = len(numbers[:span]), numbers[span:], None
+            try:
+                for unit in beginning.result():
+                    yield _made(unit)
+                    left, num_failures = left - 1, 0
+                    if after and left == span // _AHEAD:
+                        following = ahead.submit(self._begun, after)
+            except (OSError, RayError):
+                num_failures += 1
+                if num_failures == ATTEMPTS:
+                    raise
+            numbers = numbers[len(numbers[:span]) - left :]
+            beginning = following if following and not left else ahead.submit(self._begun, numbers)
+
+    def _begun(self, numbers: range) -> Iterator[Unit]:
+        """The units of the next execution, which has made the first one."""
+        if not numbers:
+            return iter(())
+        units = iter(self._execution(numbers[: self.execution_tasks * self.task_units]))
+        return itertools.chain(list(itertools.islice(units, 1)), units)
+
+    def _execution(self, numbers: range) -> Iterable[Unit]:
+        """The units of these numbers, one block for each task."""
+        units = ray.data.read_datasource(
+            _UnitTasks(self, numbers),
+            override_num_blocks=math.ceil(len(numbers) / self.task_units),
+            num_cpus=1,
+            **_places(self.data_on),
+        )
+        units.context.execution_options.preserve_order = True
+        units.context.execution_no_progress_timeout_s = -1  # k-NN or an upload may hold the training up for long
+        (split,) = units.streaming_split(1)  # which has a process of its own on this node
+        made: Iterable[Unit] = split.iter_batches(
+            batch_size=self.unit_size, batch_format="numpy", prefetch_batches=self.task_units
+        )
+        return made
 
 
-def share(maker: UnitMaker, files: SharedFiles) -> Shared:
-    """Put what makes units into the object store."""
-    return Shared(ray.put(maker), maker.num_units, maker.order.units_per_step, files)
-
-
-def stream(shared: Shared, start_unit: int) -> Dataset:
-    """All units from `start_unit` to the end of the last epoch, one block each, in order."""
-    num_units = shared.num_units - start_unit
-    # About a thousand units per read task: many more tasks delay the first batch of a long run by most of a minute.
-    units = ray.data.range(num_units, override_num_blocks=max(1, num_units // 1000))
-    units.context.execution_no_progress_timeout_s = -1  # k-NN or an upload may hold the training up for long
-    return units.repartition(target_num_rows_per_block=1).map_batches(
-        partial(_make_unit, maker=shared.maker, files=shared.files, first=start_unit),
-        batch_size=None,
-        batch_format="numpy",
-        num_cpus=1,
+def share(
+    maker: UnitMaker, files: SharedFiles, data_on: DataOn = "any", execution_tasks: int = EXECUTION_TASKS
+) -> Stream:
+    """The stream of what makes units, which is put into the object store."""
+    order, task_units = maker.order, max(1, min(MAX_TASK_UNITS, MAX_UNIT_BYTES // maker.unit_bytes))
+    return Stream(
+        ray.put(maker),
+        maker.num_units,
+        order.units_per_step,
+        order.unit_size,
+        maker.unit_bytes,
+        task_units,
+        files,
+        data_on,
+        execution_tasks,
     )
 
 
-def remaining(shared: Shared, run: str) -> Dataset:
-    """The units after the newest checkpoint of a run; Ray Train asks again whenever it starts the workers."""
-    return stream(shared, max(checkpoints(run), default=0) * shared.units_per_step)
+def _made(unit: Unit) -> Unit:
+    """The unit, if it could be made."""
+    if failure := str(unit["failure"][0]):
+        raise OSError(failure) if unit["may_pass"][0] else ValueError(failure)
+    return unit
 
 
-def stream_options() -> ExecutionOptions:
-    """The options under which `streaming_split` deals the units out in order; Ray Train passes them on."""
-    return ExecutionOptions(preserve_order=True)
-
-
-def received(units: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
-    """The units as they arrive at a training worker.
-
-    Raises:
-        ValueError: a unit could not be made; the message is the user's.
-    """
-    for unit in units:
-        if failure := str(unit["failure"][0]):
-            raise ValueError(failure)
-        yield unit
+def _places(data_on: DataOn) -> dict[str, Any]:
+    """Where tasks run, as Ray is told."""
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    if data_on == "any":
+        return {"label_selector": here, "fallback_strategy": [{"label_selector": {}}]}
+    return {"label_selector": here if data_on == "train" else {"role": "data"}}
 
 
 def use_one_core() -> None:
@@ -81,19 +150,51 @@ def use_one_core() -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
-def _make_unit(
-    row: dict[str, np.ndarray], maker: "ray.ObjectRef[UnitMaker]", files: SharedFiles, first: int
-) -> dict[str, np.ndarray]:
+class _UnitTasks(Datasource):
+    """Units of these numbers, in order, a few by each read task: the tasks have no other work before or after."""
+
+    def __init__(self, stream: Stream, numbers: range) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._stream, self._numbers = stream, numbers
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all units."""
+        return len(self._numbers) * self._stream.unit_bytes
+
+    def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
+        """The tasks, however many Ray Data would have liked."""
+        stream, numbers = self._stream, self._numbers
+        parts = [numbers[first : first + stream.task_units] for first in range(0, len(numbers), stream.task_units)]
+        return [
+            ReadTask(
+                partial(_blocks, stream.maker, stream.files, part),
+                BlockMetadata(len(part) * stream.unit_size, len(part) * stream.unit_bytes, None, None),
+            )
+            for part in parts
+        ]
+
+
+def _blocks(maker: "ray.ObjectRef[UnitMaker]", files: SharedFiles, numbers: range) -> Iterator[Any]:
+    """A block for each unit, which Ray Data joins."""
     import torch
 
     use_one_core()
     torch.set_num_threads(1)
-    k, failure = first + int(row["id"][0]), ""
-    units = ray.get(maker)
+    units: UnitMaker = ray.get(maker)
+    num_made = 0
     try:
         place_files(files)
-        arrays = units.unit(k)
+        for arrays in made_in_turn(units, numbers):
+            yield _block(arrays, "", may_pass=False)
+            num_made += 1
     except (ValueError, OSError) as error:
-        # Ray Data keeps the text of an exception only within a traceback, so what a user can repair travels as a row.
-        arrays, failure = units.blank(k), str(error)
-    return {**arrays, "failure": np.full(len(arrays["unit"]), failure)}
+        # Ray Data keeps the text of an exception only within a traceback, so it travels as a row. No worker takes a
+        # unit after it.
+        may_pass = isinstance(error, OSError) and not isinstance(error, PermissionError)
+        yield _block(units.blank(numbers[num_made]), str(error), may_pass=may_pass)
+
+
+def _block(arrays: dict[str, np.ndarray], failure: str, *, may_pass: bool) -> Any:
+    num_rows = len(arrays["unit"])
+    columns = {**arrays, "failure": np.full(num_rows, failure), "may_pass": np.full(num_rows, may_pass)}
+    return BlockAccessor.batch_to_block(columns)

@@ -43,7 +43,7 @@ def test_a_task_keeps_one_decoded_image_the_copy_of_a_crop_and_the_files(
 ) -> None:
     source = replace(source, config=source.config.with_overrides({"augment.global_scale": scale}))
     tracemalloc.start()
-    source.unit(0)
+    source.made(source.read(0))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < num_images * HEIGHT * WIDTH * 3
@@ -63,7 +63,7 @@ def test_the_crops_of_a_unit_are_those_of_its_decoded_images_keyed_by_the_seed_o
     limits = small.config.data
     for epoch in range(EPOCHS):
         for k in range(epoch * NUM_SMALL // UNIT, (epoch + 1) * NUM_SMALL // UNIT):
-            unit = small.unit(k)
+            unit = small.made(small.read(k))
             ids = unit["image_id"]
             images = [decode(small.index.read(int(i)), limits.max_pixels, limits.value_range) for i in ids]
             for name, array in multicrop_batch(images, small.config.augment, SEED, epoch, ids, "device").items():
@@ -88,7 +88,7 @@ def test_the_first_decodable_one_of_the_replacements_of_that_epoch_and_image_sta
             expected.append(trained)
             skipped.append(skips)
             num_skipped.append(len(skips))
-        unit = small.unit(k)
+        unit = small.made(small.read(k))
         assert unit["image_id"].tolist() == expected
         assert [[image_id for image_id, _ in json.loads(skips)] for skips in unit["skips"].tolist()] == skipped
     assert num_skipped.count(0) == EPOCHS * (NUM_SMALL - NUM_CORRUPT)
@@ -98,6 +98,7 @@ def test_the_first_decodable_one_of_the_replacements_of_that_epoch_and_image_sta
 def test_two_sources_that_differ_in_the_seed_alone_have_different_units(small: UnitSource) -> None:
     other = replace(small, config=small.config.with_overrides({"seed": SEED + 1}))
     ones, others = (
-        [source.unit(k)["image_id"].tolist() for k in range(NUM_SMALL // UNIT)] for source in (small, other)
+        [source.made(source.read(k))["image_id"].tolist() for k in range(NUM_SMALL // UNIT)]
+        for source in (small, other)
     )
     assert ones != others

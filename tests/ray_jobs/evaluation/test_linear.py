@@ -193,7 +193,7 @@ def test_the_layer_is_that_of_sgd_with_momentum_on_a_cosine_over_the_crops_of_th
     layer, velocity = torch.cat([weight, torch.zeros(len(CLASSES), 1)], 1).double(), torch.zeros(len(CLASSES), 513)
     num_steps = PROTOCOL.epochs * STEPS_PER_EPOCH
     for step in range(num_steps):
-        units = [source.unit(2 * step), source.unit(2 * step + 1)]
+        units = [source.made(source.read(2 * step)), source.made(source.read(2 * step + 1))]
         z_bar = embed(encoder(), [torch.from_numpy(unit["crops"]) for unit in units])
         inputs = torch.cat([z_bar, torch.ones(len(z_bar), 1)], 1).double()
         targets = torch.eye(len(CLASSES))[[label for unit in units for label in unit["label"].tolist()]]
@@ -220,7 +220,7 @@ def test_every_crop_of_an_epoch_is_that_of_another_image_and_brings_its_label(
             continue
         expected[linear_crop(image, 64, PROTOCOL, epoch, image_id).tobytes()] = image_id
     for k in range(source.order.units_per_epoch, 2 * source.order.units_per_epoch):
-        unit = source.unit(k)
+        unit = source.made(source.read(k))
         for crop, label in zip(unit["crops"], unit["label"].tolist(), strict=True):
             trained.append(expected[crop.tobytes()])
             assert label == labels[trained[-1]]

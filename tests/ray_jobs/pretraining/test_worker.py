@@ -103,7 +103,7 @@ def test_the_alarm_measures_at_the_temperature_of_the_step_just_made(plan: Plan)
     measured = list[int]()
 
     def measure_again(metrics: Metrics, state: TrainState) -> None:
-        last = to_device(plan.source.unit(2 * state.step - 1), plan.config.augment, CPU)
+        last = to_device(plan.source.made(plan.source.read(2 * state.step - 1)), plan.config.augment, CPU)
         temperature = TEMPERATURES[(state.step - 1) // STEPS_PER_EPOCH]
         for name, value in collapse_metrics(state.teacher, last, state.centers, plan.config, temperature).items():
             assert metrics[name] == pytest.approx(value.item(), rel=1e-5), f"{name} of step {state.step}"

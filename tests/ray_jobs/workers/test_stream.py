@@ -1,22 +1,23 @@
-"""The stream on a cluster, without a trainer: its units are those of the source, dealt out in turn."""
+"""The stream on a cluster, without a trainer: each rank's units are those of the source, in order, exactly once."""
 
 import json
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
-from ray.data import DataIterator
 
 from glsd.config import DataConfig
 from glsd.data.index import build_index
-from glsd.data.units import UnitSource
+from glsd.data.order import Order
+from glsd.data.units import MAX_UNIT_BYTES, EncodedUnit, UnitSource
 from glsd.training.batch import Unit
 from ray_jobs.cluster.files import place_files, share_files
-from ray_jobs.workers.stream import received, share, stream, stream_options
+from ray_jobs.workers.stream import ATTEMPTS, share
 from tests.images import labelled_folder
 from tests.ray_jobs.runs import small_run
 
@@ -32,30 +33,23 @@ def source(cluster: None, forty: Path) -> UnitSource:
     return UnitSource(config, index, regime, "device")
 
 
-def dealt(source: UnitSource, start_unit: int, num_workers: int) -> list[list[Unit]]:
+def dealt(source: UnitSource, first_unit: int, workers: int) -> list[list[Unit]]:
     """What each worker receives, all of them at once."""
-
-    def consume(shard: DataIterator) -> list[Unit]:
-        # To the end even where a unit failed: Ray Data's own thread waits for it.
-        arrived = list(shard.iter_batches(batch_size=source.config.data.unit_size, batch_format="numpy"))
-        return list(received(arrived))
-
-    units = stream(share(source, share_files([source.index])), start_unit)
-    units.context.execution_options = stream_options()
-    with ThreadPoolExecutor(num_workers) as workers:
-        return list(workers.map(consume, units.streaming_split(num_workers, equal=True)))
+    stream = share(source, share_files([source.index]))
+    with ThreadPoolExecutor(workers) as ranks:
+        return list(ranks.map(lambda rank: list(stream.of_rank(first_unit, rank, workers)), range(workers)))
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("num_workers", "start_unit"), [(1, 0), (2, 0), (2, 6)])
+@pytest.mark.parametrize(("workers", "first_unit"), [(1, 0), (2, 0), (2, 6)])
 def test_worker_r_of_w_receives_units_i_w_plus_r_from_any_start_as_the_source_makes_them(
-    source: UnitSource, num_workers: int, start_unit: int
+    source: UnitSource, workers: int, first_unit: int
 ) -> None:
-    for rank, units in enumerate(dealt(source, start_unit, num_workers)):
-        expected = list(range(start_unit + rank, 2 * source.order.units_per_epoch, num_workers))
+    for rank, units in enumerate(dealt(source, first_unit, workers)):
+        expected = list(range(first_unit + rank, 2 * source.order.units_per_epoch, workers))
         assert [int(unit["unit"][0]) for unit in units] == expected
         for unit, k in zip(units, expected, strict=True):
-            for name, array in source.unit(k).items():
+            for name, array in source.made(source.read(k)).items():
                 np.testing.assert_array_equal(unit[name], array, err_msg=f"{name} of unit {k}")
 
 
@@ -83,10 +77,11 @@ def test_an_undecodable_image_is_replaced_in_a_unit_of_full_size_and_travels_as_
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("is_linked", "message"), [(False, "is gone since the index was made"), (True, "failed 3 times: ")]
+    ("is_linked", "kind", "message"),
+    [(False, ValueError, "is gone since the index was made"), (True, OSError, "failed 3 times: ")],
 )
 def test_an_image_that_cannot_be_read_stops_the_stream_in_words(
-    source: UnitSource, tmp_path: Path, is_linked: bool, message: str
+    source: UnitSource, tmp_path: Path, is_linked: bool, kind: type[Exception], message: str
 ) -> None:
     photos = labelled_folder(tmp_path / "photos", num_images=40)
     index = build_index(photos, DataConfig())
@@ -94,8 +89,71 @@ def test_an_image_that_cannot_be_read_stops_the_stream_in_words(
     image.unlink()
     if is_linked:
         image.symlink_to(image)  # reading it is an error of the disk, as far as anyone can tell
-    with pytest.raises(ValueError, match=rf"^[^\n]*002\.png {message}[^\n]*$"):
+    with pytest.raises(kind, match=rf"^[^\n]*002\.png {message}[^\n]*$"):
         dealt(replace(source, index=index), 0, 1)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Units of two rows that hold only their number; reading some of them fails as often as is said."""
+
+    num_units: int
+    folder: Path
+    failing: tuple[int, ...] = ()
+    num_failures: int = 0
+    unit_bytes: int = MAX_UNIT_BYTES // 3
+
+    @property
+    def order(self) -> Order:
+        return Order(0, 4, 4, 2)
+
+    def read(self, k: int) -> EncodedUnit:
+        if k in self.failing and len(tries := list(self.folder.glob(f"{k}-*"))) < self.num_failures:
+            (self.folder / f"{k}-{len(tries)}").touch()
+            raise OSError(f"unit {k} is out of reach")
+        return EncodedUnit(k, 0, [])
+
+    def made(self, unit: EncodedUnit) -> dict[str, np.ndarray]:
+        return self.blank(unit.k)
+
+    def blank(self, k: int) -> dict[str, np.ndarray]:
+        return {"unit": np.full(2, k)}
+
+
+def numbers(units: Iterator[Unit]) -> list[int]:
+    received = [unit["unit"].tolist() for unit in units]
+    assert all(len(rows) == 2 and len(set(rows)) == 1 for rows in received)
+    return [rows[0] for rows in received]
+
+
+@pytest.mark.ray
+def test_thousands_of_units_of_many_tasks_and_several_executions_come_in_order_exactly_once(
+    cluster: None, tmp_path: Path
+) -> None:
+    stream = share(Numbers(4001, tmp_path), {}, execution_tasks=150)
+    assert stream.task_units == 3
+    with ThreadPoolExecutor(3) as ranks:
+        received = list(ranks.map(lambda rank: numbers(stream.of_rank(100, rank, 3)), range(3)))
+    assert received == [list(range(100 + rank, 4001, 3)) for rank in range(3)]
+
+
+@pytest.mark.ray
+def test_a_unit_whose_images_were_out_of_reach_is_made_again_in_its_place_by_a_new_execution(
+    cluster: None, tmp_path: Path
+) -> None:
+    stream = share(Numbers(30, tmp_path, failing=(0, 13, 29), num_failures=ATTEMPTS - 1), {}, execution_tasks=4)
+    assert numbers(stream.of_rank(0)) == list(range(30))
+
+
+@pytest.mark.ray
+def test_a_unit_whose_images_stay_out_of_reach_fails_the_worker_after_the_units_before_it(
+    cluster: None, tmp_path: Path
+) -> None:
+    units = share(Numbers(30, tmp_path, failing=(8,), num_failures=ATTEMPTS), {}).of_rank(0)
+    for k in range(8):
+        assert next(units)["unit"].tolist() == [k, k]
+    with pytest.raises(OSError, match=r"^unit 8 is out of reach$"):
+        next(units)
 
 
 @pytest.mark.ray
