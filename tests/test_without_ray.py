@@ -25,14 +25,14 @@ import torch
 
 from glsd.experiments import load_config
 from glsd.data.index import build_index
-from glsd.data.units import UnitSource
+from glsd.data.units import UnitSource, made_in_turn
 from glsd.training.loop import steps
 from glsd.training.state import initial_state
 
 config, device = load_config(sys.argv[1]), torch.device("cpu")
 source = UnitSource(config, build_index(sys.argv[2], config.data), None, "device")
-state = initial_state(config, device)
-for reading in steps(state, map(source.unit, range(source.num_units)), config, source.order.steps_per_epoch, device):
+state, units = initial_state(config, device), made_in_turn(source, range(source.num_units))
+for reading in steps(state, units, config, source.order.steps_per_epoch, device):
     print(reading.metrics["step"], reading.metrics["loss"])
 """
 

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import time
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -49,22 +50,29 @@ def read(uri: str, offset: int = -1, length: int = -1) -> tuple[bytes, int]:
         FileNotFoundError: there is no such file.
         OSError: reading failed, or is not permitted.
     """
-    filesystem, path = resolved(uri) if is_remote(uri) else (None, uri)
-    return _insistently(uri, filesystem, path, offset, length)
+    if not is_remote(uri):
+        return _insistently(uri, lambda: _read_local(uri, offset, length), _PAUSES)
+    filesystem, path = resolved(uri)
+    if offset < 0:
+        return _insistently(uri, lambda: _read_whole(filesystem, path), _pauses(filesystem))
+    period = int(time.monotonic() // _SHARD_SECONDS)
+    return _insistently(uri, lambda: _read_range(uri, period, offset, length), _pauses(filesystem))
 
 
 def read_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
     """The whole file at a path of a file system, as `read` reads it."""
-    return _insistently(path, filesystem, path, -1, -1)[0]
+    return _insistently(path, lambda: _read_whole(filesystem, path), _pauses(filesystem))[0]
 
 
-def _insistently(
-    name: str, filesystem: pyarrow.fs.FileSystem | None, path: str, offset: int, length: int
-) -> tuple[bytes, int]:
-    pauses = () if filesystem is not None and filesystem.type_name == "gcs" else _PAUSES
+def _pauses(filesystem: pyarrow.fs.FileSystem) -> Sequence[float]:
+    """Between the attempts; Google's client has made its own by then."""
+    return () if filesystem.type_name == "gcs" else _PAUSES
+
+
+def _insistently(name: str, attempt: Callable[[], tuple[bytes, int]], pauses: Sequence[float]) -> tuple[bytes, int]:
     for pause in (*pauses, None):
         try:
-            return _read_once(filesystem, path, offset, length)
+            return attempt()
         except _PERMANENT:
             raise
         except OSError as error:
@@ -75,14 +83,24 @@ def _insistently(
     raise AssertionError("unreachable")
 
 
-def _read_once(filesystem: pyarrow.fs.FileSystem | None, path: str, offset: int, length: int) -> tuple[bytes, int]:
-    if filesystem is None:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-            data = file.readall() if offset < 0 else os.pread(file.fileno(), length, offset)
-            return data, os.fstat(file.fileno()).st_size
-    if offset >= 0:
-        file = _shard(filesystem, path, int(time.monotonic() // _SHARD_SECONDS))
-        return file.read_at(length, offset), file.size()
+def _read_local(path: str, offset: int, length: int) -> tuple[bytes, int]:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        data = file.readall() if offset < 0 else os.pread(file.fileno(), length, offset)
+        return data, os.fstat(file.fileno()).st_size
+
+
+def _read_range(uri: str, period: int, offset: int, length: int) -> tuple[bytes, int]:
+    file = _shard(uri, period)
+    return file.read_at(length, offset), file.size()
+
+
+@lru_cache(maxsize=4096)
+def _shard(uri: str, _period: int) -> pyarrow.NativeFile:
+    """A file that stays open for a period of time, so that its size is asked for once and not with every image."""
+    return _opened(*resolved(uri))
+
+
+def _read_whole(filesystem: pyarrow.fs.FileSystem, path: str) -> tuple[bytes, int]:
     if filesystem.type_name == "gcs":
         # A file that can be read anywhere would be asked for twice, which fails where it was replaced in between, and
         # waited for with Python's lock held.
@@ -92,12 +110,6 @@ def _read_once(filesystem: pyarrow.fs.FileSystem | None, path: str, offset: int,
         with _opened(filesystem, path) as file:
             data = file.read()
     return data, len(data)
-
-
-@lru_cache(maxsize=4096)
-def _shard(filesystem: pyarrow.fs.FileSystem, path: str, _period: int) -> pyarrow.NativeFile:
-    """A shard that stays open for a period of time, so that its size is asked for once and not with every image."""
-    return _opened(filesystem, path)
 
 
 def _opened(filesystem: pyarrow.fs.FileSystem, path: str) -> pyarrow.NativeFile:

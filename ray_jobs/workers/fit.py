@@ -107,7 +107,8 @@ def _work(work: Mapping[str, Any]) -> None:
     # One worker decides where all continue, since another might see a checkpoint more.
     newest = max(checkpoints(work["run"]), default=0) if context.get_world_rank() == 0 else 0
     first_unit = broadcast_from_rank_zero(newest) * stream.units_per_step
-    units = stream.of_rank(first_unit, context.get_world_rank(), context.get_world_size())
+    rank, workers, workers_here = context.get_world_rank(), context.get_world_size(), context.get_local_world_size()
+    units = stream.of_rank(first_unit, rank, workers, workers_here)
     module, name = work["worker"]
     getattr(import_module(module), name)(ray.get(work["plan"]), units)
 

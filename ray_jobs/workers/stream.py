@@ -11,7 +11,7 @@ the tasks.
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ import numpy as np
 import ray
 import ray.data
 from PIL import AvifImagePlugin
-from ray.data import Datasource, ReadTask
+from ray.data import Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.exceptions import RayError
 
@@ -31,6 +31,7 @@ from ray_jobs.cluster.files import SharedFiles, place_files
 from ray_jobs.settings import DataOn
 
 Unit = Mapping[str, np.ndarray]
+_Beginning = Future[Iterator[Unit]]
 
 MAX_TASK_UNITS: Final = 8
 """Of a task: a coordinator's work is by the task, but the first unit of a task comes with the last one."""
@@ -58,18 +59,25 @@ class Stream:
     data_on: DataOn
     execution_tasks: int
 
-    def of_rank(self, first_unit: int, rank: int = 0, workers: int = 1) -> Iterator[Unit]:
+    def of_rank(self, first_unit: int, rank: int = 0, workers: int = 1, workers_here: int = 1) -> Iterator[Unit]:
         """The units first_unit + rank + i * workers to the end of the last epoch; tasks begin on them at once.
+
+        `workers_here` of them are on this node, and share its part of the object store.
 
         Raises:
             ValueError: a unit can never be made; the message is the user's.
             OSError: images of a unit could not be read by any of several tasks.
         """
         numbers = range(first_unit + rank, self.num_units, workers)
+        most_ahead = _object_store_bytes() / 2 / workers_here
         ahead = ThreadPoolExecutor(1)
-        return self._units(numbers, ahead, ahead.submit(self._begun, numbers))
 
-    def _units(self, numbers: range, ahead: ThreadPoolExecutor, beginning: "Future[Iterator[Unit]]") -> Iterator[Unit]:
+        def begin(numbers: range) -> _Beginning:
+            return ahead.submit(self._begun, numbers, most_ahead)
+
+        return self._units(numbers, begin, begin(numbers))
+
+    def _units(self, numbers: range, begin: "Callable[[range], _Beginning]", beginning: "_Beginning") -> Iterator[Unit]:
         span = self.execution_tasks * self.task_units
         num_failures = 0
         while numbers:
@@ -79,22 +87,22 @@ class Stream:
                     yield _made(unit)
                     left, num_failures = left - 1, 0
                     if after and left == span // _AHEAD:
-                        following = ahead.submit(self._begun, after)
+                        following = begin(after)
             except (OSError, RayError):
                 num_failures += 1
                 if num_failures == ATTEMPTS:
                     raise
             numbers = numbers[len(numbers[:span]) - left :]
-            beginning = following if following and not left else ahead.submit(self._begun, numbers)
+            beginning = following if following and not left else begin(numbers)
 
-    def _begun(self, numbers: range) -> Iterator[Unit]:
-        """The units of the next execution, which has made the first one."""
+    def _begun(self, numbers: range, most_ahead: float) -> Iterator[Unit]:
+        """The units of the next execution, which has made the first one; so many bytes of them are made ahead."""
         if not numbers:
             return iter(())
-        units = iter(self._execution(numbers[: self.execution_tasks * self.task_units]))
+        units = iter(self._execution(numbers[: self.execution_tasks * self.task_units], most_ahead))
         return itertools.chain(list(itertools.islice(units, 1)), units)
 
-    def _execution(self, numbers: range) -> Iterable[Unit]:
+    def _execution(self, numbers: range, most_ahead: float) -> Iterable[Unit]:
         """The units of these numbers, one block for each task."""
         units = ray.data.read_datasource(
             _UnitTasks(self, numbers),
@@ -102,7 +110,8 @@ class Stream:
             num_cpus=1,
             **_places(self.data_on),
         )
-        units.context.execution_options.preserve_order = True
+        options = units.context.execution_options
+        options.preserve_order, options.resource_limits = True, ExecutionResources(object_store_memory=most_ahead)
         units.context.execution_no_progress_timeout_s = -1  # k-NN or an upload may hold the training up for long
         (split,) = units.streaming_split(1)  # which has a process of its own on this node
         made: Iterable[Unit] = split.iter_batches(
@@ -134,6 +143,12 @@ def _made(unit: Unit) -> Unit:
     if failure := str(unit["failure"][0]):
         raise OSError(failure) if unit["may_pass"][0] else ValueError(failure)
     return unit
+
+
+def _object_store_bytes() -> float:
+    """The size of this node's part of the object store."""
+    here = ray.get_runtime_context().get_node_id()
+    return float(next(node["Resources"]["object_store_memory"] for node in ray.nodes() if node["NodeID"] == here))
 
 
 def _places(data_on: DataOn) -> dict[str, Any]:

@@ -35,11 +35,13 @@ class BucketHandler(BaseHTTPRequestHandler):
 
 class _Handler(BucketHandler):
     uploads: dict[str, dict[int, bytes]]
+    asked: list[str]
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
+        self.asked.append(self.command)
         parts = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
         bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
@@ -121,9 +123,10 @@ def unchunked(stream: BinaryIO) -> bytes:
 
 
 @contextmanager
-def object_store(root: Path) -> Iterator[str]:
-    """The address of a server whose buckets are the folders in root."""
-    with serving(type("Handler", (_Handler,), {"root": root, "uploads": {}})) as address:
+def object_store(root: Path, asked: list[str] | None = None) -> Iterator[str]:
+    """The address of a server whose buckets are the folders in root; it notes the methods of what it is asked for."""
+    own = {"root": root, "uploads": {}, "asked": [] if asked is None else asked}
+    with serving(type("Handler", (_Handler,), own)) as address:
         yield address
 
 

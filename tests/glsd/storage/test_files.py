@@ -7,6 +7,7 @@ from glsd.storage.files import read, read_file
 from glsd.storage.replacing import replace_file, replacing
 from glsd.storage.uris import resolved
 from tests.glsd.storage.google_store import REQUESTS, google_store
+from tests.glsd.storage.object_store import object_store
 
 
 def test_a_file_is_replaced_when_its_content_is_whole(tmp_path: Path) -> None:
@@ -59,6 +60,22 @@ def test_a_whole_file_of_google_cloud_storage_is_one_request(tmp_path: Path) -> 
         assert read_file(*resolved(uri)) == b"image" * 300_000
     asked = "GET /storage/v1/b/bucket/o/a.jpg?alt=media HTTP/1.1"  # with no moment between two for it to be replaced in
     assert (tmp_path / REQUESTS).read_text().splitlines() == [asked] * 2
+
+
+def test_a_shard_of_an_object_store_is_asked_for_its_size_once_and_then_for_each_image_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_EC2_METADATA_DISABLED", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "true")
+    content = bytes(range(256)) * 10
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket/0.tar").write_bytes(content)
+    asked: list[str] = []
+    with object_store(tmp_path, asked) as address:
+        uri = f"s3://bucket/0.tar?endpoint_override={address}&scheme=http"
+        for offset in range(0, 2000, 100):
+            assert read(uri, offset, 90) == (content[offset : offset + 90], len(content))
+    assert sorted(asked) == ["GET"] * 20 + ["HEAD"]
 
 
 def test_google_cloud_storage_is_not_tried_for_minutes_unless_a_uri_says_so() -> None:

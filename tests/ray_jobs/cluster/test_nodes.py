@@ -69,6 +69,94 @@ def test_a_run_on_two_nodes_and_what_they_have_no_room_for(forty: Path, tmp_path
     assert steps == list(range(TOTAL_STEPS + 1))
 
 
+ROLES = """
+import json, os, time
+from dataclasses import dataclass
+import numpy as np
+import ray
+from ray.cluster_utils import Cluster
+from glsd.data.order import Order
+from glsd.data.units import EncodedUnit
+from ray_jobs.cluster.resources import check_resources
+from ray_jobs.cluster.start import cluster, insist
+from ray_jobs.settings import JobSettings
+from ray_jobs.workers.stream import share
+
+@dataclass(frozen=True)
+class Places:
+    # Units that hold the node that made them.
+    num_units: int = 60
+    unit_bytes: int = 2**26
+    order = Order(0, 4, 4, 2)
+
+    def read(self, k):
+        return EncodedUnit(k, 0, [])
+
+    def made(self, unit):
+        time.sleep(0.2)
+        return self.blank(unit.k)
+
+    def blank(self, k):
+        return {"unit": np.full(2, k), "node": np.array(2 * [ray.get_runtime_context().get_node_id()])}
+
+@ray.remote(num_cpus=0.01, label_selector={"role": "train"})
+def consume(data_on, seconds):
+    here, made_here = ray.get_runtime_context().get_node_id(), []
+    for unit in share(Places(), {}, data_on).of_rank(0):
+        made_here.append(str(unit["node"][0]) == here)
+        time.sleep(seconds)
+    return made_here
+
+def refused(**settings):
+    try:
+        check_resources(JobSettings(**settings))
+    except ValueError as error:
+        return str(error)
+
+memory = 200 * 2**20
+nodes = insist(lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory}))
+os.environ["RAY_ADDRESS"] = nodes.address
+insist(lambda: nodes.add_node(num_cpus=2, object_store_memory=memory, labels={"role": "train"}))
+said = {}
+with cluster(JobSettings()):
+    said["no data"] = refused(data_on="data")
+    insist(lambda: nodes.add_node(num_cpus=2, object_store_memory=memory, labels={"role": "data"}))
+    while ray.cluster_resources()["CPU"] < 4:
+        time.sleep(0.1)
+    said["no room"] = refused(data_on="train", cpus_per_worker=2)
+    said["no train"] = refused(workers=3)
+    said["labels"] = check_resources(JobSettings(data_on="train")).labels
+    for data_on in ("any", "train", "data"):
+        said[data_on] = ray.get(consume.remote(data_on, 0))
+print(json.dumps(said))
+nodes.shutdown()
+"""
+
+
+def test_units_are_made_on_the_nodes_that_the_job_names_and_only_nodes_that_train_have_workers() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ended = subprocess.run([sys.executable, "-c", ROLES], env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    said = json.loads(ended.stdout.splitlines()[-1])
+    assert said["no data"] == (
+        "--data_on data needs nodes with the label role=data and a CPU, and there are none; start some with "
+        "`ray start --labels role=data`, or use --data_on any"
+    )
+    assert said["no room"] == (
+        "--data_on train needs a CPU for images on each node that trains, and 1 workers of 2 CPUs leave none on some; "
+        "use --data_on any or a lower --cpus_per_worker"
+    )
+    assert (
+        "3 workers of 1 CPUs each do not fit on the 1 nodes of this cluster that have the label role=train"
+        in (said["no train"])
+    )
+    assert said["labels"] == {"role": "train"}
+    assert all(said["train"])
+    assert not any(said["data"])
+    assert any(said["any"])
+    assert not all(said["any"])  # its cores were busy
+
+
 A_NODE_IS_LOST = """
 import os, sys, threading, time
 from pathlib import Path

@@ -182,7 +182,7 @@ def test_a_worker_that_does_not_reach_the_drivers_folder_trains_nothing(source: 
         run, nothing = RunDirectory(tmp_path / "worker"), cast(Any, None)
         plan = LinearPlan(nothing, 512, len(CLASSES), source, run, token, nothing, None)
         with pytest.raises(ValueError, match=r"does not find .*; name an --out that all nodes reach"):
-            linear_worker(plan)
+            linear_worker(plan, iter(()))
     assert not (tmp_path / "worker").exists()
 
 

@@ -11,7 +11,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from glsd.data.index import build_index
-from glsd.data.units import UnitSource
+from glsd.data.units import UnitSource, made_in_turn
 from glsd.evaluation.collapse import collapse_metrics
 from glsd.runs.checkpoints import checkpoints
 from glsd.runs.directory import RunDirectory
@@ -55,7 +55,7 @@ def train_in_this_process(plan: Plan, on_logged: Callable[[Metrics, TrainState],
     def work() -> None:
         with Recorder(plan, 0) as recorder:
             alarm = CollapseAlarm(plan, recorder, 0)
-            units = recorder.watched(map(plan.source.unit, range(plan.source.num_units)))
+            units = recorder.watched(made_in_turn(plan.source, range(plan.source.num_units)))
             state = initial_state(plan.config, CPU)
             for reading in steps(state, units, plan.config, plan.steps_per_epoch, CPU):
                 metrics = reading.metrics | alarm.measures(state, reading)
@@ -68,13 +68,13 @@ def train_in_this_process(plan: Plan, on_logged: Callable[[Metrics, TrainState],
 def test_a_worker_that_does_not_reach_the_drivers_run_directory_trains_nothing(plan: Plan, tmp_path: Path) -> None:
     elsewhere = dataclasses.replace(plan, run=RunDirectory(tmp_path / "another disk"))
     with pytest.raises(ValueError, match=r"does not find .*another disk/lease\.json.*; name an --out that all nodes"):
-        train_worker(elsewhere)
+        train_worker(elsewhere, iter(()))
     assert not (tmp_path / "another disk").exists()
 
 
 def test_a_worker_of_a_start_that_lost_the_run_trains_nothing(plan: Plan) -> None:
     with pytest.raises(ValueError, match=r"process \d+ on host .* has taken .* over; this start ends"):
-        train_worker(dataclasses.replace(plan, token="of an earlier start"))
+        train_worker(dataclasses.replace(plan, token="of an earlier start"), iter(()))
     assert list(plan.run.sizes()) == [NAME]
 
 
