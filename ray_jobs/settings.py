@@ -31,12 +31,19 @@ class JobSettings(Record):
     data_on: DataOn = "any"
     """Where images are decoded and cropped: on the cores of the node that trains on them, and on others once those are
     busy; train is the first alone, and data the nodes with the label `role=data`."""
+    cache_gib: float = Field(default=0, ge=0)
+    """GiB of each node's cache folder (GLSD_CACHE) for images of object stores: later epochs read them there."""
     max_failures: int | None = Field(default=None, ge=0)
     """How often the workers are restarted after one dies; the default is 0 on one machine and 3 on a cluster."""
     dashboard: bool = False
     """Start Ray's dashboard, if this job starts Ray itself."""
     loggers: tuple[Logger, ...] = ()
     """Log the run also to wandb (Weights & Biases) or mlflow, each an extra of that name."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """The same in bytes."""
+        return int(self.cache_gib * 2**30)
 
 
 def num_cores(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:

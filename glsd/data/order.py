@@ -119,13 +119,13 @@ def _feistel(values: NDArray[np.uint64], bits: int, round_keys: NDArray[np.uint6
     left_bits, right_bits = bits // 2, bits - bits // 2
     for key in round_keys:
         left, right = values >> np.uint64(right_bits), values & np.uint64((1 << right_bits) - 1)
-        left = left ^ (_scrambled(right + key) & np.uint64((1 << left_bits) - 1))
+        left = left ^ (scrambled(right + key) & np.uint64((1 << left_bits) - 1))
         values = (right << np.uint64(left_bits)) | left
         left_bits, right_bits = right_bits, left_bits
     return values
 
 
-def _scrambled(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def scrambled(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Stafford's 64-bit finaliser (variant 13), whose upper bits depend on all bits of its input."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -5,7 +5,7 @@ So a training resumes at any unit, and any worker, or a loop without Ray, can ma
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from glsd.config import Config, DataConfig
+from glsd.data.image_cache import ImageCache
 from glsd.data.images import UndecodableImage, decode, header_size
 from glsd.data.index import Index
 from glsd.data.order import Order
@@ -87,12 +88,14 @@ class UnitReader:
     image_ids: np.ndarray | None
     """The regime's images, rows of the index; None is all."""
     limits: DataConfig
+    cache_bytes: int = 0
+    """What images of object stores may have on a node's own disk."""
 
     def read(self, k: int) -> EncodedUnit:
         """Unit k, all images at once: latency is shared."""
         epoch, members = self.order.unit(k)
         image_ids = self._ids(members).tolist()
-        contents = list(_readers().map(self.index.read, image_ids))
+        contents = list(_readers().map(self._read, image_ids))
         return EncodedUnit(k, epoch, list(map(EncodedImage, members.tolist(), image_ids, contents)))
 
     def decode(self, epoch: int, encoded: EncodedImage) -> DecodedImage:
@@ -106,9 +109,15 @@ class UnitReader:
                 skipped.append((image_id, str(error)))
             member = self.order.replacement(epoch, encoded.member, attempt)
             image_id = int(self._ids(np.array([member]))[0])
-            data = self.index.read(image_id)
+            data = self._read(image_id)
         reasons = "; ".join(f"{self.index.uri(image_id)}: {reason}" for image_id, reason in skipped[:3])
         raise ValueError(f"{MAX_REPLACEMENTS} images in a row could not be decoded, such as {reasons}")
+
+    @cached_property
+    def _read(self) -> Callable[[int], bytes]:
+        if not self.cache_bytes:
+            return self.index.read
+        return ImageCache(self.index, self.image_ids, self.cache_bytes).read
 
     def _ids(self, members: np.ndarray) -> np.ndarray:
         """Rows of the full index, which name an image alike in every regime."""
@@ -124,6 +133,8 @@ class UnitSource:
     image_ids: np.ndarray | None
     """The regime's images, rows of the index; None is all."""
     photometrics: Literal["worker", "device"]
+    cache_bytes: int = 0
+    """What images of object stores may have on a node's own disk."""
 
     @property
     def num_images(self) -> int:
@@ -181,7 +192,7 @@ class UnitSource:
 
     @cached_property
     def _reader(self) -> UnitReader:
-        return UnitReader(self.order, self.index, self.image_ids, self.config.data)
+        return UnitReader(self.order, self.index, self.image_ids, self.config.data, self.cache_bytes)
 
     def _columns(self, k: int, ids: list[int], skips: list[str], crops: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What travels; photometric parameters only where they are still needed."""

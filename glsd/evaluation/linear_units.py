@@ -25,6 +25,8 @@ class LinearSource:
     """The training images, rows of the index."""
     labels: np.ndarray
     """Their labels, in the same order."""
+    cache_bytes: int = 0
+    """What images of object stores may have on a node's own disk."""
 
     @cached_property
     def order(self) -> Order:
@@ -72,4 +74,4 @@ class LinearSource:
 
     @cached_property
     def _reader(self) -> UnitReader:
-        return UnitReader(self.order, self.index, self.image_ids, self.limits)
+        return UnitReader(self.order, self.index, self.image_ids, self.limits, self.cache_bytes)

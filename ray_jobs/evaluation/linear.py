@@ -110,6 +110,7 @@ def linear_probe(
             anchors.index,
             anchors.image_ids,
             anchors.labels,
+            settings.cache_bytes,
         )
         monitor, frozen, dim = start_monitor(), ray.put(copy.deepcopy(encoder).cpu()), test.features.shape[1]
         stream = share(source, share_files([anchors.index]), settings.data_on)

@@ -181,7 +181,7 @@ def _train(prepared: Prepared, job: JobSettings, claim: Callable[[], None], line
         if note := batch_norm_note(config, job.workers, resources.gpu):
             line.note(note)
         chosen = None if len(prepared.image_ids) == len(index) else prepared.image_ids
-        source = UnitSource(config, index, chosen, resources.photometrics)
+        source = UnitSource(config, index, chosen, resources.photometrics, job.cache_bytes)
         stream = share(source, share_files(indexes), job.data_on)
         monitor = start_monitor()
         assert run.token is not None

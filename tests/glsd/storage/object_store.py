@@ -1,6 +1,7 @@
 """A small S3 server over a folder of buckets: enough of the protocol to list, look at, read by range, write, delete."""
 
 import io
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -36,12 +37,14 @@ class BucketHandler(BaseHTTPRequestHandler):
 class _Handler(BucketHandler):
     uploads: dict[str, dict[int, bytes]]
     asked: list[str]
+    delay_s: float
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
         self.asked.append(self.command)
+        time.sleep(self.delay_s)
         parts = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
         bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
@@ -123,9 +126,12 @@ def unchunked(stream: BinaryIO) -> bytes:
 
 
 @contextmanager
-def object_store(root: Path, asked: list[str] | None = None) -> Iterator[str]:
-    """The address of a server whose buckets are the folders in root; it notes the methods of what it is asked for."""
-    own = {"root": root, "uploads": {}, "asked": [] if asked is None else asked}
+def object_store(root: Path, asked: list[str] | None = None, delay_s: float = 0) -> Iterator[str]:
+    """The address of a server whose buckets are the folders in root.
+
+    It notes the methods of what it is asked for, and answers what is read after a delay.
+    """
+    own = {"root": root, "uploads": {}, "asked": [] if asked is None else asked, "delay_s": delay_s}
     with serving(type("Handler", (_Handler,), own)) as address:
         yield address
 

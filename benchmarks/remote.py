@@ -1,0 +1,95 @@
+"""What the latency of an object store costs a task of the stream, beside the same images in local files.
+
+A server of S3's protocol, a process of its own on this machine, answers each request after a delay. The units of the
+preset `paper` are read, decoded and cropped in turn from local files, from the store's files and from its tars, by
+tasks of three units each. Run it at the top of the repository:
+
+    OMP_NUM_THREADS=1 python -m benchmarks.remote --images FOLDER
+"""
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from glsd.config import Config
+from glsd.data.index import Index, build_index
+from glsd.data.tars import write_tar
+from glsd.data.units import MAX_UNIT_BYTES, UnitSource, made_in_turn
+from glsd.experiments import load_config
+from ray_jobs.workers.stream import use_one_core
+from tests.glsd.storage.object_store import object_store
+
+
+def serve(root: Path, delay_s: float, connection: Connection) -> None:
+    """The server, until it is told to end."""
+    with object_store(root, delay_s=delay_s) as address:
+        connection.send(address)
+        connection.recv()
+
+
+def write_shards(index: Index, folder: Path, images_per_shard: int = 64) -> None:
+    """Tars of the images."""
+    folder.mkdir(parents=True)
+    for first in range(0, len(index), images_per_shard):
+        rows = range(first, min(first + images_per_shard, len(index)))
+        with (folder / f"{first:06d}.tar").open("wb") as stream:
+            write_tar(stream, ((f"{row:06d}{Path(index.place(row).uri).suffix}", index.read(row)) for row in rows))
+
+
+def images_per_second(index: Index, config: Config, seconds: float) -> float:
+    """What one task process makes, again and again from the beginning of an epoch."""
+    source = UnitSource(config, index, None, "device")
+    size = max(1, min(8, MAX_UNIT_BYTES // source.unit_bytes))
+    num_images, start, first = 0, time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        for arrays in made_in_turn(source, range(first, first + size)):
+            num_images += len(arrays["unit"])
+        first += size
+    return num_images / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", required=True, help="a folder of at least 512 images")
+    parser.add_argument("--delay", type=float, nargs="+", default=[0.03], help="of an answer, seconds")
+    parser.add_argument("--seconds", type=float, default=10, help="of each pass")
+    parser.add_argument("--passes", type=int, default=3)
+    options = parser.parse_args()
+    use_one_core()
+    os.environ |= dict.fromkeys(("AWS_EC2_METADATA_DISABLED", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "true")
+    config = load_config("paper")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        shutil.copytree(options.images, root / "bucket/files")
+        local = build_index(root / "bucket/files", config.data, root / "cache")
+        write_shards(local, root / "bucket/tars")
+        for delay_s in options.delay:
+            ours, theirs = multiprocessing.Pipe()
+            server = multiprocessing.get_context("spawn").Process(target=serve, args=(root, delay_s, theirs))
+            server.start()
+            where = f"?endpoint_override={ours.recv()}&scheme=http"
+            indexes = {"local files": local} | {
+                f"{kind} of the store": build_index(f"s3://bucket/{kind}{where}", config.data, root / "cache")
+                for kind in ("files", "tars")
+            }
+            rates: dict[str, list[float]] = {name: [] for name in indexes}
+            for _ in range(options.passes):
+                for name, index in indexes.items():
+                    rates[name].append(images_per_second(index, config, options.seconds))
+            ours.send("end")
+            server.join()
+            base = statistics.median(rates["local files"])
+            print(f"answers after {1000 * delay_s:.0f} ms")
+            for name, values in rates.items():
+                median = statistics.median(values)
+                print(f"  {name}: {median:.0f} images/s ({min(values):.0f} to {max(values):.0f}), x{median / base:.2f}")
+
+
+if __name__ == "__main__":
+    main()
