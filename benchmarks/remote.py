@@ -56,14 +56,14 @@ def images_per_second(index: Index, config: Config, seconds: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", required=True, help="a folder of at least 512 images")
+    parser.add_argument("--images", required=True, help="a folder of at least 96 images")
     parser.add_argument("--delay", type=float, nargs="+", default=[0.03], help="of an answer, seconds")
     parser.add_argument("--seconds", type=float, default=10, help="of each pass")
     parser.add_argument("--passes", type=int, default=3)
     options = parser.parse_args()
     use_one_core()
     os.environ |= dict.fromkeys(("AWS_EC2_METADATA_DISABLED", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "true")
-    config = load_config("paper")
+    config = load_config("paper", {"optim.batch_size": 32})
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         shutil.copytree(options.images, root / "bucket/files")

@@ -15,10 +15,11 @@ from ray.train.torch import TorchTrainer
 from glsd.runs.checkpoints import checkpoints
 from glsd.runs.directory import RunDirectory
 from ray_jobs.cluster.deaths import ProcessDied, death
-from ray_jobs.cluster.monitor import Handle, watch
+from ray_jobs.cluster.monitor import Handle, Reporter, watch
 from ray_jobs.cluster.resources import Resources
 from ray_jobs.progress import ProgressLine
 from ray_jobs.workers.stream import Stream, Unit
+from ray_jobs.workers.waiting import watched
 
 RAY_TRAIN = "ray_train"
 """Folder of Ray Train's own notes in a run directory."""
@@ -109,6 +110,8 @@ def _work(work: Mapping[str, Any]) -> None:
     first_unit = broadcast_from_rank_zero(newest) * stream.units_per_step
     rank, workers, workers_here = context.get_world_rank(), context.get_world_size(), context.get_local_world_size()
     units = stream.of_rank(first_unit, rank, workers, workers_here)
+    if rank == 0:
+        units = watched(units, Reporter(work["monitor"], "stream").note)
     module, name = work["worker"]
     getattr(import_module(module), name)(ray.get(work["plan"]), units)
 
