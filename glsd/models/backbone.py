@@ -172,7 +172,9 @@ class Backbone(nn.Module):
             raise refusal
         try:
             z_bar = model.forward_head(features, pre_logits=True)
-        except NotImplementedError as error:  # timm's word for an encoder that is made without a head
+        except NotImplementedError as error:
+            # timm's encoders without a head (MobileNetV5, Gemma 4, DeepSeek) have this method and raise in it, so only
+            # the call tells.
             raise refusal from error
         return parameters, z_bar, self._dense(features, size, size)
 

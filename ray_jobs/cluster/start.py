@@ -200,7 +200,8 @@ def insist(start: Callable[[], Started]) -> Started:
         try:
             return start()
         except Exception as error:
-            # When the 30 s are over, Ray raises this class itself (ray/_private/node.py), so only its text tells.
+            # When the 30 s are over, Ray raises the class Exception itself (ray/_private/node.py). No narrower class
+            # catches that, so its type and text are asked, and every other error passes.
             if type(error) is not Exception or "timed out during startup" not in str(error):
                 raise
     raise RuntimeError("Ray did not start within 30 s, three times: the machine is too busy; rerun the command")

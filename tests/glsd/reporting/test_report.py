@@ -449,7 +449,10 @@ def test_a_report_names_nothing_outside_itself(page: Path) -> None:
     assert not re.search(r"@import|url\(|<(script|link|iframe|object|embed|base)\b", content)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs one where it may")
+@pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="a real browser must lay the page out, and there is no Chromium; .ci/run installs one where it may",
+)
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_browser_shows_the_report_on_a_phone_without_a_network(page: Path, tmp_path: Path, dark: bool) -> None:
     found = inspected(page, tmp_path, dark)
