@@ -1,21 +1,35 @@
 """The index of a job's data, with its progress shown."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from glsd.config import Config
 from glsd.data.index import Index, build_index
 from glsd.data.sources import Sources
 from glsd.storage.cache import use
+from ray_jobs.cluster.pieces import each_on
 from ray_jobs.progress import ProgressLine
+from ray_jobs.settings import JobSettings
+
+_adopted: dict[tuple[str, ...], Index] = {}
+"""Indexes by their sources."""
 
 
-def indexed(sources: Sources, config: Config, line: ProgressLine) -> Index:
-    """The index of the sources, with its progress shown."""
+def adopt(sources: Sequence[str], index: Index) -> None:
+    """Take this for the index of the sources in this process, which then does not list them again."""
+    _adopted[tuple(sources)] = index
+
+
+def indexed(sources: Sources, config: Config, line: ProgressLine, job: JobSettings) -> Index:
+    """The index of the sources, with its progress shown; the pieces of a large one are made on the job's cluster."""
+    if not isinstance(sources, str | Path) and (known := _adopted.get(tuple(map(str, sources)))):
+        return known
     line.phase("indexing", "images")
     index = build_index(
         sources,
         config.data,
         progress=lambda count: line.phase("indexing", f"images: {count:,} so far") if count else None,
+        each=each_on(job),
     )
     for path in (index.path, *map(Path, index.packed)):
         use(path)

@@ -8,14 +8,10 @@ again, and an index of the folder is refused until all are.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import ray.data
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from glsd.config import DataConfig
 from glsd.data.index import Index, build_index
@@ -23,6 +19,7 @@ from glsd.data.packs import SHARD_BYTES, Shard, claim_pack, index_shards, missin
 from glsd.storage.cache import use
 from glsd.storage.folder import Folder
 from ray_jobs.cluster.files import SharedFiles, place_files, share_files
+from ray_jobs.cluster.pieces import each_on, over_cluster
 from ray_jobs.cluster.resources import check_resources
 from ray_jobs.cluster.start import cluster
 from ray_jobs.settings import JobSettings
@@ -78,7 +75,10 @@ def pack(
     folder = out if isinstance(out, Folder) else Folder(out)
     folder.check_apart(source)
     on_progress("indexing", "images")
-    index = build_index(source, config, cache_dir, lambda count: on_progress("indexing", f"images: {count:,} so far"))
+    settings = JobSettings(gpu=False)
+    index = build_index(
+        source, config, cache_dir, lambda count: on_progress("indexing", f"images: {count:,} so far"), each_on(settings)
+    )
     use(index.path)
     shards = index_shards(index, shard_bytes)
     claim_pack(folder, index, shards)
@@ -86,7 +86,6 @@ def pack(
     num_written = len(index) - sum(shard.last - shard.first for shard in missing)
     on_progress("packing", f"{num_written:,}/{len(index):,} images")
     if missing:
-        settings = JobSettings(gpu=False)
         with cluster(settings):
             check_resources(settings, index.packed)
             for written in _written(missing, index, folder):
@@ -108,33 +107,16 @@ def pack(
 
 def _written(shards: list[Shard], index: Index, folder: Folder) -> Iterator[int]:
     """Write shards on the cluster; yields the number of images of each when it is written."""
-    rows, files = [shard._asdict() for shard in shards], share_files([index])
-    write = partial(_write_shards, index=index, files=files, folder=folder)
-    tasks = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        write, batch_size=None, batch_format="numpy", num_cpus=1
-    )
-    for batch in tasks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-        for num_images, failure in zip(batch["images"].tolist(), batch["failure"].tolist(), strict=True):
-            if failure:
-                raise ValueError(failure)
-            yield num_images
+    write = partial(_write_shard, index=index, files=share_files([index]), folder=folder)
+    for _, num_images in over_cluster(write, shards):
+        yield num_images
 
 
-def _write_shards(
-    rows: Mapping[str, NDArray[Any]], index: Index, files: SharedFiles, folder: Folder
-) -> dict[str, NDArray[Any]]:
-    """A task: the shards of its rows, normally one.
-
-    An error that a user can fix is returned as a row, because Ray Data shows only the traceback of an exception.
-    """
-    num_images, failures = [], []
-    for fields in zip(*(rows[field].tolist() for field in Shard._fields), strict=True):
-        shard = Shard(*fields)
-        try:
-            place_files(files)
-            write_shard(shard, index, folder)
-            failures.append("")
-        except (ValueError, OSError) as error:
-            failures.append(f"{shard.name} was not written: {error}")
-        num_images.append(shard.last - shard.first)
-    return {"images": np.array(num_images), "failure": np.array(failures)}
+def _write_shard(shard: Shard, index: Index, files: SharedFiles, folder: Folder) -> int:
+    """Write a shard; the number of its images."""
+    try:
+        place_files(files)
+        write_shard(shard, index, folder)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{shard.name} was not written: {error}") from error
+    return shard.last - shard.first

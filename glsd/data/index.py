@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,15 +22,19 @@ from numpy.typing import NDArray
 
 from glsd.config import DataConfig
 from glsd.data.images import IMAGE_EXTENSIONS
+from glsd.data.pieces import Each, in_threads
 from glsd.data.sources import CLASS_NAMES, Labels, Source, Sources, find_sources
 from glsd.data.tars import Rows, pack, scan_tars
 from glsd.storage.cache import cache_folder
+from glsd.storage.columns import Texts, one_column, prefixed
 from glsd.storage.files import read
 from glsd.storage.listing import unreadable, walk
 from glsd.storage.replacing import alone, replacing
 from glsd.storage.uris import inner_names
 
-_FORMAT: Final = "3"
+_FORMAT: Final = "4"
+_DIGEST_FORMAT: Final = "3"
+_PART: Final = 1 << 16
 _REMEDY: Final = "put it back, or rerun the command, which indexes the data again"
 
 
@@ -164,6 +169,7 @@ def build_index(
     config: DataConfig,
     cache_dir: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
+    each: Each = in_threads,
 ) -> Index:
     """The index of all images of the sources, made now if the cache holds none of the data as they are.
 
@@ -172,18 +178,20 @@ def build_index(
         config: names of the columns of tables.
         cache_dir: where indexes are kept; by default `GLSD_CACHE`, or `glsd` in the user's cache folder.
         progress: called with the number of images (or files that hold them) found so far.
+        each: does the pieces of an index that is made now.
 
     Raises:
         ValueError: a source does not exist, is empty or broken; some images of a source have labels and others none;
             an image is named twice.
     """
-    count = 0
+    count, counting = 0, Lock()
 
     def tick(more: int) -> None:
         nonlocal count
-        count += more
-        if progress is not None:
-            progress(count)
+        with counting:
+            count += more
+            if progress is not None:
+                progress(count)
 
     cache = cache_folder(cache_dir)
     found = find_sources([sources] if isinstance(sources, str | Path) else list(sources), config, tick)
@@ -192,7 +200,7 @@ def build_index(
     with alone(path.with_suffix(".lock")):
         # An index is usable whose packed tars, if it has any, are still in the cache.
         if not path.exists() or not all(Path(folder).is_dir() for folder in Index(path).packed):
-            table = _table(found, config, cache, key, tick)
+            table = _table(found, config, cache, key, tick, each)
             with (
                 replacing(path, path.with_suffix(".unfinished")) as file,
                 pa.ipc.new_file(file, table.schema) as writer,
@@ -207,43 +215,60 @@ def _key(found: Iterable[Source], config: DataConfig) -> str:
         columns = [config.image_column, config.label_column] if source.kind == "Parquet files" else []
         if source.kind == "images" and source.content:
             columns = [config.label_column]
-        for text in (source.kind, source.name, source.content, *columns, *source.files.uris):
+        for text in (source.kind, source.name, source.content, *columns):
             digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
-        digest.update(source.files.sizes.tobytes() + source.files.mtimes.tobytes())
+        files, file_ids = source.files, _file_ids(source)
+        for start in range(0, len(file_ids), _PART):
+            uris = files.uris.take(pa.array(file_ids[start : start + _PART])).to_pylist()
+            digest.update("".join(f"{uri}\0" for uri in uris).encode())
+        digest.update(files.sizes[file_ids].tobytes() + files.mtimes[file_ids].tobytes())
     return digest.hexdigest()[:32]
 
 
-def _table(found: list[Source], config: DataConfig, cache: Path, key: str, tick: Callable[[int], None]) -> pa.Table:
-    parts: list[pa.Table] = []
-    labels: list[Labels | None] = []
-    class_names: list[list[str] | None] = []
+def _file_ids(source: Source) -> NDArray[np.int32]:
+    """The number of each entry's file."""
+    return np.arange(len(source.files.uris), dtype=np.int32) if source.file_ids is None else source.file_ids
+
+
+def _table(
+    found: list[Source], config: DataConfig, cache: Path, key: str, tick: Callable[[int], None], each: Each
+) -> pa.Table:
+    """All columns of the index; the names of files are kept once, however many images lie in each."""
+    rows: list[Rows] = []
     packed: list[str] = []
     for source in found:
         if source.kind == "images":
-            rows = _whole_files(source)
+            rows.append(_whole_files(source))
         elif source.kind == "tars":
-            rows = scan_tars(source.name, source.files, tick)
+            rows.append(scan_tars(source.name, source.files, tick, each))
         else:
             packed.append(str(pack(source, config, cache, tick)))
-            rows = scan_tars(source.name, walk(packed[-1], (".tar",), lambda _: None), lambda _: None)
-        if not rows.uri:
+            tars = walk(packed[-1], (".tar",), lambda _: None)
+            rows.append(scan_tars(source.name, tars, lambda _: None, each))
+        if not len(rows[-1].file_ids):
             raise ValueError(f"{source.name} holds no image; images end in {', '.join(IMAGE_EXTENSIONS)}")
-        parts.append(_part(source, rows))
-        labels.append(rows.labels)
-        class_names.append(_fitting(source, rows.labels))
-    classes, class_ids, ids = _merged_labels(found, labels, class_names)
-    table = pa.concat_tables(parts)
-    table = table.append_column("label", pa.nulls(len(table), pa.int64()) if ids is None else pa.array(ids))
-    table = table.take(pc.sort_indices(table, [("place", "ascending"), ("offset", "ascending")])).combine_chunks()
-    names, table = table["name"], table.select([*Place._fields, "label"])
-    uris = table["uri"]
-    _check_distinct(table)
+    class_names = [_fitting(source, part.labels) for source, part in zip(found, rows, strict=True)]
+    classes, class_ids, labels = _merged_labels(found, [part.labels for part in rows], class_names)
+    files, places, names = (one_column(columns) for columns in zip(*map(_file_columns, found, rows), strict=True))
+    first_files = np.cumsum([0, *(len(part.files.uris) for part in rows)], dtype=np.int32)
+    file_ids = np.concatenate([part.file_ids + first for part, first in zip(rows, first_files, strict=False)])
+    offsets = np.concatenate([part.offset for part in rows])
+    order = _ordered(_ranks(places)[file_ids], offsets, files, file_ids)
+    file_ids, offsets = file_ids[order], offsets[order]
+    table = pa.table(
+        {
+            "uri": pa.DictionaryArray.from_arrays(pa.array(file_ids), files),
+            "member": one_column(part.member for part in rows).take(pa.array(order)),
+            "offset": offsets,
+            "length": np.concatenate([part.length for part in rows])[order],
+            "file_size": np.concatenate([part.files.sizes for part in rows])[file_ids],
+            "label": pa.nulls(len(order), pa.int64()) if labels is None else pa.array(labels[order]),
+        }
+    )
     facts = {
         "digest": _digest(table, names, classes),
         "key": key,
-        "ordered_as_in_format_2": pc.all(
-            pc.less_equal(uris.slice(0, len(uris) - 1), uris.slice(1)), min_count=0
-        ).as_py(),
+        "ordered_as_in_format_2": not packed or bool((np.diff(_ranks(files)[file_ids]) >= 0).all()),
         "classes": classes,
         "class_ids": class_ids,
         "packed": packed,
@@ -252,15 +277,37 @@ def _table(found: list[Source], config: DataConfig, cache: Path, key: str, tick:
     return table.replace_schema_metadata({"glsd": json.dumps(facts)})
 
 
-def _digest(table: pa.Table, names: pa.ChunkedArray, classes: list[str] | None) -> str:
-    """The digest of the images in their order; `names` are those of their files, empty for what is packed in the cache.
+def _ranks(values: Texts) -> NDArray[np.int64]:
+    """Where each value comes in the order of all; equal ones have one rank."""
+    ranks: NDArray[np.int64] = pc.rank(values, tiebreaker="dense").to_numpy().astype(np.int64)
+    return ranks
+
+
+def _ordered(
+    ranks: NDArray[np.int64], offsets: NDArray[np.int64], files: Texts, file_ids: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    """The order of images by the ranks of their files and their offsets, in which none is there twice."""
+    order = np.lexsort((offsets, ranks))
+    ranks, offsets = ranks[order], offsets[order]
+    if (same := np.flatnonzero((np.diff(ranks) == 0) & (np.diff(offsets) == 0))).size:
+        twice = files[file_ids[order[same[0]]]]
+        raise ValueError(f"{twice} is named twice; name every image once, and no folder within another")
+    return order
+
+
+def _digest(table: pa.Table, names: Texts, classes: list[str] | None) -> str:
+    """The digest of the images in their order; `names` are those of the files, empty for what is packed in the cache.
 
     How it is packed is not part of the data, so only members and their lengths count there.
     """
-    is_packed = pc.equal(names, "")
-    digest = hashlib.sha256(json.dumps([_FORMAT, classes]).encode())
-    for texts in (names, table["member"]):
-        digest.update("\0".join(text or "" for text in texts.to_pylist()).encode() + b"\0\0")
+    file_ids = table["uri"].chunk(0).indices
+    is_packed = pc.equal(names, "").take(file_ids)
+    digest = hashlib.sha256(json.dumps([_DIGEST_FORMAT, classes]).encode())
+    for column in (lambda start: names.take(file_ids.slice(start, _PART)), table["member"].chunk(0).slice):
+        for start in range(0, len(table), _PART):
+            text = "\0".join(value or "" for value in column(start)[:_PART].to_pylist())
+            digest.update((b"\0" if start else b"") + text.encode())
+        digest.update(b"\0\0")
     for numbers in (
         pc.if_else(is_packed, 0, table["offset"]),
         table["length"],
@@ -272,31 +319,30 @@ def _digest(table: pa.Table, names: pa.ChunkedArray, classes: list[str] | None) 
 
 
 def _whole_files(source: Source) -> Rows:
-    files = source.files
+    files, file_ids = source.files, _file_ids(source)
     if closed := unreadable(files.uris):
-        raise ValueError(f"{closed[0]} cannot be read by this user ({len(closed)} of {len(files.uris)} images cannot)")
-    offset = np.full(len(files.uris), -1) if source.offsets is None else source.offsets
-    length = files.sizes if source.lengths is None else np.where(offset < 0, files.sizes, source.lengths)
-    return Rows(files.uris, [None] * len(files.uris), offset, length, files.sizes, source.labels)
+        raise ValueError(f"{closed[0]} cannot be read by this user ({len(closed)} of {len(files.uris)} files cannot)")
+    sizes = files.sizes[file_ids]
+    offset = np.full(len(file_ids), -1) if source.offsets is None else source.offsets
+    length = sizes if source.lengths is None else np.where(offset < 0, sizes, source.lengths)
+    return Rows(files, file_ids, pa.nulls(len(file_ids), pa.large_string()), offset, length, source.labels)
 
 
-def _part(source: Source, rows: Rows) -> pa.Table:
-    """The columns of a `Place`; `place`, by which the images are sorted, and `name`, of which the digest is made.
+def _file_columns(source: Source, rows: Rows) -> tuple[Texts, Texts, Texts]:
+    """Of each file: its uri, its place, by which images are sorted, and its name, of which the digest is made.
 
     What is packed in the cache is sorted by the name of its source, wherever the cache is, and has no name.
     """
-    names = inner_names(rows.uri)
-    places = rows.uri
+    uris = rows.files.uris
     if source.kind not in ("images", "tars"):
-        places, names = [f"{source.name}/{name}" for name in names], [""] * len(names)
-    try:
-        uris, members, places, names = (
-            pa.array(texts, pa.large_string()) for texts in (rows.uri, rows.member, places, names)
-        )
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the name {error.object!r} is not UTF-8; rename the file") from error
-    columns = (uris, members, rows.offset, rows.length, rows.file_size, places, names)
-    return pa.table(dict(zip((*Place._fields, "place", "name"), columns, strict=True)))
+        return uris, prefixed(f"{source.name}/", inner_names(uris)), pa.array([""] * len(uris), pa.large_string())
+    held = np.unique(rows.file_ids)
+    if len(held) == len(uris):
+        return uris, uris, inner_names(uris)
+    # Files without an image do not count for the folder that all have in common.
+    names = inner_names(uris.take(pa.array(held)))
+    places = pa.array(np.searchsorted(held, np.arange(len(uris))).clip(max=len(held) - 1))
+    return uris, uris, names.take(places)
 
 
 def _fitting(source: Source, labels: Labels | None) -> list[str] | None:
@@ -335,18 +381,18 @@ def _merged_labels(
             return class_names[0], None, ids
         class_ids, of_image = np.unique(ids, return_inverse=True)
         return [str(class_id) for class_id in class_ids], class_ids.tolist(), of_image
-    named = [
-        [str(label) for label in part] if names is None else [names[int(label)] for label in part]
-        for part, names in zip(known, class_names, strict=True)
-    ]
-    names = pa.concat_arrays([pa.array(part, pa.large_string()) for part in named])
-    classes = sorted(pc.unique(names).to_pylist())
-    return classes, None, pc.index_in(names, pa.array(classes, pa.large_string())).to_numpy().astype(np.int64)
+    named = one_column(
+        _class_texts(part, names) for part, names in zip(known, class_names, strict=True)
+    ).dictionary_encode()
+    classes = sorted(named.dictionary.to_pylist())
+    rank_of = np.argsort(np.argsort(np.array(named.dictionary.to_pylist(), object)))
+    return classes, None, rank_of[named.indices.to_numpy()].astype(np.int64)
 
 
-def _check_distinct(table: pa.Table) -> None:
-    here, there = table.slice(0, table.num_rows - 1), table.slice(1)
-    same = pc.and_(pc.equal(here["uri"], there["uri"]), pc.equal(here["offset"], there["offset"]))
-    if pc.any(same).as_py():
-        twice = table["uri"][pc.index(same, True).as_py()].as_py()
-        raise ValueError(f"{twice} is named twice; name every image once, and no folder within another")
+def _class_texts(labels: Labels, names: list[str] | None) -> Texts:
+    """The name of each image's class."""
+    if not isinstance(labels, np.ndarray):
+        return labels
+    if names is not None:
+        return pa.array(names, pa.large_string()).take(pa.array(labels))
+    return pa.array(labels).cast(pa.large_string())

@@ -7,7 +7,7 @@ from jaxtyping import Float64
 
 from glsd.config import DataConfig
 from glsd.data.images import UndecodableImage, decode
-from glsd.data.sources import read_csv
+from glsd.data.sources import Listed, read_csv
 from glsd.storage.files import read
 from glsd.storage.listing import what_is_at
 from glsd.storage.uris import absolute, beside
@@ -38,28 +38,29 @@ def read_scenes(source: str) -> list[Scene]:
     uri = absolute(source)
     if what_is_at(uri) != "file":
         raise ValueError(f"{source} is not a file that exists; name a CSV file with the columns {', '.join(_COLUMNS)}")
-    columns, line_numbers, _ = read_csv(uri)
+    listed = read_csv(uri)
+    columns = listed.columns
     if missing := [name for name in _COLUMNS if name not in columns]:
         raise ValueError(f"{source} has no column {missing[0]!r}; its first line has {', '.join(columns) or 'nothing'}")
-    if not line_numbers:
+    if not len(listed):
         raise ValueError(f"{source} lists no pair of images below its first line")
-    rows = zip(line_numbers, *(columns[name] for name in _COLUMNS), strict=True)
-    return [_scene(uri, *row) for row in rows]
+    rows = zip(*(columns[name].to_pylist() for name in _COLUMNS), strict=True)
+    return [_scene(listed, number, *row) for number, row in enumerate(rows)]
 
 
-def _scene(uri: str, line_number: int, image_a: str, image_b: str, homography: str) -> Scene:
-    paths = [beside(uri, entry.strip()) for entry in (image_a, image_b)]
+def _scene(listed: Listed, number: int, image_a: str, image_b: str, homography: str) -> Scene:
+    paths = [beside(listed.uri, entry.strip()) for entry in (image_a, image_b)]
     for path in paths:
         if what_is_at(path) != "file":
-            raise ValueError(f"{uri}, line {line_number}: {path} is not a file that exists")
+            raise ValueError(f"{listed.where(number)}: {path} is not a file that exists")
     try:
         matrix = np.array(homography.split(), np.float64).reshape(3, 3)
     except ValueError:
         raise ValueError(
-            f"{uri}, line {line_number}: the homography {homography!r} is not nine numbers with spaces between them"
+            f"{listed.where(number)}: the homography {homography!r} is not nine numbers with spaces between them"
         ) from None
     if not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix) < 3:
-        raise ValueError(f"{uri}, line {line_number}: the homography {homography!r} cannot be inverted")
+        raise ValueError(f"{listed.where(number)}: the homography {homography!r} cannot be inverted")
     return Scene(paths[0], paths[1], matrix)
 
 

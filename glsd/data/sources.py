@@ -9,25 +9,38 @@ import hashlib
 import io
 import itertools
 import json
-import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from glsd.config import DataConfig
 from glsd.data.images import IMAGE_EXTENSIONS
-from glsd.storage.files import read
+from glsd.storage.columns import Texts, one_column, texts
+from glsd.storage.files import open_file, read
 from glsd.storage.listing import Files, expanded, stat_files, walk, what_is_at
-from glsd.storage.uris import absolute, beside, check_uri, is_remote, relative, unquote_key
+from glsd.storage.uris import (
+    absolute,
+    all_beside,
+    beside,
+    check_uri,
+    check_uris,
+    is_remote,
+    unquote_key,
+    unquoted,
+)
 
 Sources = str | Path | Sequence[str | Path]
-Labels = list[str] | NDArray[np.int64]
+Labels: TypeAlias = Texts | NDArray[np.int64]
 CLASS_NAMES: Final = "classes.json"
 """Beside tars: the names of their class ids, as `glsd pack` writes them."""
 PACK_PLAN: Final = "pack.json"
@@ -40,8 +53,10 @@ _EXTENSIONS: Final[dict[Kind, tuple[str, ...]]] = {
     "compressed tars": (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"),
     "Parquet files": (".parquet", ".pq"),
 }
-_WHOLE_NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
-_CLASS_ID: Final = re.compile(r"0|-?[1-9][0-9]{0,17}")  # 01 is a name, and not that of class 1
+_WHOLE_NUMBER: Final = r"^-?[0-9]{1,18}$"
+_CLASS_ID: Final = r"^(0|-?[1-9][0-9]{0,17})$"  # 01 is a name, and not that of class 1
+_LIST_COLUMNS: Final = ("path", "uri")
+_CHUNK_ROWS: Final = 1 << 16
 _NOT_READ: Final = (
     *(".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpf", ".jpx", ".jpm", ".jxl", ".jxr", ".wdp", ".jng", ".apng"),
     *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".raf", ".rw2", ".pef", ".srw"),
@@ -61,14 +76,16 @@ _NO_IMAGES: Final = (
 class Source(NamedTuple):
     """One source: its files in order, and for images their labels and their places within the files.
 
-    `offsets` and `lengths` are given where a list names byte ranges. `class_names` are those of the class ids within
-    tars. `content` stands for what files cannot tell: the digest of a list's text, or the class names.
+    Image i lies in file i, or in `file_ids[i]` where a list names files several times; `offsets` and `lengths` are
+    given where it names byte ranges. `class_names` are those of the class ids within tars. `content` stands for what
+    files cannot tell: the digest of a list, or the class names.
     """
 
     name: str
     kind: Kind
     files: Files
     labels: Labels | None = None
+    file_ids: NDArray[np.int32] | None = None
     offsets: NDArray[np.int64] | None = None
     lengths: NDArray[np.int64] | None = None
     class_names: list[str] | None = None
@@ -87,11 +104,12 @@ def find_sources(sources: Sequence[str | Path], config: DataConfig, tick: Callab
     return _with_class_names([_source(uri, config, tick) for source in sources for uri in expanded(absolute(source))])
 
 
-def as_labels(texts: list[str]) -> Labels:
+def as_labels(written: Texts) -> Labels:
     """Labels written as text: class ids where all are plain whole numbers (7, -1, not 07), else names of classes."""
-    if all(_CLASS_ID.fullmatch(text) for text in texts):
-        return np.array([int(text) for text in texts], np.int64)
-    return texts
+    if pc.all(pc.match_substring_regex(written, _CLASS_ID)).as_py():
+        ids: NDArray[np.int64] = written.cast(pa.int64()).to_numpy()
+        return ids
+    return written
 
 
 def _source(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source:
@@ -101,25 +119,26 @@ def _source(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source
         why = "is a link to a file that does not exist; remove it" if is_link else "does not exist"
         raise ValueError(f"{uri} {why}")
     if what == "folder":
-        return _folder(uri, tick)
+        return _folder(uri, config, tick)
     name = unquote_key(uri).lower()
     if name.endswith(".txt"):
         return _text_list(uri, tick)
     if name.endswith(".csv"):
-        return _csv_list(uri, config, tick)
+        return _list(read_csv(uri, tick), config, tick)
     for kind, extensions in _EXTENSIONS.items():
         if name.endswith(extensions):
-            return Source(uri, kind, Files([uri], *stat_files([uri], lambda _: None)))
+            files = stat_files(texts([uri]), lambda _: None)
+            return _parquet(uri, files, config, tick) if kind == "Parquet files" else Source(uri, kind, files)
     known = ", ".join((".txt", ".csv", *itertools.chain.from_iterable(_EXTENSIONS.values())))
     raise ValueError(f"{uri} is not a known kind of data; name a folder or a file that ends in {known}")
 
 
-def _folder(uri: str, tick: Callable[[int], None]) -> Source:
+def _folder(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source:
     others = Counter[str]()
     suffixes = tuple(itertools.chain.from_iterable(_EXTENSIONS.values()))
     files = walk(uri, suffixes, tick, lambda name: others.update(kind_not_read(name)))
-    names = [unquote_key(file).lower() for file in files.uris]
-    counts = {kind: sum(name.endswith(extensions) for name in names) for kind, extensions in _EXTENSIONS.items()}
+    names = pc.utf8_lower(unquoted(files.uris))
+    counts = {kind: _num_ending(names, extensions) for kind, extensions in _EXTENSIONS.items()}
     kinds = [kind for kind, count in counts.items() if count]
     if not kinds:
         held = f". It holds {counted(others)}; convert them, for example to PNG" if others else ""
@@ -129,11 +148,17 @@ def _folder(uri: str, tick: Callable[[int], None]) -> Source:
     if len(kinds) > 1:
         held = " and ".join(f"{counts[kind]} {kind}" for kind in kinds)
         raise ValueError(f"{uri} holds {held}; name a folder or a list of only one kind")
+    if kinds == ["Parquet files"]:
+        return _parquet(uri, files, config, tick)
     if kinds == ["tars"]:
         _check_packs(files)
     if kinds == ["images"] and others:
         warnings.warn(f"{uri} also holds {counted(others)}; if they are images, convert them", stacklevel=4)
     return Source(uri, kinds[0], files, _class_folders(uri, files) if kinds[0] == "images" else None)
+
+
+def _num_ending(names: Texts, extensions: tuple[str, ...]) -> int:
+    return sum(pc.sum(pc.ends_with(names, extension), min_count=0).as_py() for extension in extensions)
 
 
 def kind_not_read(name: str) -> list[str]:
@@ -156,8 +181,9 @@ def counted(kinds: Counter[str]) -> str:
 
 def _check_packs(files: Files) -> None:
     """Refuse shards of a pack that was killed, is at work, or was copied in part; some may be named one by one."""
-    sizes = dict(zip(files.uris, files.sizes.tolist(), strict=True))
-    for plan in dict.fromkeys(beside(uri, PACK_PLAN) for uri in files.uris):
+    uris = files.uris.to_pylist()
+    sizes = dict(zip(uris, files.sizes.tolist(), strict=True))
+    for plan in dict.fromkeys(beside(uri, PACK_PLAN) for uri in uris):
         if what_is_at(plan) != "file":
             continue
         try:
@@ -178,7 +204,8 @@ def _with_class_names(found: list[Source]) -> list[Source]:
     class_names = cache(_class_names)  # read once for a thousand tars
     result = []
     for source in found:
-        lists = {beside(uri, CLASS_NAMES) for uri in source.files.uris} if "tars" in source.kind else ()
+        uris = source.files.uris.to_pylist() if "tars" in source.kind else []
+        lists = {beside(uri, CLASS_NAMES) for uri in uris}
         if len(lists) == 1 and (names := class_names(*lists)):
             source = source._replace(class_names=names, content=json.dumps(names))
         result.append(source)
@@ -204,122 +231,227 @@ def _class_names(uri: str) -> list[str] | None:
     return None if are_ids else entries
 
 
-def _class_folders(root: str, files: Files) -> list[str] | None:
+def _class_folders(root: str, files: Files) -> Texts | None:
     """The folder of each image as its class, where every image lies exactly one folder deep."""
-    parts = [relative(uri, root).split("/") for uri in files.uris]
-    elsewhere = [uri for uri, part in zip(files.uris, parts, strict=True) if len(part) != 2]
-    if elsewhere and len(elsewhere) < 0.1 * len(parts):
+    within = pc.utf8_slice_codeunits(unquoted(files.uris), len(unquote_key(root).rstrip("/")) + 1)
+    is_elsewhere = pc.not_equal(pc.count_substring(within, "/"), 1)
+    elsewhere = pc.sum(is_elsewhere).as_py()
+    if elsewhere and elsewhere < 0.1 * len(within):
         warnings.warn(
-            f"the folders of {root} are not taken for classes, since {len(elsewhere)} of {len(parts)} images are not "
-            f"exactly one folder deep, such as {elsewhere[0]}",
+            f"the folders of {root} are not taken for classes, since {elsewhere} of {len(within)} images are not "
+            f"exactly one folder deep, such as {files.uris[pc.index(is_elsewhere, True).as_py()]}",
             stacklevel=5,
         )
-    return None if elsewhere else [part[0] for part in parts]
+    return None if elsewhere else pc.replace_substring_regex(within, "(?s)/.*", "")
+
+
+class Listed(NamedTuple):
+    """A list that was read."""
+
+    uri: str
+    columns: dict[str, Texts]
+    """By their names in the list."""
+    content: str
+    """Digest of all of it."""
+    place: Callable[[int], str]
+    """Where a row stands, for people: `line 7`."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def where(self, row: int) -> str:
+        """What a message about a row begins with."""
+        return f"{self.uri}, {self.place(row)}"
 
 
 def _text_list(uri: str, tick: Callable[[int], None]) -> Source:
-    text, content = _text(uri)
-    # Not `splitlines`, which also ends a line at characters that a file name may hold, such as U+2028.
-    stripped = [line.strip(" \t\n") for line in io.StringIO(text, newline=None)]
-    lines = {number: beside(uri, line) for number, line in enumerate(stripped, 1) if line}
-    if not lines:
+    data, content = _content(uri)
+    entries = one_column(texts([line for _, line in chunk]) for chunk in _chunks(_lines(uri, data)))
+    if not len(entries):
         raise ValueError(f"{uri} lists no image; write one path per line")
-    return Source(uri, "images", _listed(uri, list(lines.values()), list(lines), tick), content=content)
+    return _list(Listed(uri, {"path": entries}, content, partial(_line, _lines, uri)), DataConfig(), tick)
 
 
-def _csv_list(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source:
-    columns, numbers, content = read_csv(uri)
-    column = next((name for name in ("path", "uri") if name in columns), None)
-    if column is None:
-        raise ValueError(f"{uri} has no column 'path' or 'uri'; its first line has {', '.join(columns) or 'nothing'}")
-    if not numbers:
-        raise ValueError(f"{uri} lists no image below its first line")
-    files = _listed(uri, [beside(uri, entry) for entry in columns[column]], numbers, tick)
-    labels = None
-    if config.label_column in columns:
-        texts = [label.strip() for label in columns[config.label_column]]
-        if "" in texts:
-            raise ValueError(
-                f"{uri}, line {numbers[texts.index('')]}: no {config.label_column}; label all images or none"
-            )
-        labels = as_labels(texts)
-    if "offset" in columns and "length" not in columns:
-        raise ValueError(f"{uri} has a column 'offset' and no 'length'; name both for images within files, or neither")
-    offset = length = None
-    if "offset" in columns:
-        offset, length = (_whole_numbers(uri, name, columns[name], numbers) for name in ("offset", "length"))
-        within = (offset == -1) | ((offset >= 0) & (length >= 0) & (offset + length <= files.sizes))
-        if not within.all():
-            row = int(np.flatnonzero(~within)[0])
-            raise ValueError(
-                f"{uri}, line {numbers[row]}: bytes {offset[row]} to {offset[row] + length[row]} do not lie within the "
-                f"file of {files.sizes[row]} bytes; offset -1 is the whole file"
-            )
-    return Source(uri, "images", files, labels, offset, length, content=content)
+def _lines(uri: str, data: bytes) -> Iterator[tuple[int, str]]:
+    """The lines that are not empty, with their numbers."""
+    # Not `splitlines`, which also ends a line at characters that a file name may hold, such as U+2028.
+    for number, line in enumerate(_decoded(uri, data, newline=None), 1):
+        if stripped := line.strip(" \t\n"):
+            yield number, stripped
 
 
-def _whole_numbers(uri: str, column: str, texts: list[str], line_numbers: list[int]) -> NDArray[np.int64]:
-    for text, number in zip(texts, line_numbers, strict=True):
-        if not _WHOLE_NUMBER.fullmatch(text.strip()):
-            raise ValueError(f"{uri}, line {number}: the {column} {text!r} is not a whole number of bytes")
-    return np.array([int(text) for text in texts], np.int64)
+def _line(rows: Callable[[str, bytes], Iterator[tuple[int, Any]]], uri: str, row: int) -> str:
+    """Where a row stands in a list, which is read again for the message."""
+    return f"line {next(islice(rows(uri, _content(uri)[0]), row, None))[0]}"
 
 
-def read_csv(uri: str) -> tuple[dict[str, list[str]], list[int], str]:
-    """Columns of a CSV file by the names in its first line, the line number of each row, and the content's digest.
+def read_csv(uri: str, tick: Callable[[int], None] = lambda _: None) -> Listed:
+    """The columns of a CSV file by the names in its first line; `tick` counts the rows, see `_tells_files`.
 
     Raises:
         ValueError: it is not UTF-8, a quote is not closed, or a row has more or fewer columns than the first line.
     """
-    text, content = _text(uri)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[list[str]] = []
-    numbers: list[int] = []
-    begins = 1
+    data, content = _content(uri)
+    rows = _csv_rows(uri, data)
+    header = [name.strip() for name in next(rows, (0, []))[1]]
+    chunks = []
+    for chunk in _chunks(rows):
+        chunks.append([texts(column) for column in zip(*(row for _, row in chunk), strict=True)])
+        if _tells_files(header):
+            tick(len(chunk))
+    del data
+    columns = {name: one_column([chunk.pop(0) for chunk in chunks]) for name in header}
+    return Listed(uri, columns, content, lambda row: _line(_csv_rows, uri, row + 1))
+
+
+def _csv_rows(uri: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
+    """The names of the columns and each row, with the number of its last line."""
+    reader = csv.reader(_decoded(uri, data, newline=""), strict=True)
+    header, begins = None, 1
     try:
-        header = [name.strip() for name in next(reader, [])]
-        begins = reader.line_num + 1
         for row in reader:
-            if len(row) == len(header):
-                rows.append(row)
-                numbers.append(reader.line_num)
-            elif row:
+            if header is None:
+                header = row
+            elif row and len(row) != len(header):
                 raise ValueError(
                     f"{uri}, line {reader.line_num}: {len(row)} columns where the first line has {len(header)}"
                 )
+            if row or row is header:
+                yield reader.line_num, row
             begins = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(
             f'{uri}, line {begins}: {error}; a quote (") that opens a value there must be closed before the next comma '
             "or the end of the line, and one within it be doubled"
         ) from error
-    return {name: [row[place] for row in rows] for place, name in enumerate(header)}, numbers, content
 
 
-def _text(uri: str) -> tuple[str, str]:
+def _content(uri: str) -> tuple[bytes, str]:
     data, _ = read(uri)
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def _decoded(uri: str, data: bytes, newline: str | None) -> Iterator[str]:
+    """The lines of a text."""
     try:
-        return data.decode("utf-8-sig"), hashlib.sha256(data).hexdigest()
+        yield from io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)
     except UnicodeDecodeError as error:
         raise ValueError(f"{uri} is not UTF-8 text: {error}") from error
 
 
-def _listed(uri: str, entries: list[str], line_numbers: list[int], tick: Callable[[int], None]) -> Files:
-    """The files that a list names; a file that is named several times (as a tar is) is looked at once."""
-    for entry, number in zip(entries, line_numbers, strict=True):
+def _chunks(rows: Iterator[Any]) -> Iterator[list[Any]]:
+    while chunk := list(islice(rows, _CHUNK_ROWS)):
+        yield chunk
+
+
+def _parquet(uri: str, files: Files, config: DataConfig, tick: Callable[[int], None]) -> Source:
+    """Parquet files of images; or of paths, as a CSV list has them."""
+    first = str(files.uris[0])
+    with open_file(first) as stream:
         try:
-            check_uri(entry)
+            names = pq.read_schema(stream).names
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{first} is not a Parquet file, or is broken: {error}") from error
+    if config.image_column in names or not set(_LIST_COLUMNS) & set(names):
+        return Source(uri, "Parquet files", files)
+    if len(files.uris) > 1:
+        raise ValueError(f"{uri} holds {len(files.uris)} Parquet files that list images; name each of them as a source")
+    return _list(_read_parquet_list(first, config, tick), config, tick)
+
+
+def _tells_files(columns: Collection[str]) -> bool:
+    """Whether a list names few files or tells their sizes, so that reading it is what takes the time."""
+    return "offset" in columns or "file_size" in columns
+
+
+def _read_parquet_list(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Listed:
+    data, content = _content(uri)
+    file = pq.ParquetFile(pa.BufferReader(data))
+    wanted = (*_LIST_COLUMNS, config.label_column, "offset", "length", "file_size")
+    names = [name for name in file.schema_arrow.names if name in wanted]
+    batches, columns = [], {}
+    for batch in file.iter_batches(_CHUNK_ROWS, columns=names):
+        batches.append(batch)
+        if _tells_files(names):
+            tick(len(batch))
+    for name in names:
+        columns[name] = one_column(batch.column(name).cast(pa.large_string()) for batch in batches)
+        if columns[name].null_count:
+            row = pc.index(pc.is_null(columns[name]), True).as_py()
+            raise ValueError(f"{uri}, row {row}: no {name}")
+    return Listed(uri, columns, content, lambda row: f"row {row}")
+
+
+def _list(listed: Listed, config: DataConfig, tick: Callable[[int], None]) -> Source:
+    """The images that a list names."""
+    uri, columns = listed.uri, listed.columns
+    column = next((name for name in _LIST_COLUMNS if name in columns), None)
+    if column is None:
+        raise ValueError(f"{uri} has no column 'path' or 'uri'; its first line has {', '.join(columns) or 'nothing'}")
+    if not len(listed):
+        raise ValueError(f"{uri} lists no image below its first line")
+    if "offset" in columns and "length" not in columns:
+        raise ValueError(f"{uri} has a column 'offset' and no 'length'; name both for images within files, or neither")
+    labels = None
+    if config.label_column in columns:
+        written = pc.utf8_trim_whitespace(columns[config.label_column])
+        if (row := pc.index(written, "").as_py()) >= 0:
+            raise ValueError(f"{listed.where(row)}: no {config.label_column}; label all images or none")
+        labels = as_labels(written)
+    files, file_ids = _listed_files(listed, column, tick)
+    offsets = lengths = None
+    if "offset" in columns:
+        offsets, lengths = (_whole_numbers(listed, name) for name in ("offset", "length"))
+        sizes = files.sizes[file_ids]
+        within = (offsets == -1) | ((offsets >= 0) & (lengths >= 0) & (offsets + lengths <= sizes))
+        if not within.all():
+            row = int(np.flatnonzero(~within)[0])
+            raise ValueError(
+                f"{listed.where(row)}: bytes {offsets[row]} to {offsets[row] + lengths[row]} do not lie within the "
+                f"file of {sizes[row]} bytes; offset -1 is the whole file"
+            )
+    return Source(uri, "images", files, labels, file_ids, offsets, lengths, content=listed.content)
+
+
+def _whole_numbers(listed: Listed, column: str) -> NDArray[np.int64]:
+    written = pc.utf8_trim_whitespace(listed.columns[column])
+    is_number = pc.match_substring_regex(written, _WHOLE_NUMBER)
+    if (row := pc.index(is_number, False).as_py()) >= 0:
+        text = str(listed.columns[column][row])
+        raise ValueError(f"{listed.where(row)}: the {column} {text!r} is not a whole number of bytes")
+    numbers: NDArray[np.int64] = written.cast(pa.int64()).to_numpy()
+    return numbers
+
+
+def _listed_files(listed: Listed, column: str, tick: Callable[[int], None]) -> tuple[Files, NDArray[np.int32]]:
+    """The files that a list names, and the number of each row's; one that is named several times is looked at once.
+
+    Where the list tells their sizes, they are not looked at before they are read.
+    """
+    uris = all_beside(listed.uri, listed.columns[column])
+    if (row := check_uris(uris)) is not None:
+        try:
+            check_uri(str(uris[row]))
         except ValueError as error:
-            raise ValueError(f"{uri}, line {number}: {error}") from error
-    rows = {entry: row for row, entry in enumerate(dict.fromkeys(entries))}
-    sizes, mtimes = stat_files(list(rows), tick)
-    tick(len(entries) - len(rows))
-    order = np.array([rows[entry] for entry in entries])
-    missing = np.flatnonzero(sizes[order] < 0)
+            raise ValueError(f"{listed.where(row)}: {error}") from error
+    named = uris.dictionary_encode()
+    file_ids: NDArray[np.int32] = named.indices.to_numpy()
+    if "file_size" in listed.columns:
+        told = _whole_numbers(listed, "file_size")
+        sizes = np.zeros(len(named.dictionary), np.int64)
+        sizes[file_ids] = told
+        if (differing := np.flatnonzero(sizes[file_ids] != told)).size:
+            raise ValueError(f"{listed.where(int(differing[0]))}: another file_size than in another row of this file")
+        return Files(named.dictionary, sizes, np.zeros_like(sizes)), file_ids
+    is_told = _tells_files(listed.columns)
+    files = stat_files(named.dictionary, (lambda _: None) if is_told else tick)
+    if not is_told:
+        tick(len(uris) - len(named.dictionary))
+    missing = np.flatnonzero(files.sizes[file_ids] < 0)
     if missing.size:
-        first = int(missing[0])
+        row = int(missing[0])
         raise ValueError(
-            f"{uri}, line {line_numbers[first]}: {entries[first]} is not a file that exists "
-            f"({missing.size} of {len(entries)} entries are not)"
+            f"{listed.where(row)}: {uris[row]} is not a file that exists "
+            f"({missing.size} of {len(uris)} entries are not)"
         )
-    return Files(entries, sizes[order], mtimes[order])
+    return files, file_ids

@@ -14,27 +14,28 @@ import tarfile
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from glsd.config import DataConfig
 from glsd.data.images import IMAGE_EXTENSIONS, UndecodableImage, extension
+from glsd.data.pieces import Each
 from glsd.data.sources import Labels, Source, as_labels, counted, kind_not_read
 from glsd.storage.cache import use
+from glsd.storage.columns import Texts, one_column, texts
 from glsd.storage.files import open_file, open_stream
 from glsd.storage.listing import Files
 from glsd.storage.replacing import alone, whole_folder
 from glsd.storage.uris import inner_names
 
 _SHARD_BYTES: Final = 1 << 30
-_SCAN_THREADS: Final = 8
 _OPENERS: Final[dict[tuple[str, ...], Callable[[io.BufferedReader], Any]]] = {
     (".gz", ".tgz"): gzip.open,
     (".bz2", ".tbz2"): bz2.open,
@@ -45,26 +46,31 @@ _OPENERS: Final[dict[tuple[str, ...], Callable[[io.BufferedReader], Any]]] = {
 class Rows(NamedTuple):
     """Columns of an index: where each image lies, see `glsd.data.index.Place`; and the labels."""
 
-    uri: list[str]
-    member: Sequence[str | None]
+    files: Files
+    file_ids: NDArray[np.int32]
+    """Number of each image's file."""
+    member: Texts
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
-    file_size: NDArray[np.int64]
     labels: Labels | None
 
 
 class _Scanned(NamedTuple):
-    """What a tar holds: images as (name, offset, length, label), companions that are left out since the same key has an
-    image of a simple name, .cls members of no image, and kinds of members that may be images and are not read.
+    """What a tar holds: images with their labels (null where there is none), companions that are left out since the
+    same key has an image of a simple name, .cls members of no image, and kinds of members that may be images and are
+    not read.
     """
 
-    images: list[tuple[str, int, int, str | None]]
+    names: Texts
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    labels: Texts
     companions: list[str]
     unused: list[str]
     not_read: Counter[str]
 
 
-def scan_tars(source: str, files: Files, tick: Callable[[int], None]) -> Rows:
+def scan_tars(source: str, files: Files, tick: Callable[[int], None], each: Each) -> Rows:
     """The images of plain tars with their labels.
 
     The label of an image is the `.cls` of the same name up to the last suffix (`scan 1.5.cls` for `scan 1.5.jpg`), else
@@ -76,15 +82,15 @@ def scan_tars(source: str, files: Files, tick: Callable[[int], None]) -> Rows:
         source: what messages call the tars together.
         files: the tars.
         tick: told of so many more images.
+        each: scans them, one by one.
 
     Raises:
         ValueError: a file is not a plain tar or is cut off, or some images have a label and others none.
     """
     scanned: list[_Scanned] = []
-    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        for found in pool.map(_scan_tar, files.uris):
-            scanned.append(found)
-            tick(len(found.images))
+    for found in each(_scan_tar, files.uris.to_pylist()):
+        scanned.append(found)
+        tick(len(found.names))
     if companions := [name for found in scanned for name in found.companions]:
         key, _, rest = companions[0].rpartition("/")[2].partition(".")
         warnings.warn(
@@ -101,16 +107,16 @@ def scan_tars(source: str, files: Files, tick: Callable[[int], None]) -> Rows:
         )
     if not_read := sum((found.not_read for found in scanned), Counter[str]()):
         warnings.warn(f"{source} also holds {counted(not_read)}; if they are images, convert them", stacklevel=5)
-    images = [image for found in scanned for image in found.images]
-    uris = [uri for uri, found in zip(files.uris, scanned, strict=True) for _ in found.images]
-    names, texts = [name for name, *_ in images], [text for *_, text in images]
-    labelled = [text for text in texts if text is not None]
-    if labelled and len(labelled) < len(texts):
-        first = texts.index(None)
-        raise ValueError(f"{names[first]} in {uris[first]} has no .cls beside it; label all images or none")
-    offsets, lengths = np.array([place for _, *place, _ in images], np.int64).reshape(-1, 2).T
-    file_sizes = np.repeat(files.sizes, [len(found.images) for found in scanned])
-    return Rows(uris, names, offsets, lengths, file_sizes, as_labels(labelled) if labelled else None)
+    names, labels = (one_column(getattr(found, column) for found in scanned) for column in ("names", "labels"))
+    file_ids = np.repeat(np.arange(len(scanned), dtype=np.int32), [len(found.names) for found in scanned])
+    if 0 < labels.null_count < len(labels):
+        first = pc.index(pc.is_null(labels), True).as_py()
+        raise ValueError(
+            f"{names[first]} in {files.uris[file_ids[first]]} has no .cls beside it; label all images or none"
+        )
+    offsets = np.concatenate([np.empty(0, np.int64), *(found.offsets for found in scanned)])
+    lengths = np.concatenate([np.empty(0, np.int64), *(found.lengths for found in scanned)])
+    return Rows(files, file_ids, names, offsets, lengths, None if labels.null_count else as_labels(labels))
 
 
 def pack(source: Source, config: DataConfig, cache: Path, tick: Callable[[int], None]) -> Path:
@@ -121,7 +127,7 @@ def pack(source: Source, config: DataConfig, cache: Path, tick: Callable[[int], 
     """
     parquet = source.kind == "Parquet files"
     columns = [config.image_column, config.label_column] if parquet else []
-    facts = [source.kind, *columns, *source.files.uris]
+    facts = [source.kind, *columns, *source.files.uris.to_pylist()]
     key = hashlib.sha256("\0".join(facts).encode())
     key.update(source.files.sizes.tobytes() + source.files.mtimes.tobytes())
     folder = cache / f"packed-{key.hexdigest()[:32]}"
@@ -157,19 +163,26 @@ def _scan_tar(uri: str) -> _Scanned:
     simple = {_key(name) for name in names if _stem(name) == _key(name)}
     companions = [name for name in names if _stem(name) != _key(name) and _key(name) in simple]
     left_out, owners = set(companions), {owner for name in names for owner in (_stem(name), _key(name))}
-    used = [
-        (name, offset, length, labels.get(_stem(name), labels.get(_key(name))))
-        for name, offset, length in images
-        if name not in left_out
-    ]
-    return _Scanned(used, companions, [f"{stem}.cls" for stem in labels if stem not in owners], not_read)
+    used = [(*image, labels.get(_stem(image[0]), labels.get(_key(image[0])))) for image in images]
+    columns = list(zip(*(image for image in used if image[0] not in left_out), strict=True)) or [()] * 4
+    return _Scanned(
+        texts(columns[0]),
+        np.array(columns[1], np.int64),
+        np.array(columns[2], np.int64),
+        texts(columns[3]),
+        companions,
+        [f"{stem}.cls" for stem in labels if stem not in owners],
+        not_read,
+    )
 
 
 def _suffix(member: tarfile.TarInfo) -> str | None:
     """The lower-case suffix of a member; None for what is hidden or no regular file."""
-    path = PurePosixPath(member.name)
-    hidden = path.name.startswith(".")
-    return None if hidden or not member.isreg() or member.issparse() else path.suffix.lower()
+    name = member.name.rpartition("/")[2]
+    if name.startswith(".") or not member.isreg() or member.issparse():
+        return None
+    stem, dot, end = name.rpartition(".")
+    return dot + end.lower() if stem and end else ""
 
 
 def _stem(name: str) -> str:
@@ -226,10 +239,16 @@ def _write_tars(folder: Path, members: Iterator[tuple[str, bytes]], tick: Callab
             write_tar(stream, part)
 
 
+def _named(source: Source) -> Iterator[tuple[str, str]]:
+    """Uri and inner name of each file."""
+    uris = source.files.uris
+    return zip(uris.to_pylist(), inner_names(uris).to_pylist(), strict=True)
+
+
 def _tar_images(source: Source) -> Iterator[tuple[str, bytes]]:
     """Images and labels of compressed tars, under the names TAR/MEMBER."""
     not_read = Counter[str]()
-    for uri, tar_name in zip(source.files.uris, inner_names(source.files.uris), strict=True):
+    for uri, tar_name in _named(source):
         opener = next(opener for suffixes, opener in _OPENERS.items() if tar_name.lower().endswith(suffixes))
         try:
             with (
@@ -254,7 +273,7 @@ def _tar_images(source: Source) -> Iterator[tuple[str, bytes]]:
 
 def _parquet_images(source: Source, config: DataConfig) -> Iterator[tuple[str, bytes]]:
     """Images and labels of Parquet files, under the names FILE/ROW."""
-    for uri, file_name in zip(source.files.uris, inner_names(source.files.uris), strict=True):
+    for uri, file_name in _named(source):
         with open_file(uri) as stream:
             try:
                 table = pq.ParquetFile(stream)

@@ -7,13 +7,15 @@ S3 server of one's own), in which `%`, `?` and `#` of a key are percent-encoded 
 import os
 import re
 import sys
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
+import pyarrow.compute as pc
 import pyarrow.fs
+
+from glsd.storage.columns import Texts, mapped, one_column, parts, prefixed
 
 _SCHEMES: Final = ("file", "s3", "gs", "gcs")
 _GOOGLE_RETRY_SECONDS: Final = 30
@@ -50,6 +52,21 @@ def check_uri(uri: str) -> None:
         )
 
 
+def check_uris(uris: Texts) -> int | None:
+    """The first row that `check_uri` would refuse, if there is one."""
+    is_utf8, row = sys.getfilesystemencoding() == "utf-8", 0
+    for part in parts(uris):
+        # Without these there is nothing to be refused, which is far sooner seen for all rows than for each.
+        if not is_utf8 or pc.any(pc.match_substring_regex(part, r"://[^/]*[:@]|[?@]")).as_py():
+            for number, uri in enumerate(part.to_pylist(), row):
+                try:
+                    check_uri(uri)
+                except ValueError:
+                    return number
+        row += len(part)
+    return None
+
+
 def check_no_credentials(text: str) -> None:
     """Refuse a uri, or an argument with a uri at its end, in which there are credentials, and do not show them."""
     before, _, rest = text.partition("://")
@@ -71,16 +88,24 @@ def relative(uri: str, root: str) -> str:
     return unquote_key(uri)[len(unquote_key(root)) :].lstrip("/")
 
 
-def inner_names(uris: Sequence[str]) -> list[str]:
+def inner_names(uris: Texts) -> Texts:
     """Names of files below the folder that they have in common: the same wherever the folder lies."""
-    readable = [unquote_key(uri).rpartition("://")[2] for uri in uris]
-    start = os.path.commonprefix(readable).rfind("/") + 1  # noqa: RUF071 - cut at a slash it is a folder
-    return [name[start:] for name in readable]
+    names = unquoted(uris)
+    if pc.any(pc.match_substring(names, "://")).as_py():
+        names = mapped(lambda name: name.rpartition("://")[2], names)
+    extremes = pc.min_max(names).as_py().values()
+    start = os.path.commonprefix([*extremes]).rfind("/") + 1  # noqa: RUF071 - cut at a slash it is a folder
+    return pc.utf8_slice_codeunits(names, start)
 
 
 def unquote_key(uri: str) -> str:
     """A uri as a person reads it: without options, decoded."""
     return unquote(uri.partition("?")[0]) if is_remote(uri) else uri
+
+
+def unquoted(uris: Texts) -> Texts:
+    """The uris as a person reads them, see `unquote_key`."""
+    return mapped(unquote_key, uris) if pc.any(pc.match_substring(uris, "://")).as_py() else uris
 
 
 def beside(uri: str, entry: str) -> str:
@@ -91,6 +116,22 @@ def beside(uri: str, entry: str) -> str:
         return os.path.normpath(os.path.join(os.path.dirname(uri), entry))  # noqa: PTH118, PTH120 - 100k times
     location, mark, options = uri.partition("?")
     return f"{location.rpartition('/')[0]}/{quote_key(entry)}{mark}{options}"
+
+
+_IRREGULAR: Final = r"//|(^|/)\.{1,2}(/|$)|/$|^$"
+"""Uris, and paths that `normpath` would change."""
+
+
+def all_beside(uri: str, entries: Texts) -> Texts:
+    """The uris of many entries, see `beside`."""
+    folder = "" if is_remote(uri) else f"{os.path.dirname(uri).rstrip('/')}/"  # noqa: PTH120
+
+    def of_part(part: Texts) -> Texts:
+        if not folder or pc.any(pc.match_substring_regex(part, _IRREGULAR)).as_py():
+            return mapped(lambda entry: beside(uri, entry), part)
+        return pc.if_else(pc.starts_with(part, "/"), part, prefixed(folder, part))
+
+    return one_column(map(of_part, parts(entries)))
 
 
 def joined(folder: str, name: str) -> str:

@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import ray
-import ray.data
 
 from glsd.data.index import Index
 from glsd.storage.replacing import alone, replace_file
 
-SharedFiles = dict[str, "ray.ObjectRef[bytes]"]
+SharedFiles = dict[str, "ray.ObjectRef[pa.Buffer]"]
 """Contents of files by their path: one object per node, however many tasks need them."""
 
 
 def share_files(indexes: Sequence[Index]) -> SharedFiles:
     """The indexes' files in the object store."""
-    return {str(index.path): ray.put(index.path.read_bytes()) for index in indexes}
+    return {str(index.path): ray.put(pa.memory_map(str(index.path)).read_buffer()) for index in indexes}
 
 
 def place_files(files: SharedFiles) -> None:
@@ -27,4 +27,4 @@ def place_files(files: SharedFiles) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with alone(path.with_suffix(".lock")):
                 if not path.exists():  # it was not, before others held the lock
-                    replace_file(path, ray.get(content))
+                    replace_file(path, memoryview(ray.get(content)))

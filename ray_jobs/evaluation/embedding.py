@@ -69,7 +69,7 @@ def embed(
         Folder(path).check_apart(data)
     with ProgressLine() as line:
         encoder = load_model(model)
-        index = indexed(data, encoder.config, line)
+        index = indexed(data, encoder.config, line, job)
         facts = _facts(encoder, index, dense)
         if path.suffix.lower() != ".parquet" and not path.exists():
             raise ValueError(f"--out {out} is written as Parquet; let its name end in .parquet")

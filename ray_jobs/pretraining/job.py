@@ -92,8 +92,8 @@ def pretrain(
         if options.init_from is not None:
             line.phase(f"reading {options.init_from}")
             init = initial_weights(run, config, options.init_from)
-        index = indexed(data, config, line)
-        tested = indexed(options.knn_data, config, line) if options.knn_data else None
+        index = indexed(data, config, line, job)
+        tested = indexed(options.knn_data, config, line, job) if options.knn_data else None
         identity = run.identity(index, tested).model_copy(update=init.identity)
         image_ids = regime(index, config.data)
         if isinstance(config, ScaledConfig):

@@ -58,6 +58,8 @@ class PlannedTrial:
     """Its run directory."""
     record: SweepTrial
     """What `sweep.json` says of it."""
+    index: Index
+    tested: Index | None
 
     @property
     def images_seen(self) -> int:
@@ -82,7 +84,8 @@ def plan(trials: Sequence[Trial], common: Common, line: ProgressLine) -> list[Pl
     for trial, config in zip(trials, configs, strict=True):
         data, test = common.data[trial.data], common.test.get(trial.data, ())
         if trial.data not in indexes:
-            index, tested = indexed(data, config, line), indexed(test, config, line) if test else None
+            index = indexed(data, config, line, common.job)
+            tested = indexed(test, config, line, common.job) if test else None
             labelled_split(index, tested, config.evaluation)  # there are labels, and they fit
             indexes[trial.data] = index, tested
         index, tested = indexes[trial.data]
@@ -108,7 +111,7 @@ def plan(trials: Sequence[Trial], common: Common, line: ProgressLine) -> list[Pl
         record = SweepTrial(
             data=trial.data, overrides=trial.overrides, images=images, num_images=num_images, steps=steps
         )
-        planned.append(PlannedTrial(trial, config, data, test, out, record))
+        planned.append(PlannedTrial(trial, config, data, test, out, record, index, tested))
     return planned
 
 

@@ -26,8 +26,10 @@ from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
 from glsd.training.loop import NonFiniteLoss
 from ray_jobs.cluster.deaths import ProcessDied
+from ray_jobs.cluster.files import SharedFiles, place_files, share_files
 from ray_jobs.evaluation.job import evaluate
 from ray_jobs.evaluation.options import EvaluateOptions
+from ray_jobs.indexing import adopt
 from ray_jobs.pretraining.job import pretrain
 from ray_jobs.pretraining.options import PretrainOptions
 from ray_jobs.progress import ProgressLine
@@ -47,7 +49,9 @@ def tune_trials(
     # With its handler, `fit` would return after Ctrl-C as if all trials had ended.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     named = {p.trial.name: p for p in planned}
-    trainable = tune.with_parameters(run_trial, planned=named, common=common, gpus=gpus)
+    indexes = {index.path: index for p in planned for index in (p.index, p.tested) if index is not None}
+    files = share_files(list(indexes.values()))
+    trainable = tune.with_parameters(run_trial, planned=named, common=common, gpus=gpus, files=files)
     tuner = tune.Tuner(
         # A trial's own process only waits for its training workers, which ask for what they need.
         tune.with_resources(trainable, {"CPU": 0.01}),
@@ -67,8 +71,10 @@ def tune_trials(
     tuner.fit()
 
 
-def run_trial(cell: Mapping[str, str], planned: Mapping[str, PlannedTrial], common: Common, gpus: float) -> None:
-    """The function that Tune runs: `cell["trial"]` names the trial, whose workers use `gpus`.
+def run_trial(
+    cell: Mapping[str, str], planned: Mapping[str, PlannedTrial], common: Common, gpus: float, files: SharedFiles
+) -> None:
+    """The function that Tune runs: `cell["trial"]` names the trial, whose workers use `gpus`; `files` are the indexes'.
 
     It first tells Tune the trial's history, which a scheduler needs; for a trial that has ended already, that is all.
     """
@@ -83,6 +89,10 @@ def run_trial(cell: Mapping[str, str], planned: Mapping[str, PlannedTrial], comm
         return
     if OUTCOME in folder.sizes():
         folder.remove(OUTCOME)  # it failed, and is tried again
+    place_files(files)
+    for sources, index in ((trial.data, trial.index), (trial.test, trial.tested)):
+        if index is not None:
+            adopt(sources, index)
     try:
         status, message = _trained(trial, common, folder)
         _evaluate(trial, common, folder)

@@ -50,7 +50,7 @@ class _Handler(BucketHandler):
         bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
         path = self.root / bucket / key
         if "list-type" in query:
-            self.answer(200, self.listing(self.root / bucket, query.get("prefix", "")), {})
+            self.answer(200, self.listing(self.root / bucket, query.get("prefix", ""), query.get("delimiter")), {})
         elif key and path.is_file():
             data, status = path.read_bytes(), 200
             headers = {"Last-Modified": formatdate(path.stat().st_mtime, usegmt=True), "ETag": '"etag"'}
@@ -100,15 +100,20 @@ class _Handler(BucketHandler):
         data = unchunked(self.rfile)
         return unchunked(io.BytesIO(data)) if self.headers.get("Content-Encoding") == "aws-chunked" else data
 
-    def listing(self, bucket: Path, prefix: str) -> bytes:
+    def listing(self, bucket: Path, prefix: str, delimiter: str | None) -> bytes:
+        """The objects below a prefix; with a delimiter, what has another one after the prefix goes as one."""
         files = sorted(path for path in bucket.rglob("*") if path.is_file())
         keys = {path.relative_to(bucket).as_posix(): path.stat() for path in files}
         contents = "".join(
             f"<Contents><Key>{escape(key)}</Key><Size>{status.st_size}</Size><ETag>etag</ETag>"
             f"<LastModified>{datetime.fromtimestamp(status.st_mtime, UTC):%Y-%m-%dT%H:%M:%SZ}</LastModified></Contents>"
             for key, status in keys.items()
-            if key.startswith(prefix)
+            if key.startswith(prefix) and not (delimiter and delimiter in key[len(prefix) :])
         )
+        if delimiter:
+            below = (key[len(prefix) :].partition(delimiter) for key in keys if key.startswith(prefix))
+            common = sorted({prefix + first + delimiter for first, found, _ in below if found})
+            contents += "".join(f"<CommonPrefixes><Prefix>{escape(one)}</Prefix></CommonPrefixes>" for one in common)
         count = contents.count("<Contents>")
         head = f"<Name>{bucket.name}</Name><KeyCount>{count}</KeyCount><IsTruncated>false</IsTruncated>"
         return f'<?xml version="1.0"?><ListBucketResult>{head}{contents}</ListBucketResult>'.encode()

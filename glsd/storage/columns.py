@@ -1,0 +1,40 @@
+"""Columns of text in Arrow: millions of names without a Python object for each of them at once."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Texts: TypeAlias = pa.LargeStringArray
+_PART = 1 << 16
+
+
+def texts(values: Iterable[str | None]) -> Texts:
+    """A column of these values; a ValueError names one that is not UTF-8, as names of files may be."""
+    try:
+        return pa.array(values, pa.large_string())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name {error.object!r} is not UTF-8; rename the file") from error
+
+
+def one_column(columns: Iterable[Texts]) -> Texts:
+    """The columns one after the other; a single one as it is."""
+    columns = list(columns)
+    return columns[0] if len(columns) == 1 else pa.concat_arrays([pa.array([], pa.large_string()), *columns])
+
+
+def parts(column: Texts) -> Iterator[Texts]:
+    """The column in parts that Python can hold."""
+    for start in range(0, len(column), _PART):
+        yield column.slice(start, _PART)
+
+
+def prefixed(prefix: str, column: Texts) -> Texts:
+    """The column with a prefix before each value."""
+    return pc.binary_join_element_wise(pa.scalar(prefix, pa.large_string()), column, pa.scalar("", pa.large_string()))
+
+
+def mapped(function: Callable[[str], str], column: Texts) -> Texts:
+    """The column of what a function makes of each value."""
+    return one_column(texts([function(value) for value in part.to_pylist()]) for part in parts(column))
