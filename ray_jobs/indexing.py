@@ -1,12 +1,15 @@
 """The index of a job's data, with its progress shown."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from glsd.config import Config
 from glsd.data.index import Index, build_index
 from glsd.data.sources import Sources
 from glsd.storage.cache import use
+from glsd.storage.folder import Folder
+from ray_jobs.cluster.files import packed_in
 from ray_jobs.cluster.pieces import each_on
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
@@ -20,8 +23,13 @@ def adopt(sources: Sequence[str], index: Index) -> None:
     _adopted[tuple(sources)] = index
 
 
-def indexed(sources: Sources, config: Config, line: ProgressLine, job: JobSettings) -> Index:
-    """The index of the sources, with its progress shown; the pieces of a large one are made on the job's cluster."""
+def indexed(
+    sources: Sources, config: Config, line: ProgressLine, job: JobSettings, out: Folder | str | None = None
+) -> Index:
+    """The index of the sources, with its progress shown; the pieces of a large one are made on the job's cluster.
+
+    What must be packed goes beside `out` where the nodes of a cluster do not share this machine's cache folder.
+    """
     if not isinstance(sources, str | Path) and (known := _adopted.get(tuple(map(str, sources)))):
         return known
     line.phase("indexing", "images")
@@ -30,9 +38,11 @@ def indexed(sources: Sources, config: Config, line: ProgressLine, job: JobSettin
         config.data,
         progress=lambda count: line.phase("indexing", f"images: {count:,} so far") if count else None,
         each=each_on(job),
+        packed_in=partial(packed_in, job, out),
     )
     for path in (index.path, *map(Path, index.packed)):
-        use(path)
+        if path.parent == index.path.parent:
+            use(path)
     of_classes = f" of {_counted(len(index.classes), 'class', 'classes')}" if index.classes else ", no labels"
     line.phase(f"found {_counted(len(index), 'image', 'images')}{of_classes}")
     return index

@@ -18,7 +18,7 @@ from glsd.data.index import Index, build_index
 from glsd.data.packs import SHARD_BYTES, Shard, claim_pack, index_shards, missing_shards, write_shard
 from glsd.storage.cache import use
 from glsd.storage.folder import Folder
-from ray_jobs.cluster.files import SharedFiles, place_files, share_files
+from ray_jobs.cluster.files import PACKED, SharedFiles, packed_in, place_files, share_files
 from ray_jobs.cluster.pieces import each_on, over_cluster
 from ray_jobs.cluster.resources import check_resources
 from ray_jobs.cluster.start import cluster
@@ -77,7 +77,12 @@ def pack(
     on_progress("indexing", "images")
     settings = JobSettings(gpu=False)
     index = build_index(
-        source, config, cache_dir, lambda count: on_progress("indexing", f"images: {count:,} so far"), each_on(settings)
+        source,
+        config,
+        cache_dir,
+        lambda count: on_progress("indexing", f"images: {count:,} so far"),
+        each_on(settings),
+        partial(packed_in, settings, folder),
     )
     use(index.path)
     shards = index_shards(index, shard_bytes)
@@ -87,7 +92,7 @@ def pack(
     on_progress("packing", f"{num_written:,}/{len(index):,} images")
     if missing:
         with cluster(settings):
-            check_resources(settings, index.packed)
+            check_resources(settings)
             for written in _written(missing, index, folder):
                 num_written += written
                 on_progress("packing", f"{num_written:,}/{len(index):,} images")
@@ -100,6 +105,8 @@ def pack(
             f"{len(lost)} of {len(shards)} shards were written and are not in {folder.out}, such as {lost[0].name}; "
             "name a folder that all nodes share, or a URI"
         )
+    if any(Path(packed).parent != index.path.parent for packed in index.packed):
+        folder.beside(PACKED).delete()
     return Packed(
         folder.out, len(index), len(shards), sum(shard.num_bytes for shard in shards), len(shards) - len(missing)
     )

@@ -21,14 +21,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from glsd.config import DataConfig
+from glsd.data.conversion import converted
 from glsd.data.images import IMAGE_EXTENSIONS
 from glsd.data.pieces import Each, in_threads
 from glsd.data.sources import CLASS_NAMES, Labels, Source, Sources, find_sources
-from glsd.data.tars import Rows, pack, scan_tars
+from glsd.data.tars import Rows, scan_tars
 from glsd.storage.cache import cache_folder
 from glsd.storage.columns import Texts, one_column, prefixed
 from glsd.storage.files import read
-from glsd.storage.listing import unreadable, walk
+from glsd.storage.folder import Folder
+from glsd.storage.listing import unreadable, walk, what_is_at
 from glsd.storage.replacing import alone, replacing
 from glsd.storage.uris import inner_names
 
@@ -114,7 +116,7 @@ class Index:
 
     @property
     def packed(self) -> list[str]:
-        """Folders of this machine's cache that hold images of the index: other machines have none of them."""
+        """Folders of tars into which images of the index were packed, of this machine's cache or elsewhere."""
         return list(self._facts["packed"])
 
     def place(self, image_id: int) -> Place:
@@ -170,6 +172,7 @@ def build_index(
     cache_dir: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
     each: Each = in_threads,
+    packed_in: Callable[[], Folder | None] = lambda: None,
 ) -> Index:
     """The index of all images of the sources, made now if the cache holds none of the data as they are.
 
@@ -179,6 +182,8 @@ def build_index(
         cache_dir: where indexes are kept; by default `GLSD_CACHE`, or `glsd` in the user's cache folder.
         progress: called with the number of images (or files that hold them) found so far.
         each: does the pieces of an index that is made now.
+        packed_in: gives the folder for tars with the images of Parquet files and compressed tars, if there are any; by
+            default they go into the cache folder.
 
     Raises:
         ValueError: a source does not exist, is empty or broken; some images of a source have labels and others none;
@@ -196,11 +201,13 @@ def build_index(
     cache = cache_folder(cache_dir)
     found = find_sources([sources] if isinstance(sources, str | Path) else list(sources), config, tick)
     key = _key(found, config)
-    path = cache / f"index-{_FORMAT}-{key}.arrow"
+    others = None if all(source.kind in ("images", "tars") for source in found) else packed_in()
+    elsewhere = "" if others is None else f"-{hashlib.sha256(others.location.encode()).hexdigest()[:8]}"
+    path = cache / f"index-{_FORMAT}-{key}{elsewhere}.arrow"
     with alone(path.with_suffix(".lock")):
-        # An index is usable whose packed tars, if it has any, are still in the cache.
-        if not path.exists() or not all(Path(folder).is_dir() for folder in Index(path).packed):
-            table = _table(found, config, cache, key, tick, each)
+        # An index is usable whose packed tars, if it has any, are still there.
+        if not path.exists() or any(what_is_at(folder) is None for folder in Index(path).packed):
+            table = _table(found, config, others or cache, key, tick, each)
             with (
                 replacing(path, path.with_suffix(".unfinished")) as file,
                 pa.ipc.new_file(file, table.schema) as writer,
@@ -231,7 +238,7 @@ def _file_ids(source: Source) -> NDArray[np.int32]:
 
 
 def _table(
-    found: list[Source], config: DataConfig, cache: Path, key: str, tick: Callable[[int], None], each: Each
+    found: list[Source], config: DataConfig, place: Path | Folder, key: str, tick: Callable[[int], None], each: Each
 ) -> pa.Table:
     """All columns of the index; the names of files are kept once, however many images lie in each."""
     rows: list[Rows] = []
@@ -242,7 +249,7 @@ def _table(
         elif source.kind == "tars":
             rows.append(scan_tars(source.name, source.files, tick, each))
         else:
-            packed.append(str(pack(source, config, cache, tick)))
+            packed.append(converted(source, config, place, tick, each))
             tars = walk(packed[-1], (".tar",), lambda _: None)
             rows.append(scan_tars(source.name, tars, lambda _: None, each))
         if not len(rows[-1].file_ids):

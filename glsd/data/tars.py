@@ -1,46 +1,23 @@
-"""Images within larger files: members of WebDataset tars by byte range, and the packing of what has no byte ranges.
+"""Images within tars: a plain tar holds its members as they are, so an image in it is an offset and a length."""
 
-A plain tar holds its members as they are, so an image in it is an offset and a length. Parquet and compressed tars are
-packed once into plain tars of the cache folder and read from there.
-"""
-
-import bz2
-import gzip
-import hashlib
 import io
-import itertools
-import lzma
 import tarfile
 import warnings
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Final, NamedTuple
+from collections.abc import Callable, Iterable
+from pathlib import PurePosixPath
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from glsd.config import DataConfig
 from glsd.data.images import IMAGE_EXTENSIONS, UndecodableImage, extension
 from glsd.data.pieces import Each
-from glsd.data.sources import Labels, Source, as_labels, counted, kind_not_read
-from glsd.storage.cache import use
+from glsd.data.sources import Labels, as_labels, counted, kind_not_read
 from glsd.storage.columns import Texts, one_column, texts
-from glsd.storage.files import open_file, open_stream
+from glsd.storage.files import open_file
 from glsd.storage.listing import Files
-from glsd.storage.replacing import alone, whole_folder
-from glsd.storage.uris import inner_names
-
-_SHARD_BYTES: Final = 1 << 30
-_OPENERS: Final[dict[tuple[str, ...], Callable[[io.BufferedReader], Any]]] = {
-    (".gz", ".tgz"): gzip.open,
-    (".bz2", ".tbz2"): bz2.open,
-    (".xz", ".txz"): lzma.open,
-}
 
 
 class Rows(NamedTuple):
@@ -119,26 +96,6 @@ def scan_tars(source: str, files: Files, tick: Callable[[int], None], each: Each
     return Rows(files, file_ids, names, offsets, lengths, None if labels.null_count else as_labels(labels))
 
 
-def pack(source: Source, config: DataConfig, cache: Path, tick: Callable[[int], None]) -> Path:
-    """A folder of plain tars in the cache with the images of Parquet files or compressed tars, made if it is not there.
-
-    Raises:
-        ValueError: a file is broken, or lacks the columns that `config` names.
-    """
-    parquet = source.kind == "Parquet files"
-    columns = [config.image_column, config.label_column] if parquet else []
-    facts = [source.kind, *columns, *source.files.uris.to_pylist()]
-    key = hashlib.sha256("\0".join(facts).encode())
-    key.update(source.files.sizes.tobytes() + source.files.mtimes.tobytes())
-    folder = cache / f"packed-{key.hexdigest()[:32]}"
-    with alone(folder.with_suffix(".lock")):
-        use(folder)
-        if not folder.is_dir():
-            with whole_folder(folder, folder.with_suffix(".unfinished")) as unfinished:
-                _write_tars(unfinished, _parquet_images(source, config) if parquet else _tar_images(source), tick)
-    return folder
-
-
 def _scan_tar(uri: str) -> _Scanned:
     images: list[tuple[str, int, int]] = []
     labels: dict[str, str] = {}
@@ -146,11 +103,11 @@ def _scan_tar(uri: str) -> _Scanned:
     try:
         with open_file(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                suffix = _suffix(member)
+                suffix = member_suffix(member)
                 if suffix in IMAGE_EXTENSIONS:
                     images.append((member.name, member.offset_data, member.size))
                 elif suffix == ".cls":
-                    labels[_stem(member.name)] = _content(tar, member).decode("utf-8").strip()
+                    labels[_stem(member.name)] = member_content(tar, member).decode("utf-8").strip()
                 elif suffix is not None:
                     not_read.update(kind_not_read(PurePosixPath(member.name).name))
             # tarfile takes a broken header for the end, which is a block of zeros.
@@ -176,7 +133,7 @@ def _scan_tar(uri: str) -> _Scanned:
     )
 
 
-def _suffix(member: tarfile.TarInfo) -> str | None:
+def member_suffix(member: tarfile.TarInfo) -> str | None:
     """The lower-case suffix of a member; None for what is hidden or no regular file."""
     name = member.name.rpartition("/")[2]
     if name.startswith(".") or not member.isreg() or member.issparse():
@@ -194,7 +151,8 @@ def _key(name: str) -> str:
     return folder + slash + file.partition(".")[0]
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def member_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a regular member."""
     file = tar.extractfile(member)
     assert file is not None
     return file.read()
@@ -219,101 +177,3 @@ def image_suffix(data: bytes, name: str = "") -> str:
     except UndecodableImage:
         named = PurePosixPath(name).suffix.lower()
         return named if named in IMAGE_EXTENSIONS else ".jpg"
-
-
-def _write_tars(folder: Path, members: Iterator[tuple[str, bytes]], tick: Callable[[int], None]) -> None:
-    """Tars of about `_SHARD_BYTES`; members of one key stay together."""
-    number, written, last_key = 0, 0, ""
-
-    def tar_number(member: tuple[str, bytes]) -> int:
-        nonlocal number, written, last_key
-        key = _key(member[0])
-        if written > _SHARD_BYTES and key != last_key:
-            number, written = number + 1, 0
-        written, last_key = written + len(member[1]), key
-        tick(not member[0].endswith(".cls"))
-        return number
-
-    for _, part in itertools.groupby(members, tar_number):
-        with (folder / f"{number:06d}.tar").open("wb") as stream:
-            write_tar(stream, part)
-
-
-def _named(source: Source) -> Iterator[tuple[str, str]]:
-    """Uri and inner name of each file."""
-    uris = source.files.uris
-    return zip(uris.to_pylist(), inner_names(uris).to_pylist(), strict=True)
-
-
-def _tar_images(source: Source) -> Iterator[tuple[str, bytes]]:
-    """Images and labels of compressed tars, under the names TAR/MEMBER."""
-    not_read = Counter[str]()
-    for uri, tar_name in _named(source):
-        opener = next(opener for suffixes, opener in _OPENERS.items() if tar_name.lower().endswith(suffixes))
-        try:
-            with (
-                open_stream(uri) as compressed,
-                opener(compressed) as stream,
-                tarfile.open(fileobj=stream, mode="r|") as tar,
-            ):
-                for member in tar:
-                    suffix = _suffix(member)
-                    if suffix in (*IMAGE_EXTENSIONS, ".cls"):
-                        yield f"{tar_name}/{member.name}", _content(tar, member)
-                    elif suffix is not None:
-                        not_read.update(kind_not_read(PurePosixPath(member.name).name))
-                # tarfile takes a broken header for the end; to the end of the stream its checksum tells.
-                while stream.read(1 << 20):
-                    pass
-        except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-            raise ValueError(f"{uri} is not a compressed tar, or is broken: {error}") from error
-    if not_read:
-        warnings.warn(f"{source.name} also holds {counted(not_read)}; if they are images, convert them", stacklevel=7)
-
-
-def _parquet_images(source: Source, config: DataConfig) -> Iterator[tuple[str, bytes]]:
-    """Images and labels of Parquet files, under the names FILE/ROW."""
-    for uri, file_name in _named(source):
-        with open_file(uri) as stream:
-            try:
-                table = pq.ParquetFile(stream)
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{uri} is not a Parquet file, or is broken: {error}") from error
-            _check_image_column(uri, table.schema_arrow, config.image_column)
-            columns = [name for name in (config.image_column, config.label_column) if name in table.schema_arrow.names]
-            batches = table.iter_batches(batch_size=256, columns=columns)
-            values = (zip(*(batch.column(name) for name in columns), strict=True) for batch in batches)
-            for row, (image, *labels) in enumerate(itertools.chain.from_iterable(values)):
-                where, key = f"{uri}, row {row}", f"{file_name}/{row:09d}"
-                data = _encoded(image.as_py(), where, config.image_column)
-                yield key + image_suffix(data), data
-                for label in labels:
-                    yield f"{key}.cls", _label(label.as_py(), where, config.label_column)
-
-
-def _check_image_column(uri: str, schema: pa.Schema, column: str) -> None:
-    if column not in schema.names:
-        raise ValueError(
-            f"{uri} has no column {column!r}; set data.image_column to one of its columns: {', '.join(schema.names)}"
-        )
-    kind = schema.field(column).type
-    if pa.types.is_struct(kind) and "bytes" in [field.name for field in kind]:
-        kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
-        raise ValueError(
-            f"{uri}: column {column!r} is of type {schema.field(column).type}; data.image_column must name one of "
-            "encoded bytes (binary) or {bytes, path} structs"
-        )
-
-
-def _encoded(value: Any, where: str, column: str) -> bytes:
-    data = value.get("bytes") if isinstance(value, dict) else value
-    if data is None:
-        raise ValueError(f"{where}: no bytes in column {column!r}; images must be in the file, not named by it")
-    return bytes(data)
-
-
-def _label(value: Any, where: str, column: str) -> bytes:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"{where}: {value!r} in column {column!r} is not a label; labels are whole numbers or names")
-    return str(value).encode()

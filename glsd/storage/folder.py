@@ -4,15 +4,21 @@ Locally a file is renamed into place; an object store shows an object only when 
 """
 
 import os
-from collections.abc import Collection, Iterable
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, Final
 
 import pyarrow.fs
 
 from glsd.storage.files import read_file
 from glsd.storage.listing import expanded
-from glsd.storage.replacing import replace_file
+from glsd.storage.replacing import replace_file, replacing
 from glsd.storage.uris import absolute, check_uri, is_remote, joined, resolved
+
+_UPLOAD_BYTES: Final = 16 << 20
 
 
 class Folder:
@@ -49,6 +55,13 @@ class Folder:
     def uri(self, name: str) -> str:
         """How a user names a file of the folder."""
         return joined(self.out, name)
+
+    def beside(self, ending: str) -> "Folder":
+        """The folder whose name has this ending more."""
+        location, mark, options = self.out.partition("?") if is_remote(self.out) else (self.out, "", "")
+        if self.out == self.path and not self.is_local:
+            return Folder(self.out + ending, self.filesystem)
+        return Folder(f"{location}{ending}{mark}{options}")
 
     def sizes(self) -> dict[str, int]:
         """Names and sizes in bytes of what is in the folder, without what a killed process left unfinished."""
@@ -102,6 +115,24 @@ class Folder:
             return
         with self.filesystem.open_output_stream(target) as stream:
             stream.write(data)
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[BinaryIO]:
+        """A stream whose content becomes a file when the block ends, unless it ends by an exception."""
+        if self.is_local:
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+            with replacing(Path(self.path) / name) as stream:
+                yield stream
+            return
+        with tempfile.TemporaryFile() as file:  # what an object store has begun to receive, it may keep
+            yield file
+            file.seek(0)
+            with self.filesystem.open_output_stream(f"{self.path}/{name}") as uploaded:
+                shutil.copyfileobj(file, uploaded, _UPLOAD_BYTES)
+
+    def delete(self) -> None:
+        """Remove the folder with all that is in it."""
+        self.filesystem.delete_dir(self.path)
 
     def remove(self, name: str) -> None:
         """Remove a file."""

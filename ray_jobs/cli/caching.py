@@ -18,7 +18,7 @@ _NAMES: dict[Kind, str] = {
     "representations": r"features-[0-9a-f]{32}(\.unfinished)?|untrained-[0-9a-f]{32}\.json",
     "packed": r"packed-[0-9a-f]{32}(\.unfinished)?",
     "images": r"images-[0-9a-f]{32}(\.unfinished)?",
-    "indexes": r"index-(\d+-)?[0-9a-f]{32}\.(arrow|unfinished)",
+    "indexes": r"index-(\d+-)?[0-9a-f]{32}(-[0-9a-f]{8})?\.(arrow|unfinished)",
     "layers": r"linear/[0-9a-f]{20}(\.unfinished)?",
 }
 """Names of entries below the cache folder; anything else there is not ours."""

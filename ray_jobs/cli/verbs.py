@@ -332,7 +332,7 @@ class Cache:
     Example: glsd cache --clear representations
     """
 
-    clear: Literal["representations", "packed", "indexes", "layers", "all"] | None = None
+    clear: Literal["representations", "packed", "images", "indexes", "layers", "all"] | None = None
     """What to delete: representations of images, images packed into tars, indexes of images, linear layers that were
     trained without --out, or all of these. What a running process on this machine uses is kept."""
 

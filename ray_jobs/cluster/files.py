@@ -1,14 +1,22 @@
 """Contents of files for all nodes of a cluster."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 import ray
 
 from glsd.data.index import Index
+from glsd.storage.cache import cache_folder
+from glsd.storage.folder import Folder
 from glsd.storage.replacing import alone, replace_file
+from ray_jobs.cluster.start import cluster, starts_own_ray
+from ray_jobs.settings import JobSettings
 
+PACKED: Final = ".packed"
+"""The ending of a folder for packed images beside what a job writes."""
 SharedFiles = dict[str, "ray.ObjectRef[pa.Buffer]"]
 """Contents of files by their path: one object per node, however many tasks need them."""
 
@@ -28,3 +36,31 @@ def place_files(files: SharedFiles) -> None:
             with alone(path.with_suffix(".lock")):
                 if not path.exists():  # it was not, before others held the lock
                     replace_file(path, memoryview(ray.get(content)))
+
+
+def _exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+def packed_in(job: JobSettings, out: Folder | str | None) -> Folder | None:
+    """The folder into which images are packed: None, this machine's cache, if all nodes of the job's cluster see it,
+    else one beside what the job writes.
+
+    Raises:
+        ValueError: the nodes do not share the cache, and the job writes nothing.
+    """
+    if starts_own_ray():
+        return None
+    with cluster(job), tempfile.NamedTemporaryFile(dir=cache_folder(), prefix=".", suffix=".tmp") as file:
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        sees = ray.remote(num_cpus=0)(_exists)
+        asked = [sees.options(label_selector={"ray.io/node-id": node}).remote(file.name) for node in nodes]
+        if all(ray.get(asked)):
+            return None
+    if out is None:
+        raise ValueError(
+            f"images of the data must be packed, and {cache_folder()} is not a folder that all nodes share; `glsd "
+            "pack` the data into a folder that all nodes reach, or set GLSD_CACHE to one on every node"
+        )
+    folder = out if isinstance(out, Folder) else Folder(out)
+    return folder.beside(PACKED)

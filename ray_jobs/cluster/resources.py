@@ -1,7 +1,6 @@
 """Whether a cluster has what a job's workers need."""
 
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
@@ -124,13 +123,11 @@ def check_ranks(settings: JobSettings, resources: Resources) -> None:
         )
 
 
-def check_resources(settings: JobSettings, packed: Sequence[str] = ()) -> Resources:
+def check_resources(settings: JobSettings) -> Resources:
     """The workers' resources, once it is sure that the connected cluster has them and a CPU for the stream.
 
-    `packed` are folders of this machine's cache that hold images of the index.
-
     Raises:
-        ValueError: the cluster lacks them, or other nodes cannot read the images; the message names what is needed.
+        ValueError: the cluster lacks them; the message names what is needed.
     """
     workers = settings.workers
     total = ray.cluster_resources()
@@ -139,11 +136,6 @@ def check_resources(settings: JobSettings, packed: Sequence[str] = ()) -> Resour
     num_nodes = len(alive)
     labels = TRAIN if any(map(_has_label(TRAIN), alive)) else {}
     nodes = [node["Resources"] for node in filter(_has_label(labels), alive)]
-    if num_nodes > 1 and packed and "GLSD_CACHE" not in os.environ:
-        raise ValueError(
-            f"images of the data were packed into {packed[0]}, which other nodes cannot read; `glsd pack` them into a "
-            "folder that all nodes reach, or set GLSD_CACHE to one on every node"
-        )
     gpu = gpus >= 1 if settings.gpu is None else settings.gpu
     if gpu and gpus and num_nodes == 1 and (reason := unusable_gpu()):
         raise ValueError(f"there is a GPU, but {reason}; install a torch that fits it, or use --gpu False")

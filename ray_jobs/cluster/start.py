@@ -47,7 +47,8 @@ def cluster(settings: JobSettings) -> Iterator[None]:
     try:
         if ray.is_initialized():
             yield
-        elif (address := os.environ.get("RAY_ADDRESS", "")) not in ("", "local"):
+        elif not starts_own_ray():
+            address = os.environ["RAY_ADDRESS"]
             check_address(address)
             _connect(address)
             with _ended():
@@ -61,6 +62,11 @@ def cluster(settings: JobSettings) -> Iterator[None]:
                     yield
     except DEATHS as error:
         raise death(error) from None
+
+
+def starts_own_ray() -> bool:
+    """Whether `cluster` would start a Ray on this machine, which is its only node."""
+    return not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 _ANSWER_S: Final = 10

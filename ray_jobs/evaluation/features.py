@@ -271,7 +271,7 @@ def _computed(
     embeddings: Sequence[_Embedding], index: Index, image_ids: NDArray[np.int64], settings: JobSettings
 ) -> Iterator[list[Rows]]:
     """Each embedding's rows of the images, each image once, a chunk at a time in any order."""
-    resources = check_resources(settings, index.packed)
+    resources = check_resources(settings)
     row_bytes = sum(4 * math.prod(embedding.row_shape) for embedding in embeddings)
     image_bytes = max(3 * embeddings[0].crop ** 2, row_bytes)
     size = min(max(_CHUNK_BYTES // image_bytes, 1), _CHUNK_IMAGES)

@@ -76,8 +76,8 @@ def evaluate(
         if "correspondence" in options.probes:
             for name, other in {**others, model: encoder}.items():
                 check_map(other, name)
-        index = indexed(data, encoder.config, line, job)
-        tested = indexed(options.test, encoder.config, line, job) if options.test else None
+        index = indexed(data, encoder.config, line, job, options.out)
+        tested = indexed(options.test, encoder.config, line, job, options.out) if options.test else None
         if note := value_range_note((index, tested), encoder.config.data):
             line.note(note)
         images = probed_images(encoder, index, tested, options)

@@ -99,7 +99,7 @@ def linear_probe(
     run = RunDirectory(joined(folder.location, f"{LINEAR}/{_digest(encoder, anchors, num_classes, config)}"))
     num_steps = config.epochs * (len(anchors.image_ids) // config.batch_size)
     if num_steps not in checkpoints(run.location):
-        resources = check_resources(settings, anchors.index.packed)
+        resources = check_resources(settings)
         check_ranks(settings, resources)
         side = encoder.config.evaluation.crop
         source = LinearSource(

@@ -66,7 +66,7 @@ def map_images(
 ) -> list[Any]:
     """`function(encoder, index, image_ids)` of `at_once` images each, in order, as tasks wherever there is room."""
     index, ids = images.index, images.image_ids
-    resources = check_resources(settings, index.packed)
+    resources = check_resources(settings)
     gpus = resources.per_worker.get("GPU", 0)
     # By default a task of a Tune trial would have to fit into what the trial reserves.
     task = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")(_placed)

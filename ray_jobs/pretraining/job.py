@@ -92,8 +92,8 @@ def pretrain(
         if options.init_from is not None:
             line.phase(f"reading {options.init_from}")
             init = initial_weights(run, config, options.init_from)
-        index = indexed(data, config, line, job)
-        tested = indexed(options.knn_data, config, line, job) if options.knn_data else None
+        index = indexed(data, config, line, job, run)
+        tested = indexed(options.knn_data, config, line, job, run) if options.knn_data else None
         identity = run.identity(index, tested).model_copy(update=init.identity)
         image_ids = regime(index, config.data)
         if isinstance(config, ScaledConfig):
@@ -175,7 +175,7 @@ def _train(prepared: Prepared, job: JobSettings, claim: Callable[[], None], line
     with cluster(job):
         check_shares(config, job.workers)
         indexes = [index] if split is None else [index, split.queries.index]
-        resources = check_resources(job, [folder for side in indexes for folder in side.packed])
+        resources = check_resources(job)
         check_ranks(job, resources)
         claim()
         if note := batch_norm_note(config, job.workers, resources.gpu):

@@ -84,8 +84,8 @@ def plan(trials: Sequence[Trial], common: Common, line: ProgressLine) -> list[Pl
     for trial, config in zip(trials, configs, strict=True):
         data, test = common.data[trial.data], common.test.get(trial.data, ())
         if trial.data not in indexes:
-            index = indexed(data, config, line, common.job)
-            tested = indexed(test, config, line, common.job) if test else None
+            index = indexed(data, config, line, common.job, common.out)
+            tested = indexed(test, config, line, common.job, common.out) if test else None
             labelled_split(index, tested, config.evaluation)  # there are labels, and they fit
             indexes[trial.data] = index, tested
         index, tested = indexes[trial.data]
