@@ -327,8 +327,8 @@ def _digest(table: pa.Table, names: Texts, classes: list[str] | None) -> str:
 
 def _whole_files(source: Source) -> Rows:
     files, file_ids = source.files, _file_ids(source)
-    if closed := unreadable(files.uris):
-        raise ValueError(f"{closed[0]} cannot be read by this user ({len(closed)} of {len(files.uris)} files cannot)")
+    if closed := unreadable(files.uris.filter(pa.array(files.mtimes >= 0))):
+        raise ValueError(f"{closed[0]} cannot be read by this user ({len(closed)} of {len(files.uris)} images cannot)")
     sizes = files.sizes[file_ids]
     offset = np.full(len(file_ids), -1) if source.offsets is None else source.offsets
     length = sizes if source.lengths is None else np.where(offset < 0, sizes, source.lengths)

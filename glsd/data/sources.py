@@ -442,7 +442,7 @@ def _listed_files(listed: Listed, column: str, tick: Callable[[int], None]) -> t
         sizes[file_ids] = told
         if (differing := np.flatnonzero(sizes[file_ids] != told)).size:
             raise ValueError(f"{listed.where(int(differing[0]))}: another file_size than in another row of this file")
-        return Files(named.dictionary, sizes, np.zeros_like(sizes)), file_ids
+        return Files(named.dictionary, sizes, np.full_like(sizes, -1)), file_ids
     is_told = _tells_files(listed.columns)
     files = stat_files(named.dictionary, (lambda _: None) if is_told else tick)
     if not is_told:

@@ -27,7 +27,10 @@ _NOWHERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class Files(NamedTuple):
-    """Files in the order they were found: uri, size in bytes, time of the last change in nanoseconds."""
+    """Files in the order they were found: uri, size in bytes, time of the last change in nanoseconds.
+
+    The time is -1 where a list told of a file and nobody has looked at it.
+    """
 
     uris: Texts
     sizes: NDArray[np.int64]

@@ -26,11 +26,12 @@ def over_cluster(function: Callable[[Piece], Result], pieces: Sequence[Piece]) -
     done = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_TASKS)).map_batches(
         partial(_results, function=function), batch_size=1, batch_format="numpy", num_cpus=1
     )
-    for row in done.iter_rows(prefetch_batches=0):
-        result = pickle.loads(row["result"])
-        if isinstance(result, Exception):
-            raise result
-        yield int(row["number"]), result
+    for batch in done.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+        for number, pickled in zip(batch["number"].tolist(), batch["result"], strict=True):
+            result = pickle.loads(pickled)
+            if isinstance(result, Exception):
+                raise result
+            yield number, result
 
 
 def _results(rows: Mapping[str, NDArray[Any]], function: Callable[[Piece], Result]) -> dict[str, NDArray[Any]]:
