@@ -17,9 +17,8 @@ from pydantic import ValidationError
 from glsd.config import Config
 from glsd.data.index import Index
 from glsd.runs.environment import environment
-from glsd.runs.lease import NAME as LEASE
 from glsd.runs.lease import TIMES, LeaseTimes, held_lease, holds_lease, read_holder
-from glsd.runs.records import DATA, ENVIRONMENT, RunData, Summary, read_record, write_record
+from glsd.runs.records import DATA, ENVIRONMENT, LEASE, RunData, Summary, read_record, write_record
 from glsd.storage.folder import Folder
 
 CONFIG, BACKBONE = "config.yaml", "backbone"

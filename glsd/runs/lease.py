@@ -7,7 +7,6 @@ locks the folder, so that a start on the same host knows at once whether the hol
 """
 
 import fcntl
-import json
 import os
 import socket
 import threading
@@ -19,9 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from glsd.runs.records import LEASE, Holder, write_record
 from glsd.storage.folder import Folder
 
-NAME = "lease.json"
 _PAUSES_S = (0.1, 0.5)
 _locks: set[int] = set()
 """Descriptors of the locked folders of this process."""
@@ -52,24 +51,6 @@ class LeaseTimes(NamedTuple):
 TIMES = LeaseTimes()
 
 
-class Holder(NamedTuple):
-    """Who holds a lease."""
-
-    host: str
-    pid: int
-    token: str
-    since: str
-    heartbeat_ns: int
-    """Since 1970. A lease is written again and again, and has the same length every time: an object store tells the
-    length first, so that a reader could be left with half of a longer one.
-    """
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since the last heartbeat, if the clocks of both hosts agree."""
-        return time.time() - self.heartbeat_ns / 1e9
-
-
 @contextmanager
 def held_lease(folder: Folder, on_wait: Callable[[str], None], times: LeaseTimes) -> Iterator[str]:
     """Hold the lease of `folder` for the length of a `with` block, whose target is the lease's token.
@@ -85,8 +66,9 @@ def held_lease(folder: Folder, on_wait: Callable[[str], None], times: LeaseTimes
     with _locked(folder, times) as is_locked:
         _await_end(folder, is_locked, on_wait, times)
         since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        own = Holder(socket.gethostname(), os.getpid(), uuid.uuid4().hex, since, time.time_ns())
-        _write(folder, own)
+        token = uuid.uuid4().hex
+        own = Holder(host=socket.gethostname(), pid=os.getpid(), token=token, since=since, heartbeat_ns=time.time_ns())
+        write_record(folder, own)
         time.sleep(times.settle_s)
         winner = read_holder(folder)
         if winner is None or winner.token != own.token:
@@ -100,7 +82,7 @@ def held_lease(folder: Folder, on_wait: Callable[[str], None], times: LeaseTimes
             stop.set()
             thread.join()
             if holds_lease(folder, own.token):
-                folder.remove(NAME)
+                folder.remove(LEASE)
                 with suppress(OSError):  # one of them holds something: it stays, and so do those around it
                     for place in missing:
                         place.rmdir()
@@ -115,16 +97,15 @@ def holds_lease(folder: Folder, token: str) -> bool:
 def read_holder(folder: Folder) -> Holder | None:
     """The current holder, alive or not; None where there is no lease."""
     for pause in (*_PAUSES_S, None):
-        data = folder.read(NAME)
-        if not data:  # some file systems show a file that is being written, still empty
+        content = folder.read(LEASE)
+        if not content:  # some file systems show a file that is being written, still empty
             return None
         try:
-            facts = json.loads(data)
-            return Holder(**{name: facts[name] for name in Holder._fields})
-        except (KeyError, TypeError, ValueError) as error:
+            return Holder.model_validate_json(content)
+        except ValueError as error:
             if pause is None:
                 raise ValueError(
-                    f"{folder.out}/{NAME} is not a lease of glsd; delete it if no run uses {folder.out}"
+                    f"{folder.out}/{LEASE} is not a lease of glsd; delete it if no run uses {folder.out}"
                 ) from error
             time.sleep(pause)  # perhaps it was replaced by another start's, while it was read
     raise AssertionError("unreachable")
@@ -200,13 +181,9 @@ def _beat(folder: Folder, own: Holder, stop: threading.Event, times: LeaseTimes)
         try:
             if not holds_lease(folder, own.token):
                 return  # taken over while this process was stopped: its workers find out through holds_lease
-            _write(folder, own._replace(heartbeat_ns=time.time_ns()))
+            write_record(folder, own.model_copy(update={"heartbeat_ns": time.time_ns()}))
         except (OSError, ValueError):
             continue  # a full disk or a lost connection: the next beat tries again, and silence lapses by itself
-
-
-def _write(folder: Folder, holder: Holder) -> None:
-    folder.write(NAME, json.dumps(holder._asdict(), indent=2).encode())
 
 
 def _in_use(folder: Folder, holder: Holder) -> str:

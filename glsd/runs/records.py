@@ -5,15 +5,17 @@ folders of other versions of glsd can be read and added to.
 """
 
 import json
+import time
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from glsd.record import explained
 from glsd.storage.folder import Folder
 
-SWEEP, OUTCOME = "sweep.json", "outcome.json"
+SWEEP, OUTCOME, ENDED = "sweep.json", "outcome.json", "ended.json"
 DATA, ENVIRONMENT, SUMMARY, EVALUATION = "data.json", "environment.json", "summary.json", "evaluation.json"
+LEASE, FAILURE, LOGGERS = "lease.json", "failure.json", "loggers.json"
 
 Status = Literal["finished", "stopped", "collapsed", "not finite", "failed"]
 """How a trial ended: at its last epoch, by the scheduler, by its collapse, by a loss that is not finite (the table's
@@ -57,6 +59,43 @@ def read_record(folder: Folder, kind: type[AnyRecord], below: str = "") -> AnyRe
 def write_record(folder: Folder, record: FileRecord) -> None:
     """Create or replace the file of a record."""
     folder.write(record.FILE, (json.dumps(record.json_values(), indent=2) + "\n").encode())
+
+
+class Holder(FileRecord):
+    """`lease.json`: who holds the lease of a folder."""
+
+    FILE: ClassVar[str] = LEASE
+    host: str
+    pid: int
+    token: str
+    since: str
+    heartbeat_ns: int
+    """Since 1970. A lease is written again and again, and has the same length every time: an object store tells the
+    length first, so that a reader could be left with half of a longer one.
+    """
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last heartbeat, if the clocks of both hosts agree."""
+        return time.time() - self.heartbeat_ns / 1e9
+
+
+class Failure(FileRecord):
+    """`failure.json`: why the workers of a start failed."""
+
+    FILE: ClassVar[str] = FAILURE
+    token: str
+    """Of the lease of that start."""
+    kind: str
+    """Of the error."""
+    message: str
+
+
+class LoggedAs(FileRecord):
+    """`loggers.json`: what a run is called at Weights & Biases or MLflow."""
+
+    FILE: ClassVar[str] = LOGGERS
+    id: str
 
 
 class Environment(FileRecord):
@@ -309,3 +348,17 @@ class Outcome(FileRecord):
     status: Status
     message: str
     gpus: float
+
+
+class Ended(FileRecord):
+    """`ended.json`: how training ended that cannot go further; the trial is still to be evaluated."""
+
+    FILE: ClassVar[str] = ENDED
+    status: Status
+    message: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, content: Any) -> Any:
+        """Earlier versions of glsd wrote a list of both."""
+        return dict(zip(cls.model_fields, content, strict=True)) if isinstance(content, list) else content

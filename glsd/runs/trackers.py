@@ -17,11 +17,10 @@ from typing import Any, Literal
 from glsd.config import Config
 from glsd.runs.directory import RunDirectory
 from glsd.runs.log import ExternalLog
+from glsd.runs.records import LoggedAs, read_record, write_record
 
 Logger = Literal["wandb", "mlflow"]
 
-LOGGERS = "loggers.json"
-"""What the run is called outside: `{"id": ...}`."""
 _PROJECT = "glsd"
 _MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """Half a minute for a server that does not answer, unless the environment says otherwise: training waits for it, and
@@ -51,12 +50,12 @@ def external_loggers(
     if not names:
         return []
     check_loggers(names)
-    content = run.read(LOGGERS)
-    if content is None:
+    logged_as = read_record(run, LoggedAs)
+    if logged_as is None:
         # Not only the digest: a run that is deleted and started again is another run of the same configuration.
-        content = json.dumps({"id": f"{config.digest}-{uuid.uuid4().hex[:8]}"}).encode()
-        run.write(LOGGERS, content)
-    run_id, settings = json.loads(content)["id"], config.flat()
+        logged_as = LoggedAs(id=f"{config.digest}-{uuid.uuid4().hex[:8]}")
+        write_record(run, logged_as)
+    run_id, settings = logged_as.id, config.flat()
     begin: dict[Logger, Callable[[], ExternalLog]] = {
         "wandb": lambda: _Wandb(run, run_id, settings),
         "mlflow": lambda: _Mlflow(run, run_id, settings, warn),

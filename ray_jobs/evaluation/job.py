@@ -20,10 +20,9 @@ from glsd.data.sources import Sources
 from glsd.encoder.encoder import Encoder, model_digest, teacher_encoder
 from glsd.runs.checkpoints import load_checkpoint, manifest, newest_checkpoint
 from glsd.runs.environment import environment
-from glsd.runs.lease import NAME as LEASE
 from glsd.runs.lease import TIMES, held_lease
 from glsd.runs.log import FIGURES
-from glsd.runs.records import EVALUATION, Evaluation, FileRecord, read_record, write_record
+from glsd.runs.records import EVALUATION, LEASE, Evaluation, FileRecord, read_record, write_record
 from glsd.storage.folder import Folder
 from glsd.weights.load import load_model
 from ray_jobs.cluster.resources import check_ranks, check_resources

@@ -1,7 +1,6 @@
 """The training worker: Ray Data's units in, glsd's loop, and the run directory out; its alarm for a collapse."""
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator
 
@@ -15,6 +14,7 @@ from glsd.evaluation.online_knn import OnlineKnn
 from glsd.evaluation.verdict import Collapsed, CollapseWatch
 from glsd.runs.checkpoints import checkpoints, load_checkpoint
 from glsd.runs.log import read_metrics
+from glsd.runs.records import Failure, read_record, write_record
 from glsd.training.determinism import same_sums
 from glsd.training.loop import Metrics, NonFiniteLoss, Reading, steps
 from glsd.training.state import TrainState, initial_state
@@ -25,8 +25,6 @@ from ray_jobs.pretraining.recorder import Plan, Recorder
 from ray_jobs.settings import num_cores
 from ray_jobs.workers.stream import Unit
 
-FAILURE = "failure.json"
-"""Why the workers of a start failed: the token of its lease, the kind of the error and its message."""
 _FAILURES = {kind.__name__: kind for kind in (ValueError, NonFiniteLoss, Collapsed, torch.OutOfMemoryError)}
 
 
@@ -38,10 +36,10 @@ def train_worker(plan: Plan, units: Iterator[Unit]) -> None:
         OSError: images could not be read.
     """
     plan.run.check_reached(plan.token)
-    failure = json.loads(plan.run.read(FAILURE) or b"{}")
-    if failure.get("token") == plan.token:
+    failure = read_record(plan.run, Failure)
+    if failure is not None and failure.token == plan.token:
         # A worker that is started again would only meet the same data or the same loss again.
-        raise _FAILURES[failure["kind"]](failure["message"])
+        raise _FAILURES[failure.kind](failure.message)
     place_files(plan.files)
     if plan.torch_threads is not None:
         torch.set_num_threads(plan.torch_threads)
@@ -52,7 +50,7 @@ def train_worker(plan: Plan, units: Iterator[Unit]) -> None:
         _train(plan, units, device)
     except tuple(_FAILURES.values()) as error:
         kind = next(name for name, kind in _FAILURES.items() if isinstance(error, kind))
-        plan.run.write(FAILURE, json.dumps({"token": plan.token, "kind": kind, "message": str(error)}).encode())
+        write_record(plan.run, Failure(token=plan.token, kind=kind, message=str(error)))
         raise
 
 

@@ -14,8 +14,7 @@ import ray
 
 from glsd.config import Config
 from glsd.runs.directory import RunDirectory
-from glsd.runs.lease import NAME as LEASE
-from glsd.runs.records import SWEEP, SweepFile, read_record, write_record
+from glsd.runs.records import LEASE, SWEEP, SweepFile, read_record, write_record
 from glsd.runs.trackers import check_loggers
 from glsd.storage.folder import Folder
 from ray_jobs.cluster.resources import check_ranks, check_resources, gpu_room

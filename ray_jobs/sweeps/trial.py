@@ -4,7 +4,6 @@ A trial reports to Tune whenever the teacher was tested by k-NN, and may be stop
 from its own checkpoint when the sweep is started again.
 """
 
-import json
 import math
 import os
 import tempfile
@@ -20,7 +19,7 @@ from glsd.evaluation.verdict import Collapsed
 from glsd.runs.checkpoints import checkpoints, newest_checkpoint
 from glsd.runs.directory import RunDirectory
 from glsd.runs.log import TENSORBOARD, read_metrics
-from glsd.runs.records import OUTCOME, Outcome, Status, read_record, write_record
+from glsd.runs.records import OUTCOME, Ended, Outcome, Status, read_record, write_record
 from glsd.runs.sweep import EVALUATED, evaluation
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
@@ -36,7 +35,6 @@ from ray_jobs.progress import ProgressLine
 from ray_jobs.sweeps.planning import Common, PlannedTrial
 from ray_jobs.sweeps.schedulers import scheduler_of
 
-_ENDED = "ended.json"
 _REPORTED = ("step", "epoch", "loss", "knn", "images_per_s", "collapsed")
 
 
@@ -107,20 +105,18 @@ def run_trial(
 
 def _trained(trial: PlannedTrial, common: Common, folder: Folder) -> tuple[Status, str]:
     """How the training ended. What cannot be trained further is noted at once, so that a retry only evaluates it."""
-    status: Status
-    if noted := folder.read(_ENDED):
-        status, message = json.loads(noted)
-        return status, message
+    if noted := read_record(folder, Ended):
+        return noted.status, noted.message
     options = PretrainOptions(knn_data=tuple(trial.test), figures=False)
     try:
         pretrain(trial.config, trial.data, trial.out, options, common.job, _TuneLine(trial.config))
         return "finished", ""
     except Collapsed as error:
-        status, message = "collapsed", str(error)
+        ended = Ended(status="collapsed", message=str(error))
     except NonFiniteLoss as error:
-        status, message = "not finite", str(error)
-    folder.write(_ENDED, json.dumps([status, message]).encode())
-    return status, message
+        ended = Ended(status="not finite", message=str(error))
+    write_record(folder, ended)
+    return ended.status, ended.message
 
 
 def _evaluate(trial: PlannedTrial, common: Common, folder: Folder) -> None:

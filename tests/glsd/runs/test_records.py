@@ -6,7 +6,20 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from glsd.runs.records import Evaluation, Outcome, RunData, Summary, SweepFile, read_record, write_record
+from glsd.runs.records import (
+    Ended,
+    Evaluation,
+    Failure,
+    FileRecord,
+    Holder,
+    LoggedAs,
+    Outcome,
+    RunData,
+    Summary,
+    SweepFile,
+    read_record,
+    write_record,
+)
 from glsd.runs.sweep import trial_states
 from glsd.storage.folder import Folder
 from tests.glsd.runs.sweeps import ATrial, a_sweep, an_evaluation
@@ -56,6 +69,30 @@ def test_a_sweep_of_a_version_that_recorded_less_is_read(tmp_path: Path) -> None
     )
     (state,) = trial_states(str(tmp_path))
     assert (state.name, state.status, state.gpus) == ("one", "waiting", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "record"),
+    [
+        (
+            b'{"host": "node7", "pid": 4, "token": "0a", "since": "2026-01-02 03:04:05 UTC", "heartbeat_ns": 5}',
+            Holder(host="node7", pid=4, token="0a", since="2026-01-02 03:04:05 UTC", heartbeat_ns=5),
+        ),
+        (
+            b'{"token": "0a", "kind": "ValueError", "message": "too few images"}',
+            Failure(token="0a", kind="ValueError", message="too few images"),
+        ),
+        (b'{"id": "0123abcd-4567"}', LoggedAs(id="0123abcd-4567")),
+        (b'["collapsed", "at step 7"]', Ended(status="collapsed", message="at step 7")),
+    ],
+)
+def test_files_of_versions_that_had_no_record_of_them_are_read(
+    folder: Folder, content: bytes, record: FileRecord
+) -> None:
+    folder.write(record.FILE, content)
+    assert read_record(folder, type(record)) == record
+    write_record(folder, record)
+    assert read_record(folder, type(record)) == record
 
 
 def test_the_evaluation_of_a_trial_lies_in_a_folder_of_its_run(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """What a training worker saves and measures, in Ray Train's local mode: a worker in this process, without a cluster."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,10 +14,10 @@ from glsd.data.units import UnitSource, made_in_turn
 from glsd.evaluation.collapse import collapse_metrics
 from glsd.runs.checkpoints import checkpoints
 from glsd.runs.directory import RunDirectory
-from glsd.runs.lease import NAME, LeaseTimes, read_holder
-from glsd.runs.records import RunData, write_record
+from glsd.runs.lease import LeaseTimes, read_holder
+from glsd.runs.records import LEASE, Failure, RunData, write_record
 from glsd.training.batch import to_device
-from glsd.training.loop import Metrics, steps
+from glsd.training.loop import Metrics, NonFiniteLoss, steps
 from glsd.training.state import TrainState, initial_state
 from ray_jobs.pretraining.initial_weights import read_initial_weights
 from ray_jobs.pretraining.recorder import Plan, Recorder
@@ -75,7 +74,13 @@ def test_a_worker_that_does_not_reach_the_drivers_run_directory_trains_nothing(p
 def test_a_worker_of_a_start_that_lost_the_run_trains_nothing(plan: Plan) -> None:
     with pytest.raises(ValueError, match=r"process \d+ on host .* has taken .* over; this start ends"):
         train_worker(dataclasses.replace(plan, token="of an earlier start"), iter(()))
-    assert list(plan.run.sizes()) == [NAME]
+    assert list(plan.run.sizes()) == [LEASE]
+
+
+def test_a_worker_that_is_started_again_meets_the_error_that_its_start_has_noted(plan: Plan) -> None:
+    write_record(plan.run, Failure(token=plan.token, kind="NonFiniteLoss", message="the loss is nan at step 3"))
+    with pytest.raises(NonFiniteLoss, match="the loss is nan at step 3"):
+        train_worker(plan, iter(()))
 
 
 def test_a_run_whose_initial_backbone_is_gone_does_not_start_from_random_weights(plan: Plan) -> None:
@@ -90,7 +95,7 @@ def test_a_worker_whose_lease_was_taken_over_saves_no_checkpoint(plan: Plan) -> 
     def take_over(metrics: Metrics, state: TrainState) -> None:
         holder = read_holder(run)
         assert holder is not None
-        run.write(NAME, json.dumps(holder._replace(token="of another start")._asdict()).encode())
+        write_record(run, holder.model_copy(update={"token": "of another start"}))
 
     with pytest.raises(
         RuntimeError, match=r"another start has taken .* over; the checkpoint of step 2 is not published"
