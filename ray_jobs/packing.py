@@ -15,13 +15,14 @@ from typing import NamedTuple
 
 from glsd.config import DataConfig
 from glsd.data.index import Index, build_index
-from glsd.data.packs import SHARD_BYTES, Shard, claim_pack, index_shards, missing_shards, write_shard
+from glsd.data.packs import Shard, claim_pack, index_shards, missing_shards, write_shard
 from glsd.storage.cache import use
 from glsd.storage.folder import Folder
 from ray_jobs.cluster.files import PACKED, SharedFiles, packed_in, place_files, share_files
 from ray_jobs.cluster.pieces import each_on, over_cluster
 from ray_jobs.cluster.resources import check_resources
 from ray_jobs.cluster.start import cluster
+from ray_jobs.packing_options import PackOptions
 from ray_jobs.settings import JobSettings
 
 _SHOWN_LATE_S = 10.0
@@ -47,8 +48,7 @@ class Packed(NamedTuple):
 def pack(
     source: str | Path | Sequence[str | Path],
     out: str | Folder,
-    config: DataConfig = DataConfig(),
-    shard_bytes: int = SHARD_BYTES,
+    options: PackOptions = PackOptions(),
     on_progress: Callable[[str, str], None] = lambda *_: None,
     cache_dir: str | Path | None = None,
 ) -> Packed:
@@ -57,8 +57,7 @@ def pack(
     Args:
         source: folders, lists, tars or Parquet files, as `build_index` takes them.
         out: a new or empty folder, local or a URI that all workers reach.
-        config: names of columns; a regime is chosen in training, not here.
-        shard_bytes: a shard holds no more than this, unless a single image does.
+        options: size of a shard, which only a single image may exceed, and names of columns.
         on_progress: told what is done, and how far it is.
         cache_dir: where the index is kept; by default the user's cache folder.
 
@@ -66,12 +65,8 @@ def pack(
         ValueError: the data, the folder or the cluster do not fit, or shards are not there in the end; the message says
             what to do.
     """
-    if shard_bytes < 1:
-        raise ValueError(f"shards of {shard_bytes} bytes are too small for any image; use 256 MiB")
-    if config.images_per_class is not None or config.fraction is not None:
-        raise ValueError(
-            "pack takes all images; leave out data.images_per_class and data.fraction and set them in training"
-        )
+    options.check()
+    config = DataConfig(image_column=options.image_column, label_column=options.label_column)
     folder = out if isinstance(out, Folder) else Folder(out)
     folder.check_apart(source)
     on_progress("indexing", "images")
@@ -85,7 +80,7 @@ def pack(
         partial(packed_in, settings, folder),
     )
     use(index.path)
-    shards = index_shards(index, shard_bytes)
+    shards = index_shards(index, options.shard_mib * 2**20)
     claim_pack(folder, index, shards)
     missing = missing_shards(shards, folder)
     num_written = len(index) - sum(shard.last - shard.first for shard in missing)

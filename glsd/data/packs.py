@@ -16,7 +16,6 @@ from glsd.data.sources import CLASS_NAMES, PACK_PLAN
 from glsd.data.tars import image_suffix, write_tar
 from glsd.storage.folder import Folder
 
-SHARD_BYTES = 256 * 2**20
 _READ_AT_ONCE = 64
 """Images that a task reads side by side; besides these it keeps one shard."""
 

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from glsd.config import Config, DataConfig
+from glsd.config import Config
 from glsd.experiments import load_config
 from ray_jobs.cli.settings import documented_yaml
-from ray_jobs.evaluation.options import EvaluateOptions
+from ray_jobs.evaluation.options import EmbedOptions, EvaluateOptions
+from ray_jobs.packing_options import PackOptions
 from ray_jobs.pretraining.options import PretrainOptions
 from ray_jobs.settings import JobSettings
 from ray_jobs.sweeps.options import SweepOptions
@@ -232,15 +233,14 @@ class Embed:
     """Folders of images, lists (.txt, .csv), WebDataset tars or Parquet files; local, s3:// or gs://."""
     out: str
     """The file: image_id, uri, label, z_bar in the order of image_id. It is never overwritten."""
-    dense: bool = False
-    """Also write z, the dense representation."""
+    options: Annotated[EmbedOptions, Flattened] = EmbedOptions()
     job: Annotated[JobSettings, Flattened] = JobSettings()
 
     def run(self) -> None:
         with _telling("importing libraries"):
             from ray_jobs.evaluation.embedding import embed
 
-        print(embed(self.model, self.data, self.out, dense=self.dense, job=self.job))
+        print(embed(self.model, self.data, self.out, self.options, self.job))
 
 
 @dataclass(frozen=True)
@@ -284,21 +284,15 @@ class Pack:
     """Folder, list, tars or Parquet files; local, s3:// or gs://."""
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """New or empty folder or URI for the shards."""
-    shard_mib: int = 256
-    """Size of a shard in MiB."""
-    image_column: str = "image"
-    """Parquet: column of encoded bytes, or of `{bytes, path}` structs."""
-    label_column: str = "label"
-    """Parquet and CSV: column of labels."""
+    options: Annotated[PackOptions, Flattened] = PackOptions()
 
     def run(self) -> None:
         with _telling("importing libraries"):
             from ray_jobs.packing import pack
             from ray_jobs.progress import ProgressLine
 
-        data = DataConfig(image_column=self.image_column, label_column=self.label_column)
         with ProgressLine() as line:
-            packed = pack(self.src, self.dst, data, self.shard_mib * 2**20, line.phase)
+            packed = pack(self.src, self.dst, self.options, line.phase)
         print(packed)
 
 

@@ -25,6 +25,7 @@ from glsd.storage.replacing import replacing
 from glsd.storage.uris import absolute, is_remote
 from glsd.weights.load import load_model
 from ray_jobs.evaluation.features import Features, Selection, extract
+from ray_jobs.evaluation.options import EmbedOptions
 from ray_jobs.indexing import indexed
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
@@ -47,7 +48,11 @@ class EmbedReport(NamedTuple):
 
 
 def embed(
-    model: str, data: Sources, out: str | Path, *, dense: bool = False, job: JobSettings = JobSettings()
+    model: str,
+    data: Sources,
+    out: str | Path,
+    options: EmbedOptions = EmbedOptions(),
+    job: JobSettings = JobSettings(),
 ) -> EmbedReport:
     """Write the representations of all images; the same call resumes after a kill, and does nothing when it is done.
 
@@ -55,7 +60,7 @@ def embed(
         model: what `load_model` takes.
         data: folders, lists, tars or Parquet files, local or `s3://`, `gs://`.
         out: a new local file. It appears whole, when all is computed.
-        dense: z besides z̄.
+        options: what is written of each image.
         job: workers and devices.
 
     Raises:
@@ -70,7 +75,7 @@ def embed(
     with ProgressLine() as line:
         encoder = load_model(model)
         index = indexed(data, encoder.config, line, job)
-        facts = _facts(encoder, index, dense)
+        facts = _facts(encoder, index, options.dense)
         if path.suffix.lower() != ".parquet" and not path.exists():
             raise ValueError(f"--out {out} is written as Parquet; let its name end in .parquet")
         if path.exists():
@@ -79,7 +84,7 @@ def embed(
             return report
         if note := value_range_note((index,), encoder.config.data):
             line.note(note)
-        features = extract(encoder, Selection.all(index), settings=job, line=line, dense=dense)
+        features = extract(encoder, Selection.all(index), settings=job, line=line, dense=options.dense)
         _write(path, features, index, facts, line)
     return _report(path, facts, index)
 

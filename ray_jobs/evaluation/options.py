@@ -1,4 +1,4 @@
-"""The options of `glsd evaluate`, for Python and for the command line."""
+"""The options of `glsd evaluate` and `glsd embed`, for Python and for the command line."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -56,3 +56,11 @@ class EvaluateOptions:
             raise ValueError("--scenes is for the probe correspondence; add it to --probes")
         if self.beside and not ("correspondence" in self.probes and self.out is not None and self.figures):
             raise ValueError("--beside draws correspondences; it needs correspondence in --probes and a folder --out")
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """What is written of each image."""
+
+    dense: bool = False
+    """Also write z, the dense representation."""

@@ -17,12 +17,15 @@ from glsd.data.packs import plan_shards
 from glsd.data.regimes import regime
 from glsd.storage.folder import Folder
 from ray_jobs.packing import Packed, pack
+from ray_jobs.packing_options import PackOptions
 
 SHARD_BYTES = 40_960
+SMALL = PackOptions(shard_mib=1)
+"""Five of the images below fill a shard."""
 
 
 def png(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (256, 256, 3), np.uint8)
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG")
     return content.getvalue()
@@ -51,7 +54,7 @@ def test_packing_keeps_every_image_its_label_and_its_image_id_and_goes_on_after_
     photos: Path, tmp_path: Path
 ) -> None:
     news, out, cache = list[tuple[str, ...]](), tmp_path / "shards", tmp_path / "cache"
-    packed = pack(photos, str(out), DataConfig(), SHARD_BYTES, lambda *said: news.append(said), cache)
+    packed = pack(photos, str(out), SMALL, lambda *said: news.append(said), cache)
     before, after = build_index(photos, DataConfig(), cache), build_index(out, DataConfig(), cache)
     assert [after.read(k) for k in range(len(after))] == [before.read(k) for k in range(len(before))]
     assert before.labels is not None
@@ -72,19 +75,19 @@ def test_packing_keeps_every_image_its_label_and_its_image_id_and_goes_on_after_
         ValueError, match=r"of which 2 are missing or of another size, such as 000000\.tar: the pack is not"
     ):
         build_index(out, DataConfig(), cache)
-    again = pack(photos, str(out), DataConfig(), SHARD_BYTES, cache_dir=cache)
+    again = pack(photos, str(out), SMALL, cache_dir=cache)
     assert again.num_shards_kept == packed.num_shards - 2
     assert contents(out) == first
 
     store = Folder("bucket/shards", pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem()))
-    pack(photos, store, DataConfig(), SHARD_BYTES, cache_dir=cache)
+    pack(photos, store, SMALL, cache_dir=cache)
     assert contents(tmp_path / "bucket" / "shards") == first
 
     with pytest.raises(ValueError, match=r"holds shards of another size \(\d+ shards, now 1\)"):
-        pack(photos, str(out), DataConfig(), 2**30, cache_dir=cache)
+        pack(photos, str(out), PackOptions(shard_mib=1024), cache_dir=cache)
     (photos / "pears" / "00.png").write_bytes(png(7))
     with pytest.raises(ValueError, match=r"holds shards of other data \(23 images, now 24\)"):
-        pack(photos, str(out), DataConfig(), SHARD_BYTES, cache_dir=cache)
+        pack(photos, str(out), SMALL, cache_dir=cache)
 
 
 @pytest.mark.ray
@@ -97,7 +100,7 @@ def test_packing_keeps_class_ids_that_are_numbers_and_names_that_only_look_like_
     rows = "".join(f"{path},{texts[number % 3]}\n" for number, path in enumerate(paths))
     (tmp_path / "list.csv").write_text(f"path,label\n{rows}", encoding="utf-8")
     out, cache, config = tmp_path / "shards", tmp_path / "cache", DataConfig(images_per_class=3)
-    pack(tmp_path / "list.csv", str(out), DataConfig(), SHARD_BYTES, cache_dir=cache)
+    pack(tmp_path / "list.csv", str(out), SMALL, cache_dir=cache)
     before, after = build_index(tmp_path / "list.csv", config, cache), build_index(out, config, cache)
     assert (after.classes, after.class_ids) == (before.classes, before.class_ids)
     assert before.labels is not None
@@ -113,15 +116,15 @@ def test_a_pack_is_completed_from_a_copy_and_one_of_an_earlier_version_from_unch
     photos: Path, tmp_path: Path
 ) -> None:
     out, cache = tmp_path / "shards", tmp_path / "cache"
-    pack(photos, str(out), DataConfig(), SHARD_BYTES, cache_dir=cache)
+    pack(photos, str(out), SMALL, cache_dir=cache)
     first = contents(out)
     (out / "000001.tar").unlink()
-    pack(shutil.copytree(photos, tmp_path / "copy"), str(out), DataConfig(), SHARD_BYTES, cache_dir=cache)
+    pack(shutil.copytree(photos, tmp_path / "copy"), str(out), SMALL, cache_dir=cache)
     assert contents(out) == first
     plan = json.loads(first["pack.json"]) | {"digest": build_index(photos, DataConfig(), cache).key}
     (out / "pack.json").write_text(json.dumps(plan))
     (out / "000001.tar").unlink()
-    pack(photos, str(out), DataConfig(), SHARD_BYTES, cache_dir=cache)
+    pack(photos, str(out), SMALL, cache_dir=cache)
     assert {**contents(out), "pack.json": first["pack.json"]} == first
 
 
@@ -133,7 +136,7 @@ def test_an_image_that_is_gone_stops_the_packing_in_words(photos: Path, tmp_path
             (photos / "pears" / "01.png").unlink()
 
     with pytest.raises(ValueError, match=r"^00000\d\.tar was not written: .*01\.png is gone since the index was made"):
-        pack(photos, str(tmp_path / "shards"), DataConfig(), SHARD_BYTES, remove, tmp_path / "cache")
+        pack(photos, str(tmp_path / "shards"), SMALL, remove, tmp_path / "cache")
 
 
 @pytest.mark.ray
@@ -150,13 +153,13 @@ def test_a_shard_that_was_written_and_is_not_in_the_folder_is_missed_in_the_end(
     with pytest.raises(
         ValueError, match=r"^1 of \d+ shards .* are not in .*shards, such as 000001\.tar; .* all nodes share"
     ):
-        pack(photos, str(tmp_path / "shards"), DataConfig(), SHARD_BYTES, lose, tmp_path / "cache")
+        pack(photos, str(tmp_path / "shards"), SMALL, lose, tmp_path / "cache")
 
 
 @pytest.mark.ray
 def test_a_folder_within_the_images_is_refused_and_not_made(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"photos/shards lies within .*photos"):
-        pack([tmp_path / "others", photos], str(photos / "shards"), DataConfig(), cache_dir=tmp_path / "cache")
+        pack([tmp_path / "others", photos], str(photos / "shards"), cache_dir=tmp_path / "cache")
     assert not (photos / "shards").exists()
 
 
@@ -164,13 +167,7 @@ def test_a_folder_within_the_images_is_refused_and_not_made(photos: Path, tmp_pa
 def test_a_folder_with_other_files_is_refused(photos: Path, tmp_path: Path) -> None:
     (photos / "grüne Äpfel").rename(tmp_path / "apples")
     with pytest.raises(ValueError, match=r"holds pears but no pack\.json; name a new or an empty folder"):
-        pack(tmp_path / "apples", str(photos), DataConfig(), cache_dir=tmp_path / "cache")
-
-
-@pytest.mark.ray
-def test_a_regime_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pack takes all images"):
-        pack(tmp_path, str(tmp_path / "shards"), DataConfig(fraction=0.5))
+        pack(tmp_path / "apples", str(photos), cache_dir=tmp_path / "cache")
 
 
 @pytest.mark.ray

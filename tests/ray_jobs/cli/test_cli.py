@@ -81,7 +81,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["config", "demo", "--optim.epochs=few"], "optim.epochs: Input should be a valid integer"),
         (["config", "demo", "--data.value_range", "10", "5"], "data: value_range must be [black, white]"),
         (["config", "demo", "--augment.local_sizes", "48", "32"], "augment"),
-        (["pack", ".", "../shards", "--shard_mib", "0"], "shards of 0 bytes are too small"),
+        (["pack", ".", "../shards", "--shard_mib", "0"], "--shard_mib must be 1 or more, not 0"),
         (["pretrain", "demo", "--data", "", "--out", "mine"], "no data named; give a folder of images"),
         (["evaluate", "nowhere", "--data", "."], "nowhere is not a run"),
         (["evaluate", "nowhere", "--data", ".", "--out", "mine"], "mine lies within ."),

@@ -17,6 +17,7 @@ from glsd.data.index import build_index
 from glsd.encoder.encoder import load_encoder, untrained_encoder
 from glsd.weights.timm import export_backbone
 from ray_jobs.evaluation.embedding import EmbedReport, embed
+from ray_jobs.evaluation.options import EmbedOptions
 from tests.images import labelled_folder
 from tests.ray_jobs.pretraining.test_kill import Start
 
@@ -54,7 +55,8 @@ def test_a_killed_embedding_goes_on_and_writes_the_same_file_which_is_never_over
         return [text for path in cache.glob("features-*/journal.jsonl") for text in path.read_text().splitlines()]
 
     log = tmp_path / "log"
-    call = f"from ray_jobs import embed; embed({backbone!r}, {str(photos)!r}, {str(out)!r}, dense=True)"
+    given = f"{backbone!r}, {str(photos)!r}, {str(out)!r}, EmbedOptions(dense=True)"
+    call = f"from ray_jobs import EmbedOptions, embed; embed({given})"
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-c", call],
@@ -73,7 +75,7 @@ def test_a_killed_embedding_goes_on_and_writes_the_same_file_which_is_never_over
     assert 0 < sum(len(json.loads(line)) for line in before) < NUM_IMAGES
     assert not out.exists()
 
-    report = embed(backbone, str(photos), out, dense=True)
+    report = embed(backbone, str(photos), out, EmbedOptions(dense=True))
     assert lines()[: len(before)] == before
     counts = Counter(image_id for line in lines() for image_id, _ in json.loads(line))
     assert counts == dict.fromkeys(range(NUM_IMAGES), 1)
@@ -101,7 +103,7 @@ def test_a_killed_embedding_goes_on_and_writes_the_same_file_which_is_never_over
         torch.testing.assert_close(torch.from_numpy(found.copy()), expected, atol=1e-5, rtol=1e-4)
 
     content, changed = out.read_bytes(), out.stat().st_mtime_ns
-    assert embed(backbone, str(photos), out, dense=True) == report
+    assert embed(backbone, str(photos), out, EmbedOptions(dense=True)) == report
     with pytest.raises(
         ValueError, match=r"features\.parquet is of another shape, and is not overwritten; name another"
     ):
