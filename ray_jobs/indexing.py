@@ -24,22 +24,34 @@ def adopt(sources: Sequence[str], index: Index) -> None:
 
 
 def indexed(
-    sources: Sources, config: Config, line: ProgressLine, job: JobSettings, out: Folder | str | None = None
+    sources: Sources,
+    config: Config,
+    line: ProgressLine,
+    job: JobSettings,
+    out: Folder | str | None = None,
+    option: str = "--data",
 ) -> Index:
-    """The index of the sources, with its progress shown; the pieces of a large one are made on the job's cluster.
+    """The index of the sources that an option names, with its progress shown.
 
-    What must be packed goes beside `out` where the nodes of a cluster do not share this machine's cache folder.
+    The pieces of a large one are made on the job's cluster. What must be packed goes beside `out` where the nodes of a
+    cluster do not share this machine's cache folder.
+
+    Raises:
+        ValueError: a source cannot be used; the message begins with the option.
     """
     if not isinstance(sources, str | Path) and (known := _adopted.get(tuple(map(str, sources)))):
         return known
     line.phase("indexing", "images")
-    index = build_index(
-        sources,
-        config.data,
-        progress=lambda count: line.phase("indexing", f"images: {count:,} so far") if count else None,
-        each=each_on(job),
-        packed_in=partial(packed_in, job, out),
-    )
+    try:
+        index = build_index(
+            sources,
+            config.data,
+            progress=lambda count: line.phase("indexing", f"images: {count:,} so far") if count else None,
+            each=each_on(job),
+            packed_in=partial(packed_in, job, out),
+        )
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
     for path in (index.path, *map(Path, index.packed)):
         if path.parent == index.path.parent:
             use(path)

@@ -65,6 +65,8 @@ class ConversionReport(NamedTuple):
     """Tensors that were interpolated to the backbone's size, such as positions of another image size."""
     ignored: dict[str, int]
     """How many tensors each other part of the file has: heads, student, optimiser."""
+    replaced: bool = False
+    """Whether an earlier export was in the folder."""
 
     @property
     def num_tensors(self) -> int:
@@ -87,6 +89,8 @@ class ConversionReport(NamedTuple):
                 lines.append(f"  {len(names)} {what}: {', '.join(names[:SHOWN])}{more}")
         if self.ignored:
             lines.append("  ignored: " + ", ".join(f"{part} ({count})" for part, count in self.ignored.items()))
+        if self.replaced:
+            lines.append(f"  the earlier export in {self.path} was replaced")
         return "\n".join(lines)
 
 
@@ -111,7 +115,8 @@ def convert(
             are matched, or `dst` is not a local folder, or one that holds something else; nothing is written.
     """
     encoder, report = foreign_encoder(src, backbone, prefix)
-    return report._replace(path=export_backbone(encoder, dst).path)
+    exported = export_backbone(encoder, dst)
+    return report._replace(path=exported.path, replaced=exported.replaced)
 
 
 def foreign_encoder(

@@ -47,9 +47,12 @@ class ExportReport(NamedTuple):
     """Why the others of these sizes were not compared."""
     note: str
     """Why the library's features differ by more than rounding, if they do."""
+    replaced: bool
+    """Whether an earlier export was there."""
 
     def __str__(self) -> str:
-        return f"{self.path}\n{self.statement}\n\n{self.lines}"
+        replaced = " (the earlier export there was replaced)" if self.replaced else ""
+        return f"{self.path}{replaced}\n{self.statement}\n\n{self.lines}"
 
     @property
     def largest_difference(self) -> float:
@@ -114,6 +117,7 @@ def write_export(
     """
     refuse_to_replace(out, files)
     check_finite(encoder.backbone, f"the backbone for {out}")
+    replaces = Path(out).is_dir() and any(Path(out).iterdir())
     out = Path(os.path.abspath(out))  # noqa: PTH100 - Path.resolve would follow symlinks
     sizes = {*_COMPARED_PX, encoder.config.evaluation.crop}
     reasons = {size: _own_refusal(encoder, size) or refusal(size) for size in sizes}
@@ -125,7 +129,7 @@ def write_export(
             (partial / name).write_bytes(content)
         # Before it is in place: what a library cannot load is not an export.
         differences = _compared(encoder, lines(partial), sizes - not_taken.keys())
-    return ExportReport(out, lines(out), differences, not_taken, note)
+    return ExportReport(out, lines(out), differences, not_taken, note, replaces)
 
 
 def refuse_to_replace(out: str | Path, files: Iterable[str]) -> None:

@@ -76,7 +76,7 @@ def evaluate(
             for name, other in {**others, model: encoder}.items():
                 check_map(other, name)
         index = indexed(data, encoder.config, line, job, options.out)
-        tested = indexed(options.test, encoder.config, line, job, options.out) if options.test else None
+        tested = indexed(options.test, encoder.config, line, job, options.out, "--test") if options.test else None
         if note := value_range_note((index, tested), encoder.config.data):
             line.note(note)
         images = probed_images(encoder, index, tested, options)

@@ -125,6 +125,9 @@ def knn(probed: Probed, ks: Sequence[int]) -> records.KnnFound:
     of_untrained = probed.facts([ks, temperature, len(probed.split.classes)], *probed.split[:2])
     probed.precompute(probed.encoder, *([] if is_kept(_KNN, of_untrained) else [probed.untrained]))
     results = _vote(probed, probed.encoder, ks)
+    num_voting = len(probed.both(probed.encoder)[0].labels)
+    if too_many := [str(k) for k in dict.fromkeys(ks) if k > num_voting]:
+        probed.line.note(f"--ks {' '.join(too_many)}: only {num_voting:,} images vote, so k = {num_voting} is measured")
     untrained = kept(_KNN, of_untrained, lambda: [score.model_dump() for score in _vote(probed, probed.untrained, ks)])
     voting, tested = (side.labels for side in probed.both(probed.encoder))
     return records.KnnFound(

@@ -93,7 +93,7 @@ def pretrain(
             line.phase(f"reading {options.init_from}")
             init = initial_weights(run, config, options.init_from)
         index = indexed(data, config, line, job, run)
-        tested = indexed(options.knn_data, config, line, job, run) if options.knn_data else None
+        tested = indexed(options.knn_data, config, line, job, run, "--knn_data") if options.knn_data else None
         identity = run.identity(index, tested).model_copy(update=init.identity)
         image_ids = regime(index, config.data)
         if isinstance(config, ScaledConfig):

@@ -85,7 +85,7 @@ def plan(trials: Sequence[Trial], common: Common, line: ProgressLine) -> list[Pl
         data, test = common.data[trial.data], common.test.get(trial.data, ())
         if trial.data not in indexes:
             index = indexed(data, config, line, common.job, common.out)
-            tested = indexed(test, config, line, common.job, common.out) if test else None
+            tested = indexed(test, config, line, common.job, common.out, "--test") if test else None
             labelled_split(index, tested, config.evaluation)  # there are labels, and they fit
             indexes[trial.data] = index, tested
         index, tested = indexes[trial.data]

@@ -234,6 +234,12 @@ def test_a_foreign_file_gives_the_features_of_its_teacher(
     assert (encoder.config.evaluation.resize, encoder.config.evaluation.crop) == (256, 224)
 
 
+def test_converting_into_the_folder_of_an_earlier_export_says_that_it_was_replaced(tmp_path: Path) -> None:
+    torch.save(dino(trained("test_vit")[1]), tmp_path / "checkpoint.pth")
+    first, second = (str(convert(tmp_path / "checkpoint.pth", tmp_path / "out", "test_vit")) for _ in range(2))
+    assert second == f"{first}\n  the earlier export in {tmp_path / 'out'} was replaced"
+
+
 def test_other_parts_of_a_checkpoint_are_counted_and_not_called_unexpected(tmp_path: Path) -> None:
     torch.save(dino(trained("test_vit")[1]), tmp_path / "checkpoint.pth")
     report = foreign_encoder(tmp_path / "checkpoint.pth", "test_vit")[1]

@@ -82,11 +82,11 @@ def test_timm_preprocesses_as_our_evaluation_does(tmp_path: Path) -> None:
     assert (data["interpolation"], data["crop_pct"], data["crop_mode"]) == ("bicubic", 128 / 140, "center")
 
 
-def test_exporting_again_replaces_the_export(tmp_path: Path) -> None:
+def test_exporting_again_replaces_the_export_and_says_so(tmp_path: Path) -> None:
     out = tmp_path / "with spaces é"
-    export_backbone(untrained_encoder(config()), out)
+    assert "replaced" not in str(export_backbone(untrained_encoder(config()), out))
     newer = untrained_encoder(config().with_overrides({"seed": 1}))
-    export_backbone(newer, out)
+    assert str(export_backbone(newer, out)).splitlines()[0] == f"{out} (the earlier export there was replaced)"
     assert torch.equal(load_encoder(out)(images(96))[0], newer(images(96))[0])
     assert [entry.name for entry in tmp_path.iterdir()] == ["with spaces é"]
 

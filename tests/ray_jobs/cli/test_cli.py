@@ -13,11 +13,14 @@ import yaml
 from PIL import Image
 
 from glsd.config import Config
+from glsd.encoder.encoder import untrained_encoder
 from glsd.experiments import load_config
 from glsd.record import documentation
+from glsd.weights.timm import export_backbone
 from ray_jobs.cli.main import main
 from ray_jobs.cli.verbs import VERBS
 from tests.glsd.runs.sweeps import ATrial, a_sweep
+from tests.images import labelled_folder
 
 
 @pytest.fixture
@@ -82,7 +85,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["config", "demo", "--data.value_range", "10", "5"], "data: value_range must be [black, white]"),
         (["config", "demo", "--augment.local_sizes", "48", "32"], "augment"),
         (["pack", ".", "../shards", "--shard_mib", "0"], "--shard_mib must be 1 or more, not 0"),
-        (["pretrain", "demo", "--data", "", "--out", "mine"], "no data named; give a folder of images"),
+        (["pretrain", "demo", "--data", "", "--out", "mine"], "--data: no data named; give a folder of images"),
         (["evaluate", "nowhere", "--data", "."], "nowhere is not a run"),
         (["evaluate", "nowhere", "--data", ".", "--out", "mine"], "mine lies within ."),
         (
@@ -101,6 +104,23 @@ def test_what_a_user_can_mend_is_one_line_and_exit_status_2(arguments, message, 
     assert message in text
     assert "Traceback" not in text
     assert "pydantic" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["pretrain", "demo", "--data", "nowhere", "--out", "mine"], "--data"),
+        (["pretrain", "demo", "--data", "images", "--knn_data", "nowhere", "--out", "mine"], "--knn_data"),
+        (["evaluate", "backbone", "--data", "images", "--test", "nowhere"], "--test"),
+    ],
+)
+def test_data_that_do_not_exist_are_named_with_their_option(arguments, option, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    labelled_folder(tmp_path / "images", 4)
+    export_backbone(untrained_encoder(load_config("demo", {"model.backbone": "test_resnet"})), "backbone")
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert capsys.readouterr().err.splitlines()[-1] == f"glsd: {option}: {tmp_path}/nowhere does not exist"
 
 
 @pytest.mark.parametrize(

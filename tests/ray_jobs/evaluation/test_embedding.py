@@ -142,5 +142,5 @@ def test_a_file_within_the_images_is_refused_and_one_in_the_root_folder_is_not(
     with pytest.raises(ValueError, match=r"photos/features\.parquet lies within .*photos"):
         embed(backbone, str(photos), photos / "features.parquet")
     assert not (photos / "features.parquet").exists()
-    with pytest.raises(ValueError, match="nowhere does not exist"):
+    with pytest.raises(ValueError, match=r"^--data: .*nowhere does not exist"):
         embed(backbone, str(tmp_path / "nowhere"), "/features.parquet")

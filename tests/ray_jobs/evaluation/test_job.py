@@ -89,6 +89,9 @@ def test_knn_is_that_of_the_representations_made_one_by_one(evaluated: Path, uni
     assert num_right == pytest.approx(round(num_right)), "the corrupt image, which would be tested, is counted"
     # A hundred neighbours are all there are, and two hundred are no others.
     assert [result["k"] for result in found["knn"]["results"]] == [5, len(anchors.labels)]
+    num_voting = len(anchors.labels)
+    note = f"--ks 100 200: only {num_voting} images vote, so k = {num_voting} is measured\n"
+    assert evaluated.with_name("said").read_text().count(note) == 1
 
 
 def test_correspondences_are_those_of_one_image_after_the_other_by_the_model_and_by_its_random_initialisation(
