@@ -12,6 +12,12 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for field in cls.model_fields.values():
+            if field.description is not None:
+                field.description = " ".join(field.description.split())  # the help breaks its lines itself
+
 
 def documentation(record: type[Record], prefix: str = "") -> dict[str, str]:
     """The documentation of every setting by its dotted key."""
@@ -20,7 +26,7 @@ def documentation(record: type[Record], prefix: str = "") -> dict[str, str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Record):
             lines |= documentation(field.annotation, f"{prefix}{name}.")
         else:
-            lines[prefix + name] = " ".join((field.description or "").split())
+            lines[prefix + name] = field.description or ""
     return lines
 
 

@@ -98,8 +98,7 @@ def picture_correspondences(
             z_a, z_b = _dense(encoder, np.stack([crop, view])).split(1)
             grid, size = (z_a.shape[1], z_a.shape[2]), crop.shape[0]
             found = correspondence(z_a, z_b, flip_truth(grid, size), size)
-            title = f"{name}: {100 * found.accuracy_top.item():.0f} % of {int(found.num_top)}"
-            row.append(top_correspondences(crop, view, found, 0, grid, title))
+            row.append(top_correspondences(crop, view, found, 0, grid, name))
         rows.append(row)
     save_png_and_svg(draw_correspondences(rows), folder / "correspondences")
 

@@ -27,7 +27,7 @@ class Correspondences(NamedTuple):
     correct: Bool[np.ndarray, " links"] | None
     """Whether the match is the true one; None where nobody knows, as between different images."""
     title: str
-    """The model, and what is said of it."""
+    """The model."""
 
 
 def top_correspondences(

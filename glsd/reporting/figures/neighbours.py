@@ -30,7 +30,7 @@ def draw_neighbours(
         top = row * (side + TITLE + GAP) + TITLE
         axes = canvas.picture_panel(figure, MARGIN, top, side, side)
         canvas.show(axes, _central_square(query))
-        canvas.heading(axes, canvas.shortened(query_label, side), weight="bold")
+        canvas.heading(axes, canvas.shortened(query_label, side + 2 * MARGIN), weight="bold")
         for rank, (neighbour, label) in enumerate(zip(neighbours[row], neighbour_labels[row], strict=True)):
             axes = canvas.picture_panel(figure, MARGIN + apart + (rank + 1) * (side + GAP), top, side, side)
             canvas.show(axes, _central_square(neighbour))

@@ -19,6 +19,7 @@ from glsd.record import documentation
 from glsd.weights.timm import export_backbone
 from ray_jobs.cli.main import main
 from ray_jobs.cli.verbs import VERBS
+from ray_jobs.settings import JobSettings
 from tests.glsd.runs.sweeps import ATrial, a_sweep
 from tests.images import labelled_folder
 
@@ -42,6 +43,10 @@ def test_the_help_of_a_verb_has_the_documentation_and_the_preset_s_value_of_ever
         "(default: test_resnet)" in shown
     )
     assert "--knn_data" in shown
+
+
+def test_a_description_in_the_help_has_no_line_breaks_of_the_code():
+    assert not [name for name, field in JobSettings.model_fields.items() if "\n" in str(field.description)]
 
 
 @pytest.mark.parametrize("verb", VERBS)
