@@ -8,8 +8,10 @@ that no running process uses make way, the one longest unused first.
 import hashlib
 import os
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -21,6 +23,9 @@ from glsd.storage.replacing import alone, replace_file
 from glsd.storage.uris import is_remote
 
 _FOLDER_IMAGES = 1000
+_CLAIM_S: Final = 60.0
+"""For which a claim holds. Then other data sets may have left room, and another process may have claimed less."""
+_claiming: Final = threading.Lock()
 
 
 class _Claim(Record):
@@ -36,6 +41,8 @@ class _Claim(Record):
 class ImageCache:
     """Reads images of an index, those of object stores from this node's disk where it has them.
 
+    Opening it takes a moment for each million images, so a process keeps it.
+
     Args:
         index: the images.
         image_ids: those of them that are read; None is all.
@@ -48,13 +55,14 @@ class ImageCache:
         digest = hashlib.blake2b(index.key.encode() + self._image_ids.tobytes(), digest_size=16).hexdigest()
         self._folder = cache_folder() / f"images-{digest}"
         use(self._folder)
-        with alone(self._folder.with_name("images.lock")):
-            self._below = self._claimed(self._room(most_bytes))
+        self._most_bytes = most_bytes
+        self._wanted = min(int(index.lengths[self._image_ids].sum()), most_bytes)
+        self._claim()
 
     def read(self, image_id: int) -> bytes:
         """The encoded bytes of an image; errors are those of `Index.read`."""
         place = self._index.place(image_id)
-        if not is_remote(place.uri) or _places(np.array([image_id]))[0] >= self._below:
+        if not is_remote(place.uri) or not self._keeps(image_id):
             return self._index.read(image_id)
         path = self._folder / f"{image_id // _FOLDER_IMAGES}" / f"{image_id}"
         with suppress(OSError):
@@ -72,15 +80,26 @@ class ImageCache:
                 unfinished.unlink(missing_ok=True)
         return data
 
-    def _room(self, most_bytes: int) -> int:
+    def _keeps(self, image_id: int) -> bool:
+        """Whether an image has its place on this disk, once it was read."""
+        with _claiming:
+            if time.monotonic() > self._claimed_at + _CLAIM_S:
+                self._claim()
+        return bool(_places(np.array([image_id]))[0] < self._below)
+
+    def _claim(self) -> None:
+        with alone(self._folder.with_name("images.lock")):
+            self._below = self._claimed(self._room())
+        self._claimed_at = time.monotonic()
+
+    def _room(self) -> int:
         """Bytes that this data set may have, once others have made way."""
-        wanted = min(int(self._index.lengths[self._image_ids].sum()), most_bytes)
         others = [path for path in cache_folder().glob(f"images-*/{ABOUT}") if path.parent != self._folder]
         claims = {path.parent: _claim(path).room for path in others}
         for other in sorted(claims, key=lambda folder: (folder / ABOUT).stat().st_mtime):
-            if sum(claims.values()) + wanted > most_bytes and remove(other):
+            if sum(claims.values()) + self._wanted > self._most_bytes and remove(other):
                 del claims[other]
-        return max(0, min(wanted, most_bytes - sum(claims.values())))
+        return max(0, min(self._wanted, self._most_bytes - sum(claims.values())))
 
     def _claimed(self, room: int) -> int:
         """Claim so many bytes; images whose place in the order is below what this returns are kept."""

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import cv2
@@ -195,7 +195,7 @@ def _blocks(maker: "ray.ObjectRef[UnitMaker]", files: SharedFiles, numbers: rang
 
     use_one_core()
     torch.set_num_threads(1)
-    units: UnitMaker = ray.get(maker)
+    units = _kept(maker)
     num_made = 0
     try:
         place_files(files)
@@ -207,6 +207,13 @@ def _blocks(maker: "ray.ObjectRef[UnitMaker]", files: SharedFiles, numbers: rang
         # unit after it.
         may_pass = isinstance(error, OSError) and not isinstance(error, PermissionError)
         yield _block(units.blank(numbers[num_made]), str(error), may_pass=may_pass)
+
+
+@lru_cache(maxsize=1)
+def _kept(maker: "ray.ObjectRef[UnitMaker]") -> UnitMaker:
+    """The maker, the same one for all tasks of this process: it keeps its index and its cache open."""
+    units: UnitMaker = ray.get(maker)
+    return units
 
 
 def _block(arrays: dict[str, np.ndarray], failure: str, *, may_pass: bool) -> Any:

@@ -114,6 +114,27 @@ def test_a_data_set_that_no_process_uses_makes_way_and_one_in_use_stays(
     assert num_bytes(tmp_path / "cache") == most
 
 
+def test_a_cache_that_stays_open_takes_the_room_that_another_data_set_leaves(
+    stored: tuple[Index, ASKED], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glsd.data.image_cache._CLAIM_S", 0.0)
+    index, _ = stored
+    most = int(index.lengths.sum())
+    code = (
+        "import numpy as np\nfrom glsd.data.image_cache import ImageCache\nfrom glsd.data.index import Index\n"
+        f"ImageCache(Index({str(index.path)!r}), np.arange(30), {most}); print('ready', flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        cache = ImageCache(index, None, most)
+        read_all(cache, index)
+        assert num_bytes(tmp_path / "cache") < most
+        other.communicate("\n")
+    read_all(cache, index)
+    assert num_bytes(tmp_path / "cache") == most
+
+
 def test_local_files_are_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLSD_CACHE", str(tmp_path / "cache"))
     index = build_index(labelled_folder(tmp_path / "photos", num_images=8), DataConfig())

@@ -5,7 +5,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -154,6 +156,26 @@ def test_a_unit_whose_images_stay_out_of_reach_fails_the_worker_after_the_units_
         assert next(units)["unit"].tolist() == [k, k]
     with pytest.raises(OSError, match=r"^unit 8 is out of reach$"):
         next(units)
+
+
+@dataclass(frozen=True)
+class Opening(Numbers):
+    """Numbers from a file that it notes to have opened."""
+
+    @cached_property
+    def opened(self) -> None:
+        (self.folder / str(uuid4())).touch()
+
+    def read(self, k: int) -> EncodedUnit:
+        assert self.opened is None
+        return EncodedUnit(k, 0, [])
+
+
+@pytest.mark.ray
+def test_what_a_process_has_opened_stays_open_for_all_of_its_tasks(cluster: None, tmp_path: Path) -> None:
+    num_tasks = 40
+    assert numbers(share(Opening(num_tasks, tmp_path, unit_bytes=MAX_UNIT_BYTES), {}).of_rank(0)) == list(range(40))
+    assert 1 <= len(list(tmp_path.iterdir())) < num_tasks / 2
 
 
 @pytest.mark.ray
