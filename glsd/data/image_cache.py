@@ -19,6 +19,7 @@ from glsd.data.index import Index
 from glsd.data.order import scrambled
 from glsd.record import Record
 from glsd.storage.cache import ABOUT, cache_folder, remove, use
+from glsd.storage.counts import count
 from glsd.storage.replacing import alone, replace_file
 from glsd.storage.uris import is_remote
 
@@ -62,14 +63,19 @@ class ImageCache:
     def read(self, image_id: int) -> bytes:
         """The encoded bytes of an image; errors are those of `Index.read`."""
         place = self._index.place(image_id)
-        if not is_remote(place.uri) or not self._keeps(image_id):
+        if not is_remote(place.uri):
             return self._index.read(image_id)
-        path = self._folder / f"{image_id // _FOLDER_IMAGES}" / f"{image_id}"
-        with suppress(OSError):
-            data = path.read_bytes()
-            if len(data) == place.length:
-                return data
+        path, is_kept = self._folder / f"{image_id // _FOLDER_IMAGES}" / f"{image_id}", self._keeps(image_id)
+        if is_kept:
+            with suppress(OSError):
+                data = path.read_bytes()
+                if len(data) == place.length:
+                    count("cache_hits")
+                    return data
+        count("cache_misses")
         data = self._index.read(image_id)
+        if not is_kept:
+            return data
         unfinished = path.with_name(f"{image_id}.{os.getpid()}.{threading.get_ident()}")
         with suppress(OSError):  # a full disk ends no training
             path.parent.mkdir(exist_ok=True)

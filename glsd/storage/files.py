@@ -11,6 +11,7 @@ from typing import Final
 import pyarrow
 import pyarrow.fs
 
+from glsd.storage.counts import count
 from glsd.storage.uris import is_remote, resolved
 
 _BUFFER_BYTES: Final = 1 << 20
@@ -91,6 +92,7 @@ def _read_local(path: str, offset: int, length: int) -> tuple[bytes, int]:
 
 def _read_range(uri: str, period: int, offset: int, length: int) -> tuple[bytes, int]:
     file = _shard(uri, period)
+    count("requests")
     return file.read_at(length, offset), file.size()
 
 
@@ -101,6 +103,7 @@ def _shard(uri: str, _period: int) -> pyarrow.NativeFile:
 
 
 def _read_whole(filesystem: pyarrow.fs.FileSystem, path: str) -> tuple[bytes, int]:
+    count("requests")
     if filesystem.type_name == "gcs":
         # A file that can be read anywhere would be asked for twice, which fails where it was replaced in between, and
         # waited for with Python's lock held.
@@ -113,6 +116,7 @@ def _read_whole(filesystem: pyarrow.fs.FileSystem, path: str) -> tuple[bytes, in
 
 
 def _opened(filesystem: pyarrow.fs.FileSystem, path: str) -> pyarrow.NativeFile:
+    count("requests", 2 if filesystem.type_name == "gcs" else 1)
     file = filesystem.open_input_file(path)
     if file.closed:  # so says a file of `gs://` that could not be asked for, and hides the reason
         raise OSError("the object store did not send it")

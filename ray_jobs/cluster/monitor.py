@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.metrics import Gauge
+from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_jobs.progress import ProgressLine
@@ -29,8 +29,16 @@ GAUGES = {
     "data_wait": "Share of time spent waiting for data",
     "knn": "k-NN accuracy of the teacher, a share",
     "collapsed": "1 while the teacher has collapsed, 0 while it has not",
+    "units_per_s": "Units that the workers receive per second",
+    "units_waiting": "Finished units that wait for the workers",
+    "units_ahead": "Units that have been begun and that no worker has received",
+    "coordinator_bytes": "Memory of the largest coordinator of a worker's stream",
+    "object_store": "Share of the cluster's object stores in use",
+    "cache_hit_rate": "Share of the images of object stores that a node's own disk had",
 }
 """Metrics that Prometheus sees as glsd_step, glsd_loss, ..., with the run as a tag."""
+COUNTERS = {"requests": "Requests to object stores"}
+"""The same of metrics that count what was done since the last time: their sum is glsd_requests_total."""
 
 
 class Monitor:
@@ -112,12 +120,16 @@ class Reporter:
         self._last_push: Any | None = None
         self._tags = {"run": run}
         self._gauges = {key: Gauge(f"glsd_{key}", text, tag_keys=("run",)) for key, text in GAUGES.items()}
+        self._counters = {key: Counter(f"glsd_{key}", text, tag_keys=("run",)) for key, text in COUNTERS.items()}
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Send a step's metrics."""
         for key, gauge in self._gauges.items():
             if key in metrics:
                 gauge.set(metrics[key], self._tags)
+        for key, counter in self._counters.items():
+            if metrics.get(key):
+                counter.inc(metrics[key], self._tags)
         self._push("update", dict(metrics))
 
     def phase(self, subject: str, detail: str = "") -> None:

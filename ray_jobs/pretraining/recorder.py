@@ -22,6 +22,7 @@ from glsd.training.loop import Metrics
 from glsd.training.state import TrainState
 from ray_jobs.cluster.files import SharedFiles
 from ray_jobs.cluster.monitor import Handle, Reporter
+from ray_jobs.workers.making import Meter, Received, stream_metrics
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Recorder:
     def __init__(self, plan: Plan, start_step: int) -> None:
         self._plan = plan
         self._skips: list[tuple[int, str]] = []
+        self._meter = Meter()
         self._rank = ray.train.get_context().get_world_rank()
         if self._rank == 0:
             # A fresh start also drops the line of step 0, which it writes again.
@@ -100,8 +102,9 @@ class Recorder:
                 self._reporter.close()
 
     def watched(self, units: Iterator[Unit]) -> Iterator[Unit]:
-        """The units, their skipped images noted on the way."""
+        """The units, their skipped images and how they were made noted on the way."""
         for unit in units:
+            self._meter.add(unit)
             for skipped in unit["skips"].tolist():
                 self._skips += [(image_id, reason) for image_id, reason in json.loads(skipped)]
             yield unit
@@ -117,10 +120,12 @@ class Recorder:
             self._reporter.note(text)
 
     def log(self, metrics: Metrics, state: TrainState | None) -> None:
-        """Metrics to the run directory, the driver and Ray Train, and a checkpoint of the state if it is given."""
-        skips = self._gathered_skips()
+        """These metrics and the stream's to the run directory, the driver and Ray Train, and a checkpoint of the state
+        if it is given.
+        """
+        skips, received = self._gathered()
         if self._rank == 0:
-            step = int(metrics["step"])
+            step, metrics = int(metrics["step"]), metrics | stream_metrics(received)
             for image_id, reason in skips:
                 self._log.skip(step, image_id, self._plan.source.index.uri(image_id), reason)
             self._log.log(step, metrics)
@@ -143,13 +148,13 @@ class Recorder:
         every = config.keep_every_epochs and config.keep_every_epochs * self._plan.steps_per_epoch
         prune_checkpoints(run.location, kept_steps(knn, every))
 
-    def _gathered_skips(self) -> list[tuple[int, str]]:
-        mine, self._skips = self._skips, []
-        if ray.train.get_context().get_world_size() == 1:
-            return mine
-        everyones: list[list[tuple[int, str]]] = [[] for _ in range(ray.train.get_context().get_world_size())]
-        torch.distributed.all_gather_object(everyones, mine)
-        return list(itertools.chain.from_iterable(everyones))
+    def _gathered(self) -> tuple[list[tuple[int, str]], list[Received]]:
+        """The skipped images of all workers since the last time, and what each has received."""
+        mine, self._skips = (self._skips, self._meter.read()), []
+        everyones = [mine] * ray.train.get_context().get_world_size()
+        if len(everyones) > 1:
+            torch.distributed.all_gather_object(everyones, mine)
+        return list(itertools.chain.from_iterable(skips for skips, _ in everyones)), [found for _, found in everyones]
 
     def _check_skipped(self, step: int) -> None:
         source, data, num_skipped = self._plan.source, self._plan.config.data, self._log.num_skipped

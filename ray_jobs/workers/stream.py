@@ -11,6 +11,8 @@ the tasks.
 
 import itertools
 import math
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +29,10 @@ from ray.data.block import BlockAccessor, BlockMetadata
 from ray.exceptions import RayError
 
 from glsd.data.units import MAX_UNIT_BYTES, UnitMaker, made_in_turn
+from glsd.storage.counts import counted
 from ray_jobs.cluster.files import SharedFiles, place_files
 from ray_jobs.settings import DataOn
+from ray_jobs.workers.making import MAKING, Making
 
 Unit = Mapping[str, np.ndarray]
 _Beginning = Future[Iterator[Unit]]
@@ -177,36 +181,41 @@ class _UnitTasks(Datasource):
         return len(self._numbers) * self._stream.unit_bytes
 
     def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
-        """The tasks, however many Ray Data would have liked."""
-        stream, numbers = self._stream, self._numbers
+        """The tasks, however many Ray Data would have liked. It asks in the coordinator, of those that it starts."""
+        stream, numbers, coordinator = self._stream, self._numbers, os.getpid()
         parts = [numbers[first : first + stream.task_units] for first in range(0, len(numbers), stream.task_units)]
         return [
             ReadTask(
-                partial(_blocks, stream.maker, stream.files, part),
+                partial(_blocks, stream.maker, stream.files, coordinator, part),
                 BlockMetadata(len(part) * stream.unit_size, len(part) * stream.unit_bytes, None, None),
             )
             for part in parts
         ]
 
 
-def _blocks(maker: "ray.ObjectRef[UnitMaker]", files: SharedFiles, numbers: range) -> Iterator[Any]:
-    """A block for each unit, which Ray Data joins."""
+def _blocks(maker: "ray.ObjectRef[UnitMaker]", files: SharedFiles, coordinator: int, numbers: range) -> Iterator[Any]:
+    """A block for each unit, once all are made, which Ray Data joins."""
     import torch
 
     use_one_core()
     torch.set_num_threads(1)
-    units = _kept(maker)
-    num_made = 0
+    units, made = _kept(maker), list[dict[str, np.ndarray]]()
+    begun_at, before = time.time(), counted()
+    failure, may_pass = "", False
     try:
         place_files(files)
         for arrays in made_in_turn(units, numbers):
-            yield _block(arrays, "", may_pass=False)
-            num_made += 1
+            made.append(arrays)
     except (ValueError, OSError) as error:
         # Ray Data keeps the text of an exception only within a traceback, so it travels as a row. No worker takes a
         # unit after it.
-        may_pass = isinstance(error, OSError) and not isinstance(error, PermissionError)
-        yield _block(units.blank(numbers[num_made]), str(error), may_pass=may_pass)
+        failure, may_pass = str(error), isinstance(error, OSError) and not isinstance(error, PermissionError)
+        made.append(units.blank(numbers[len(made)]))
+    done, last = counted() - before, len(made) - 1
+    making = Making(begun_at, time.time(), coordinator, done["requests"], done["cache_hits"], done["cache_misses"])
+    for place, arrays in enumerate(made):
+        yield _block(arrays, making, failure if place == last else "", may_pass=may_pass)
+        making = making._replace(requests=0, cache_hits=0, cache_misses=0)
 
 
 @lru_cache(maxsize=1)
@@ -216,7 +225,7 @@ def _kept(maker: "ray.ObjectRef[UnitMaker]") -> UnitMaker:
     return units
 
 
-def _block(arrays: dict[str, np.ndarray], failure: str, *, may_pass: bool) -> Any:
+def _block(arrays: dict[str, np.ndarray], making: Making, failure: str, *, may_pass: bool) -> Any:
     num_rows = len(arrays["unit"])
-    columns = {**arrays, "failure": np.full(num_rows, failure), "may_pass": np.full(num_rows, may_pass)}
-    return BlockAccessor.batch_to_block(columns)
+    told = {"failure": np.full(num_rows, failure), "may_pass": np.full(num_rows, may_pass)}
+    return BlockAccessor.batch_to_block({**arrays, **told, MAKING: making.column(num_rows)})

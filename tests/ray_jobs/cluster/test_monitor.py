@@ -11,7 +11,7 @@ from ray_jobs.progress import ProgressLine
 def run(monitor: Handle) -> None:
     reporter = Reporter(monitor, "runs/mine")
     reporter.phase("k-NN")
-    reporter.log({"step": 5.0, "total_steps": 5.0, "loss": 5.8, "knn": 0.431})
+    reporter.log({"step": 5.0, "total_steps": 5.0, "loss": 5.8, "knn": 0.431, "requests": 3})
     reporter.close()
 
 

@@ -48,6 +48,9 @@ def test_a_run_logs_every_step_once_and_the_k_nn_of_the_teacher_from_before_trai
     assert [line["step"] for line in metrics] == list(range(TOTAL_STEPS + 1))
     assert [line["step"] for line in metrics if "knn" in line] == KNN_STEPS
     assert all(math.isfinite(line["loss"]) for line in metrics[1:])
+    assert {line["requests"] for line in metrics[1:]} == {0}  # local images, so no cache of them either
+    assert all(0 <= line["units_waiting"] <= line["units_ahead"] for line in metrics[1:])
+    assert not any("cache_hit_rate" in line for line in metrics)
     summary = uninterrupted.summary
     assert summary.steps == TOTAL_STEPS
     assert summary.images_seen == TOTAL_STEPS * 8
