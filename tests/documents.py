@@ -16,6 +16,7 @@ PLAN: Final = f"{SMALL} --grid data.images_per_class=4,8 optim.batch_size=8 data
 WITHOUT_RAY: Final = {
     "glsd config small_data": "",
     "glsd preview photo.jpg --out preview.png --preset small_data": "",
+    "glsd pretrain small_data --data photos --out runs/photos --dry_run": "",
     "glsd cache": "",
     "glsd cache --clear representations": "",
     "glsd sweep matching_by_regime --base imagenet_subset --data train --test val --seeds 0 1 --out sweeps/regimes "

@@ -23,6 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.fromarray(picture("rings", 0)).save(tmp_path / "photo.jpg")
     labelled_folder(tmp_path / "train", num_images=64)
     labelled_folder(tmp_path / "val", num_images=8)
+    (tmp_path / "photos").symlink_to("train")
     (grid,) = blocks("yaml")
     (tmp_path / "mine.yaml").write_text(grid)
     network = {"model.backbone": "test_convnext", "model.drop_path": 0.0}

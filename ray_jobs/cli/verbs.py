@@ -35,6 +35,8 @@ class Pretrain:
     """Folders of images, lists (.txt, .csv), WebDataset tars or Parquet files; local, s3:// or gs://."""
     out: str
     """Run directory: a folder, or a URI that all workers reach."""
+    dry_run: bool = False
+    """Only check the settings and list the images; print the steps, and what reading from object stores costs."""
     options: Annotated[PretrainOptions, Flattened] = PretrainOptions()
     job: Annotated[JobSettings, Flattened] = JobSettings()
     config: Settings = Config()
@@ -42,8 +44,12 @@ class Pretrain:
     def run(self) -> None:
         with _telling("importing libraries"):
             from glsd.reporting.console import closing_words
+            from ray_jobs.pretraining.dry_run import dry_run
             from ray_jobs.pretraining.job import pretrain
 
+        if self.dry_run:
+            print(dry_run(self.config, self.data, self.out, self.options, self.job))
+            return
         run = pretrain(self.config, self.data, self.out, self.options, self.job)
         print(closing_words(run.out, run.summary))
 

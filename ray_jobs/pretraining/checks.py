@@ -4,10 +4,26 @@ import torch
 from torch import nn
 
 from glsd.config import Config
+from glsd.data.sources import Sources
 from glsd.data.units import MAX_UNIT_BYTES, unit_bytes
+from glsd.experiments import ScaledConfig
 from glsd.models.backbone import Backbone, build_backbone
+from glsd.runs.directory import RunDirectory
+from glsd.storage.uris import check_uri
+from ray_jobs.pretraining.options import PretrainOptions
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def check_call(run: RunDirectory, config: Config, data: Sources, options: PretrainOptions) -> None:
+    """Refuse what can be refused before the images are read; a ValueError says what would fit."""
+    if not isinstance(config, ScaledConfig):
+        run.check_config(config)
+    for sources in (data, options.knn_data):
+        run.check_apart(sources)
+    if options.init_from is not None:
+        check_uri(options.init_from)
+    check_sizes(config)
 
 
 def check_sizes(config: Config) -> None:

@@ -28,13 +28,12 @@ from glsd.runs.checkpoints import checkpoints, newest_checkpoint
 from glsd.runs.directory import CONFIG, RunDirectory
 from glsd.runs.records import RunData, Summary
 from glsd.runs.trackers import check_loggers
-from glsd.storage.uris import check_uri
 from ray_jobs.cluster.files import share_files
 from ray_jobs.cluster.monitor import start_monitor
 from ray_jobs.cluster.resources import check_ranks, check_resources, check_shares, own_device
 from ray_jobs.cluster.start import cluster
 from ray_jobs.indexing import indexed
-from ray_jobs.pretraining.checks import batch_norm_note, check_sizes
+from ray_jobs.pretraining.checks import batch_norm_note, check_call
 from ray_jobs.pretraining.finish import Prepared, finish
 from ray_jobs.pretraining.initial_weights import INIT, InitialWeights, initial_weights
 from ray_jobs.pretraining.options import PretrainOptions
@@ -86,7 +85,7 @@ def pretrain(
     """
     check_loggers(job.loggers)
     run = RunDirectory(out)
-    _check_call(run, config, data, options)
+    check_call(run, config, data, options)
     with line or ProgressLine() as line, run.lease(on_wait=line.phase):
         init = InitialWeights({}, None)
         if options.init_from is not None:
@@ -119,17 +118,6 @@ def pretrain(
     assert checkpoint is not None
     assert summary is not None
     return Run(out, checkpoint, summary)
-
-
-def _check_call(run: RunDirectory, config: Config, data: Sources, options: PretrainOptions) -> None:
-    """Refuse what can be refused before the images are read."""
-    if not isinstance(config, ScaledConfig):
-        run.check_config(config)
-    for sources in (data, options.knn_data):
-        run.check_apart(sources)
-    if options.init_from is not None:
-        check_uri(options.init_from)
-    check_sizes(config)
 
 
 def _claim(
