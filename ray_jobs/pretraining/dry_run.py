@@ -26,7 +26,7 @@ def dry_run(
 ) -> str:
     """The steps of `pretrain` with the same arguments, and what reading its images from object stores costs.
 
-    Images are indexed as for a run; nothing is written to `out`, and Ray is not started.
+    Images are indexed as for a run; nothing is written to `out`.
 
     Raises:
         ValueError: a setting, the data or the run directory do not fit; the message says what would.
@@ -34,7 +34,7 @@ def dry_run(
     run = RunDirectory(out)
     check_call(run, config, data, options)
     with line or ProgressLine() as line:
-        index = indexed(data, config, line)
+        index = indexed(data, config, line, job, run)
     image_ids = regime(index, config.data)
     if isinstance(config, ScaledConfig):
         config = config.for_images(len(image_ids))
