@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -191,6 +192,77 @@ def test_the_cache_folder_is_the_users_or_named_by_the_environment(
     monkeypatch.setenv("GLSD_CACHE", str(tmp_path / "named"))
     assert build_index(data, CONFIG).path.parent == tmp_path / "named"
     assert build_index(data, CONFIG, tmp_path / "given").path.parent == tmp_path / "given"
+
+
+def digest_in_plain_words(index: Index, names: list[str]) -> str:
+    """SHA-256 of classes, then names, members, offsets, lengths, sizes and labels of the images in their order."""
+    places = [index.place(image_id) for image_id in range(len(index))]
+    digest = hashlib.sha256(json.dumps(["3", index.classes]).encode())
+    for texts in (names, [place.member or "" for place in places]):
+        digest.update("\0".join(texts).encode() + b"\0\0")
+    labels = [-1] * len(places) if index.labels is None else index.labels.tolist()
+    for numbers in (
+        [place.offset for place in places],
+        [place.length for place in places],
+        [place.file_size for place in places],
+        labels,
+    ):
+        digest.update(struct.pack(f"<{len(places)}q", *numbers))
+    return digest.hexdigest()[:32]
+
+
+def test_the_digest_of_a_long_list_is_that_of_its_images_one_by_one(tmp_path: Path, cache: Path) -> None:
+    num_images, num_shards = 70_000, 7  # more than are looked at at once
+    for shard in range(num_shards):
+        (tmp_path / f"shard-{shard}.bin").write_bytes(bytes(100_000))
+    rows = [(number % num_shards, number // num_shards * 9) for number in range(num_images)]
+    text = "".join(f"shard-{shard}.bin,{offset},9,{offset % 5}\n" for shard, offset in rows)
+    (tmp_path / "list.csv").write_text(f"path,offset,length,label\n{text}")
+    index = build_index(tmp_path / "list.csv", CONFIG, cache)
+    rows.sort()
+    assert [index.place(k)[:3] for k in range(0, num_images, 999)] == [
+        (f"{tmp_path}/shard-{shard}.bin", None, offset) for shard, offset in rows[::999]
+    ]
+    assert index.labels is not None
+    assert index.labels.tolist() == [offset % 5 for _, offset in rows]
+    assert index.digest == digest_in_plain_words(index, [f"shard-{shard}.bin" for shard, _ in rows])
+
+
+def test_a_list_in_parquet_is_the_list_in_csv(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(jpeg(1) + jpeg(2))
+    write_jpegs(tmp_path, "b.jpg")
+    places = [(0, len(jpeg(1))), (len(jpeg(1)), len(jpeg(2))), (-1, 0)]
+    columns = {
+        "path": ["a.bin", "a.bin", "b.jpg"],
+        "offset": [offset for offset, _ in places],
+        "length": [length for _, length in places],
+        "label": ["frog", "toad", "frog"],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "list.parquet")
+    rows = "".join(",".join(map(str, row)) + "\n" for row in zip(*columns.values(), strict=True))
+    (tmp_path / "list.csv").write_text(f"path,offset,length,label\n{rows}")
+    lists = [build_index(tmp_path / f"list.{kind}", CONFIG, cache) for kind in ("csv", "parquet")]
+    assert lists[0].digest == lists[1].digest
+    assert [lists[1].read(k) for k in range(3)] == [jpeg(1), jpeg(2), jpeg(0)]
+    pq.write_table(pa.table({"path": ["b.jpg", "gone.jpg"]}), tmp_path / "list.parquet")
+    with pytest.raises(ValueError, match=r"list\.parquet, row 1: .*gone\.jpg is not a file that exists"):
+        build_index(tmp_path / "list.parquet", CONFIG, cache)
+
+
+def test_files_whose_sizes_a_list_tells_are_not_looked_at_before_they_are_read(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "list.csv").write_text(f"path,file_size\na.jpg,{len(jpeg(0))}\nb.jpg,7\n")
+    index = build_index(tmp_path / "list.csv", CONFIG, cache)
+    write_jpegs(tmp_path, "a.jpg", "b.jpg")
+    assert index.read(0) == jpeg(0)
+    with pytest.raises(ValueError, match=r"b\.jpg has changed since the index was made \(a file of \d+ bytes, not 7\)"):
+        index.read(1)
+    for rows, message in (
+        ("a.jpg,9.5\n", r"line 2: the file_size '9\.5' is not a whole number of bytes"),
+        ("a.jpg,9\na.jpg,8\n", "line 2: another file_size than in another row"),
+    ):
+        (tmp_path / "list.csv").write_text(f"path,file_size\n{rows}")
+        with pytest.raises(ValueError, match=message):
+            build_index(tmp_path / "list.csv", CONFIG, cache)
 
 
 def test_an_impossible_cache_folder_is_named_with_the_remedy(data: Path, tmp_path: Path) -> None:
