@@ -371,11 +371,11 @@ def _read_parquet_list(uri: str, config: DataConfig, tick: Callable[[int], None]
     names = [name for name in file.schema_arrow.names if name in wanted]
     batches, columns = [], {}
     for batch in file.iter_batches(_CHUNK_ROWS, columns=names):
-        batches.append(batch)
+        batches.append([batch.column(name).cast(pa.large_string()) for name in names])
         if _tells_files(names):
             tick(len(batch))
     for name in names:
-        columns[name] = one_column(batch.column(name).cast(pa.large_string()) for batch in batches)
+        columns[name] = one_column([batch.pop(0) for batch in batches])
         if columns[name].null_count:
             row = pc.index(pc.is_null(columns[name]), True).as_py()
             raise ValueError(f"{uri}, row {row}: no {name}")
@@ -423,35 +423,36 @@ def _whole_numbers(listed: Listed, column: str) -> NDArray[np.int64]:
     return numbers
 
 
-def _listed_files(listed: Listed, column: str, tick: Callable[[int], None]) -> tuple[Files, NDArray[np.int32]]:
-    """The files that a list names, and the number of each row's; one that is named several times is looked at once.
+def _listed_files(listed: Listed, column: str, tick: Callable[[int], None]) -> tuple[Files, NDArray[np.int32] | None]:
+    """The files that a list names, and the number of each row's file, or None where there is one for each row.
 
     Where the list tells their sizes, they are not looked at before they are read.
     """
-    uris = all_beside(listed.uri, listed.columns[column])
+    uris = all_beside(listed.uri, listed.columns.pop(column))
     if (row := check_uris(uris)) is not None:
         try:
             check_uri(str(uris[row]))
         except ValueError as error:
             raise ValueError(f"{listed.where(row)}: {error}") from error
-    named = uris.dictionary_encode()
-    file_ids: NDArray[np.int32] = named.indices.to_numpy()
+    num_rows, file_ids, each = len(uris), None, slice(None)
+    if "offset" in listed.columns:  # else a file that is named twice is refused
+        named = uris.dictionary_encode()
+        uris, file_ids = named.dictionary, named.indices.to_numpy()
+        each = file_ids
     if "file_size" in listed.columns:
         told = _whole_numbers(listed, "file_size")
-        sizes = np.zeros(len(named.dictionary), np.int64)
-        sizes[file_ids] = told
-        if (differing := np.flatnonzero(sizes[file_ids] != told)).size:
+        sizes = np.zeros(len(uris), np.int64)
+        sizes[each] = told
+        if (differing := np.flatnonzero(sizes[each] != told)).size:
             raise ValueError(f"{listed.where(int(differing[0]))}: another file_size than in another row of this file")
-        return Files(named.dictionary, sizes, np.full_like(sizes, -1)), file_ids
-    is_told = _tells_files(listed.columns)
-    files = stat_files(named.dictionary, (lambda _: None) if is_told else tick)
-    if not is_told:
-        tick(len(uris) - len(named.dictionary))
-    missing = np.flatnonzero(files.sizes[file_ids] < 0)
+        return Files(uris, sizes, np.full_like(sizes, -1)), file_ids
+    files = stat_files(uris, (lambda _: None) if file_ids is not None else tick)
+    missing = np.flatnonzero(files.sizes[each] < 0)
     if missing.size:
         row = int(missing[0])
+        named_row = uris[row if file_ids is None else int(file_ids[row])]
         raise ValueError(
-            f"{listed.where(row)}: {uris[row]} is not a file that exists "
-            f"({missing.size} of {len(uris)} entries are not)"
+            f"{listed.where(row)}: {named_row} is not a file that exists "
+            f"({missing.size} of {num_rows} entries are not)"
         )
     return files, file_ids

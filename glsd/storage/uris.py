@@ -131,6 +131,8 @@ def all_beside(uri: str, entries: Texts) -> Texts:
             return mapped(lambda entry: beside(uri, entry), part)
         return pc.if_else(pc.starts_with(part, "/"), part, prefixed(folder, part))
 
+    if folder and not pc.any(pc.match_substring_regex(entries, f"^[^/]|{_IRREGULAR}")).as_py():
+        return entries
     return one_column(map(of_part, parts(entries)))
 
 

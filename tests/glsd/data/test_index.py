@@ -257,10 +257,10 @@ def test_files_whose_sizes_a_list_tells_are_not_looked_at_before_they_are_read(t
     with pytest.raises(ValueError, match=r"b\.jpg has changed since the index was made \(a file of \d+ bytes, not 7\)"):
         index.read(1)
     for rows, message in (
-        ("a.jpg,9.5\n", r"line 2: the file_size '9\.5' is not a whole number of bytes"),
-        ("a.jpg,9\na.jpg,8\n", "line 2: another file_size than in another row"),
+        ("a.jpg,9.5,0,1\n", r"line 2: the file_size '9\.5' is not a whole number of bytes"),
+        ("a.jpg,9,0,1\na.jpg,8,1,1\n", "line 2: another file_size than in another row"),
     ):
-        (tmp_path / "list.csv").write_text(f"path,file_size\n{rows}")
+        (tmp_path / "list.csv").write_text(f"path,file_size,offset,length\n{rows}")
         with pytest.raises(ValueError, match=message):
             build_index(tmp_path / "list.csv", CONFIG, cache)
 
