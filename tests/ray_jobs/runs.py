@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 from glsd.config import Config
+from glsd.runs.checkpoints import load_checkpoint
 
 STEPS_PER_EPOCH = 5
 EPOCHS = 4
@@ -71,3 +75,21 @@ def leaves(tree: Any, name: str = "") -> dict[str, Any]:
         return {name: tree}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     return {key: leaf for part, child in items for key, leaf in leaves(child, f"{name}.{part}".strip(".")).items()}
+
+
+def check_same_training(one: Path, other: Path) -> None:
+    """Two run directories hold the same losses, k-NN and weights, but for the order of sums."""
+    for ones, others in zip(*(json_lines(out / "metrics.jsonl") for out in (one, other)), strict=True):
+        same = {"step", "loss", "loss_global", "loss_local", "matched", "lr", "epoch"} & ones.keys()
+        same |= {"knn", "knn_majority", "knn_anchors", "knn_queries"} & ones.keys()
+        assert {name: others[name] for name in same} == pytest.approx({name: ones[name] for name in same}, rel=1e-4)
+    last = f"checkpoints/step_{TOTAL_STEPS:08d}"
+    weights, other_weights = (leaves(load_checkpoint(str(out / last))) for out in (one, other))
+    assert weights.keys() == other_weights.keys()
+    for name, value in weights.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(
+                other_weights[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            )
+        else:
+            assert other_weights[name] == value, name
