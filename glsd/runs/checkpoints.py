@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from glsd.runs.records import Manifest
-from glsd.storage.files import read
+from glsd.storage.files import insistently, read, write_file
 from glsd.storage.replacing import whole_folder
 from glsd.storage.uris import absolute, is_remote, joined, resolved
 
@@ -66,11 +66,9 @@ def save_checkpoint(
                 (partial / _STATE).write_bytes(content)
                 (partial / _MANIFEST).write_bytes(manifest)
         else:
-            with filesystem.open_output_stream(f"{root}/checkpoints/{name}/{_STATE}") as stream:
-                stream.write(content)
+            write_file(filesystem, f"{root}/checkpoints/{name}/{_STATE}", content)
             check()
-            with filesystem.open_output_stream(f"{root}/checkpoints/{name}/{_MANIFEST}") as stream:
-                stream.write(manifest)
+            write_file(filesystem, f"{root}/checkpoints/{name}/{_MANIFEST}", manifest)
     except OSError as error:
         raise OSError(
             f"the checkpoint of step {step} could not be written to {run}: {error}; earlier ones stay. "
@@ -138,7 +136,8 @@ def _found(run: str) -> dict[str, list[str]]:
     filesystem, root = _place(run)
     folder = f"{root}/checkpoints"
     folders: dict[str, list[str]] = {}
-    for info in filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=True)):
+    selector = pafs.FileSelector(folder, allow_not_found=True, recursive=True)
+    for info in insistently(f"listing {folder}", lambda: filesystem.get_file_info(selector), filesystem):
         name, _, file = info.path.removeprefix(f"{folder}/").partition("/")
         folders.setdefault(name, []).extend([file] if file and info.type == pafs.FileType.File else [])
     return folders

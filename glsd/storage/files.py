@@ -1,4 +1,8 @@
-"""Reading: local files through the operating system, `s3://`, `gs://` and their like through `pyarrow.fs`."""
+"""Reading: local files through the operating system, `s3://`, `gs://` and their like through `pyarrow.fs`.
+
+What an object store refuses now is asked for again. Pyarrow's S3 client gives a request up after three seconds without
+a byte, and repeats a failed one every 0.2 s for thirty times; `insistently` repeats that after a pause.
+"""
 
 import errno
 import io
@@ -6,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import pyarrow
 import pyarrow.fs
@@ -19,6 +23,7 @@ _BUFFER_BYTES: Final = 1 << 20
 _PAUSES: Final = (0.5, 2.0)
 _SHARD_SECONDS: Final = 600
 _PERMANENT: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
+_Result = TypeVar("_Result")
 
 
 def allow_requests(count: int) -> None:
@@ -30,47 +35,58 @@ def open_file(uri: str) -> io.BufferedReader:
     """The file, to be read anywhere."""
     if not is_remote(uri):
         return io.BufferedReader(open(uri, "rb", buffering=0), _BUFFER_BYTES)  # noqa: PTH123 - the caller closes it
-    filesystem, path = resolved(uri)
-    return io.BufferedReader(filesystem.open_input_file(path), _BUFFER_BYTES)
+    return io.BufferedReader(_RemoteFile(uri), _BUFFER_BYTES)
 
 
 def open_stream(uri: str) -> io.BufferedReader:
     """The file, to be read once from its beginning."""
-    if not is_remote(uri):
+    if not is_remote(uri) or (place := resolved(uri))[0].type_name != "gcs":
         return open_file(uri)
-    filesystem, path = resolved(uri)
+    filesystem, path = place
     return io.BufferedReader(filesystem.open_input_stream(path, compression=None), _BUFFER_BYTES)
 
 
 def read(uri: str, offset: int = -1, length: int = -1) -> tuple[bytes, int]:
     """Bytes [offset, offset + length) of a file, by default all, and the size of the file.
 
-    Errors that may pass are retried twice after a pause; Google's client insists by itself.
+    Errors that may pass are retried.
 
     Raises:
         FileNotFoundError: there is no such file.
         OSError: reading failed, or is not permitted.
     """
+    doing = f"reading {uri}"
     if not is_remote(uri):
-        return _insistently(uri, lambda: _read_local(uri, offset, length), _PAUSES)
+        return insistently(doing, lambda: _read_local(uri, offset, length))
     filesystem, path = resolved(uri)
     if offset < 0:
-        return _insistently(uri, lambda: _read_whole(filesystem, path), _pauses(filesystem))
+        return insistently(doing, lambda: _read_whole(filesystem, path), filesystem)
     period = int(time.monotonic() // _SHARD_SECONDS)
-    return _insistently(uri, lambda: _read_range(uri, period, offset, length), _pauses(filesystem))
+    return insistently(doing, lambda: _read_range(uri, period, offset, length), filesystem)
 
 
 def read_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
     """The whole file at a path of a file system, as `read` reads it."""
-    return _insistently(path, lambda: _read_whole(filesystem, path), _pauses(filesystem))[0]
+    return insistently(f"reading {path}", lambda: _read_whole(filesystem, path), filesystem)[0]
 
 
-def _pauses(filesystem: pyarrow.fs.FileSystem) -> Sequence[float]:
-    """Between the attempts; Google's client has made its own by then."""
-    return () if filesystem.type_name == "gcs" else _PAUSES
+def write_file(filesystem: pyarrow.fs.FileSystem, path: str, data: bytes | memoryview) -> None:
+    """Create or replace the file at a path of an object store, where it appears when it is whole."""
+
+    def write() -> None:
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+
+    insistently(f"writing {path}", write, filesystem)
 
 
-def _insistently(name: str, attempt: Callable[[], tuple[bytes, int]], pauses: Sequence[float]) -> tuple[bytes, int]:
+def insistently(doing: str, attempt: Callable[[], _Result], filesystem: pyarrow.fs.FileSystem | None = None) -> _Result:
+    """What an attempt gives; errors that may pass are retried twice after a pause; Google's client insists by itself.
+
+    Raises:
+        OSError: the last attempt's, which says what it was `doing`, or one that will not pass.
+    """
+    pauses: Sequence[float] = () if filesystem is not None and filesystem.type_name == "gcs" else _PAUSES
     for pause in (*pauses, None):
         try:
             return attempt()
@@ -79,9 +95,36 @@ def _insistently(name: str, attempt: Callable[[], tuple[bytes, int]], pauses: Se
         except OSError as error:
             if pause is None:
                 times = f" {len(pauses) + 1} times" if pauses else ""
-                raise OSError(error.errno or errno.EIO, f"reading {name} failed{times}: {error}") from error
+                raise OSError(error.errno or errno.EIO, f"{doing} failed{times}: {error}") from error
             time.sleep(pause)
     raise AssertionError("unreachable")
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of an object store, to be read anywhere, each piece as insistently as `read` does."""
+
+    def __init__(self, uri: str) -> None:
+        self._filesystem, path = resolved(uri)
+        self._doing, self._position = f"reading {uri}", 0
+        self._file = insistently(self._doing, lambda: _opened(self._filesystem, path), self._filesystem)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size()}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        room = memoryview(buffer)
+        length = max(0, min(len(room), self._file.size() - self._position))
+        data = insistently(self._doing, lambda: self._file.read_at(length, self._position), self._filesystem)
+        room[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
 def _read_local(path: str, offset: int, length: int) -> tuple[bytes, int]:

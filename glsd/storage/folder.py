@@ -13,7 +13,7 @@ from typing import BinaryIO, Final
 
 import pyarrow.fs
 
-from glsd.storage.files import read_file
+from glsd.storage.files import insistently, read_file, write_file
 from glsd.storage.listing import expanded
 from glsd.storage.replacing import replace_file, replacing
 from glsd.storage.uris import absolute, check_uri, is_remote, joined, resolved
@@ -67,7 +67,8 @@ class Folder:
         """Names and sizes in bytes of what is in the folder, without what a killed process left unfinished."""
         if self.filesystem.get_file_info(self.path).type == pyarrow.fs.FileType.File:
             raise ValueError(f"{self.out} is a file; name a folder")
-        entries = self.filesystem.get_file_info(pyarrow.fs.FileSelector(self.path, allow_not_found=True))
+        selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
+        entries = insistently(f"listing {self.out}", lambda: self.filesystem.get_file_info(selector), self.filesystem)
         return {
             entry.base_name: entry.size or 0
             for entry in sorted(entries, key=lambda entry: entry.base_name)
@@ -109,12 +110,13 @@ class Folder:
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Create or replace a file, at once."""
         target = f"{self.path}/{name}"
-        self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        folder = target.rpartition("/")[0]
         if self.is_local:
+            self.filesystem.create_dir(folder, recursive=True)
             replace_file(Path(target), data)
             return
-        with self.filesystem.open_output_stream(target) as stream:
-            stream.write(data)
+        insistently(f"making {folder}", lambda: self.filesystem.create_dir(folder, recursive=True), self.filesystem)
+        write_file(self.filesystem, target, data)
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[BinaryIO]:
@@ -126,9 +128,13 @@ class Folder:
             return
         with tempfile.TemporaryFile() as file:  # what an object store has begun to receive, it may keep
             yield file
-            file.seek(0)
-            with self.filesystem.open_output_stream(f"{self.path}/{name}") as uploaded:
-                shutil.copyfileobj(file, uploaded, _UPLOAD_BYTES)
+
+            def upload() -> None:
+                file.seek(0)
+                with self.filesystem.open_output_stream(f"{self.path}/{name}") as uploaded:
+                    shutil.copyfileobj(file, uploaded, _UPLOAD_BYTES)
+
+            insistently(f"writing {self.uri(name)}", upload, self.filesystem)
 
     def delete(self) -> None:
         """Remove the folder with all that is in it."""

@@ -16,6 +16,7 @@ import pyarrow.fs
 from numpy.typing import NDArray
 
 from glsd.storage.columns import Texts, mapped, one_column, parts, texts
+from glsd.storage.files import insistently
 from glsd.storage.uris import check_uri, is_remote, quote_key, resolved
 
 _BRACES: Final = re.compile(r"\{([^{}]*)\}")
@@ -41,7 +42,7 @@ def what_is_at(uri: str) -> Literal["file", "folder"] | None:
     """A file, a folder, or nothing."""
     if is_remote(uri):
         filesystem, path = resolved(uri)
-        kind = filesystem.get_file_info(path).type
+        kind = insistently(f"looking at {uri}", lambda: filesystem.get_file_info(path), filesystem).type
         is_folder, is_file = kind == pyarrow.fs.FileType.Directory, kind == pyarrow.fs.FileType.File
     else:
         is_folder, is_file = os.path.isdir(uri), os.path.exists(uri)  # noqa: PTH110, PTH112
@@ -186,11 +187,7 @@ def _walk_remote(
     filesystem, path = resolved(root)
 
     def listed(selector: pyarrow.fs.FileSelector) -> list[pyarrow.fs.FileInfo]:
-        try:
-            infos: list[pyarrow.fs.FileInfo] = filesystem.get_file_info(selector)
-        except OSError as error:
-            raise OSError(f"{root} cannot be listed: {error}") from error
-        return infos
+        return insistently(f"listing {root}", lambda: filesystem.get_file_info(selector), filesystem)
 
     def kept(infos: Iterable[pyarrow.fs.FileInfo]) -> tuple[Texts, NDArray[np.int64], list[str]]:
         files = [i for i in infos if i.type == pyarrow.fs.FileType.File and "/." not in i.path[len(path) :]]
@@ -222,7 +219,7 @@ def _walk_remote(
 def _stat(uri: str) -> tuple[int, int]:
     if is_remote(uri):
         filesystem, path = resolved(uri)
-        info = filesystem.get_file_info(path)
+        info = insistently(f"looking at {uri}", lambda: filesystem.get_file_info(path), filesystem)
         return (info.size, info.mtime_ns) if info.type == pyarrow.fs.FileType.File else (-1, -1)
     try:
         status = os.stat(uri)  # noqa: PTH116

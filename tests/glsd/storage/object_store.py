@@ -1,17 +1,60 @@
-"""A small S3 server over a folder of buckets: enough of the protocol to list, look at, read by range, write, delete."""
+"""A small S3 server over a folder of buckets: enough of the protocol to list, look at, read by range, write, delete.
+
+It may be slow, and some of its answers may go wrong.
+"""
 
 import io
+import os
+import random
+import socket
+import struct
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import BinaryIO
+from threading import Event, Lock, Thread
+from typing import BinaryIO, Literal, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+Fault = Literal["reset", "500", "503", "half", "silence"]
+"""A broken connection, an error, a request to slow down, half of the answer, nothing."""
+SILENCE_S = 60
+"""Longer than clients wait."""
+
+
+@dataclass
+class Faults:
+    """A share of the answers goes wrong, drawn by a seed, in each of these ways in turn; the server counts them."""
+
+    rate: float
+    kinds: Sequence[Fault] = get_args(Fault)
+    seed: int = 0
+    spared: int = 0
+    """The first so many answers are right."""
+    most: int | None = None
+    """So many answers go wrong and no more."""
+    injected: Counter[Fault] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._random, self._lock = random.Random(self.seed), Lock()
+
+    def draw(self, method: str) -> Fault | None:
+        """What happens to the next answer; what has no body cannot be cut."""
+        with self._lock:
+            self.spared -= 1
+            if self.spared >= 0 or self._random.random() >= self.rate or self.injected.total() == self.most:
+                return None
+            kind = self.kinds[self.injected.total() % len(self.kinds)]
+            if method != "GET" and kind == "half":
+                kind = "reset"
+            self.injected[kind] += 1
+            return kind
 
 
 class BucketHandler(BaseHTTPRequestHandler):
@@ -23,9 +66,8 @@ class BucketHandler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in ({"Content-Length": str(len(data))} | headers).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
@@ -38,6 +80,35 @@ class _Handler(BucketHandler):
     uploads: dict[str, dict[int, bytes]]
     asked: list[str]
     delay_s: float
+    faults: Faults
+    ended: Event
+    fault: Fault | None = None
+
+    def parse_request(self) -> bool:
+        """Whether there is a request that is to be answered as it should, or at least in part."""
+        if not super().parse_request():
+            return False
+        self.fault = self.faults.draw(self.command)
+        if self.fault in (None, "half"):
+            return True
+        self.asked.append(self.command)
+        self.close_connection = True
+        if self.fault == "500":
+            self.answer(500, b"<Error><Code>InternalError</Code><Message>again, please</Message></Error>", {})
+        elif self.fault == "503":
+            self.answer(503, b"<Error><Code>SlowDown</Code><Message>reduce your rate</Message></Error>", {})
+        else:
+            if self.fault == "silence":
+                self.ended.wait(SILENCE_S)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())  # at once, so that the other side hears of a reset
+        return False
+
+    def answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+        if self.fault == "half":
+            headers, self.close_connection = headers | {"Content-Length": str(len(data))}, True
+            data = data[: len(data) // 2]
+        super().answer(status, data, headers)
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -131,14 +202,19 @@ def unchunked(stream: BinaryIO) -> bytes:
 
 
 @contextmanager
-def object_store(root: Path, asked: list[str] | None = None, delay_s: float = 0) -> Iterator[str]:
+def object_store(
+    root: Path, asked: list[str] | None = None, delay_s: float = 0, faults: Faults | None = None
+) -> Iterator[str]:
     """The address of a server whose buckets are the folders in root.
 
-    It notes the methods of what it is asked for, and answers what is read after a delay.
+    It notes the methods of what it is asked for, and answers what is read after a delay, and some not as it should.
     """
+    ended = Event()
     own = {"root": root, "uploads": {}, "asked": [] if asked is None else asked, "delay_s": delay_s}
-    with serving(type("Handler", (_Handler,), own)) as address:
+    faulty = {"faults": Faults(0) if faults is None else faults, "ended": ended}
+    with serving(type("Handler", (_Handler,), own | faulty)) as address:
         yield address
+        ended.set()
 
 
 @contextmanager
