@@ -452,7 +452,6 @@ def _listed_files(listed: Listed, column: str, tick: Callable[[int], None]) -> t
         row = int(missing[0])
         named_row = uris[row if file_ids is None else int(file_ids[row])]
         raise ValueError(
-            f"{listed.where(row)}: {named_row} is not a file that exists "
-            f"({missing.size} of {num_rows} entries are not)"
+            f"{listed.where(row)}: {named_row} is not a file that exists ({missing.size} of {num_rows} entries are not)"
         )
     return files, file_ids
