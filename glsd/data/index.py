@@ -8,7 +8,6 @@ data are never indexed twice and changed data never go by an old index; workers 
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +22,9 @@ from numpy.typing import NDArray
 from glsd.config import DataConfig
 from glsd.data.conversion import converted
 from glsd.data.images import IMAGE_EXTENSIONS
+from glsd.data.labels import fitting_names, merged_labels
 from glsd.data.pieces import Each, in_threads
-from glsd.data.sources import CLASS_NAMES, Labels, Source, Sources, find_sources
+from glsd.data.sources import Source, Sources, find_sources
 from glsd.data.tars import Rows, scan_tars
 from glsd.storage.cache import cache_folder
 from glsd.storage.columns import Texts, one_column, prefixed
@@ -254,8 +254,11 @@ def _table(
             rows.append(scan_tars(source.name, tars, lambda _: None, each))
         if not len(rows[-1].file_ids):
             raise ValueError(f"{source.name} holds no image; images end in {', '.join(IMAGE_EXTENSIONS)}")
-    class_names = [_fitting(source, part.labels) for source, part in zip(found, rows, strict=True)]
-    classes, class_ids, labels = _merged_labels(found, [part.labels for part in rows], class_names)
+    fitting = [
+        fitting_names(source.name, source.class_names, part.labels) for source, part in zip(found, rows, strict=True)
+    ]
+    names_of = [source.name for source in found]
+    classes, class_ids, labels = merged_labels(names_of, [part.labels for part in rows], fitting)
     files, places, names = (one_column(columns) for columns in zip(*map(_file_columns, found, rows), strict=True))
     first_files = np.cumsum([0, *(len(part.files.uris) for part in rows)], dtype=np.int32)
     file_ids = np.concatenate([part.file_ids + first for part, first in zip(rows, first_files, strict=False)])
@@ -279,7 +282,7 @@ def _table(
         "classes": classes,
         "class_ids": class_ids,
         "packed": packed,
-        "sources": [source.name for source in found],
+        "sources": names_of,
     }
     return table.replace_schema_metadata({"glsd": json.dumps(facts)})
 
@@ -350,56 +353,3 @@ def _file_columns(source: Source, rows: Rows) -> tuple[Texts, Texts, Texts]:
     names = inner_names(uris.take(pa.array(held)))
     places = pa.array(np.searchsorted(held, np.arange(len(uris))).clip(max=len(held) - 1))
     return uris, uris, names.take(places)
-
-
-def _fitting(source: Source, labels: Labels | None) -> list[str] | None:
-    """The names of a source's class ids, if it has ids and a name for each."""
-    if source.class_names is None or not isinstance(labels, np.ndarray):
-        return None
-    if labels.min() < 0 or labels.max() >= len(source.class_names):
-        warnings.warn(
-            f"the class names of {source.name} are not used: it has labels {labels.min()} to {labels.max()}, and "
-            f"its {CLASS_NAMES} has {len(source.class_names)} names, from 0",
-            stacklevel=4,
-        )
-        return None
-    return source.class_names
-
-
-def _merged_labels(
-    found: list[Source], labels: list[Labels | None], class_names: list[list[str] | None]
-) -> tuple[list[str] | None, list[int] | None, NDArray[np.int64] | None]:
-    """(name of each label, number of each label in the data, label of each image) over all sources.
-
-    Where all sources have class ids and agree on their names, those names are the classes and the ids the labels.
-    Class ids without names are classes if an image has them, in the order of the numbers. Otherwise classes are told
-    apart by their names, in the order of these.
-    """
-    known = [part for part in labels if part is not None]
-    if len(known) < len(labels):
-        if known:
-            without = next(source.name for source, part in zip(found, labels, strict=True) if part is None)
-            warnings.warn(f"the labels of some sources are not used, since {without} has none", stacklevel=4)
-        return None, None, None
-    numbers = [part for part in known if isinstance(part, np.ndarray)]
-    if len(numbers) == len(known) and all(names == class_names[0] for names in class_names):
-        ids = np.concatenate(numbers)
-        if class_names[0] is not None:
-            return class_names[0], None, ids
-        class_ids, of_image = np.unique(ids, return_inverse=True)
-        return [str(class_id) for class_id in class_ids], class_ids.tolist(), of_image
-    named = one_column(
-        _class_texts(part, names) for part, names in zip(known, class_names, strict=True)
-    ).dictionary_encode()
-    classes = sorted(named.dictionary.to_pylist())
-    rank_of = np.argsort(np.argsort(np.array(named.dictionary.to_pylist(), object)))
-    return classes, None, rank_of[named.indices.to_numpy()].astype(np.int64)
-
-
-def _class_texts(labels: Labels, names: list[str] | None) -> Texts:
-    """The name of each image's class."""
-    if not isinstance(labels, np.ndarray):
-        return labels
-    if names is not None:
-        return pa.array(names, pa.large_string()).take(pa.array(labels))
-    return pa.array(labels).cast(pa.large_string())

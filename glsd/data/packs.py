@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glsd.data.index import Index
-from glsd.data.sources import CLASS_NAMES, PACK_PLAN
+from glsd.data.labels import CLASS_NAMES
+from glsd.data.sources import PACK_PLAN
 from glsd.data.tars import image_suffix, write_tar
 from glsd.storage.folder import Folder
 

@@ -7,7 +7,7 @@ from jaxtyping import Float64
 
 from glsd.config import DataConfig
 from glsd.data.images import UndecodableImage, decode
-from glsd.data.sources import Listed, read_csv
+from glsd.data.lists import Listed, read_csv
 from glsd.storage.files import read
 from glsd.storage.listing import what_is_at
 from glsd.storage.uris import absolute, beside

@@ -4,18 +4,14 @@ Listing opens no image: names, sizes and times are enough to know whether an ind
 be given at once, each of its own kind.
 """
 
-import csv
-import hashlib
-import io
 import itertools
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import cache, partial
-from itertools import islice
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,24 +21,14 @@ from numpy.typing import NDArray
 
 from glsd.config import DataConfig
 from glsd.data.images import IMAGE_EXTENSIONS
-from glsd.storage.columns import Texts, one_column, texts
+from glsd.data.labels import CLASS_NAMES, Labels
+from glsd.data.lists import PATH_COLUMNS, Listed, listed_images, read_csv, read_parquet, read_text
+from glsd.storage.columns import Texts, texts
 from glsd.storage.files import open_file, read
 from glsd.storage.listing import Files, expanded, stat_files, walk, what_is_at
-from glsd.storage.uris import (
-    absolute,
-    all_beside,
-    beside,
-    check_uri,
-    check_uris,
-    is_remote,
-    unquote_key,
-    unquoted,
-)
+from glsd.storage.uris import absolute, beside, is_remote, unquote_key, unquoted
 
 Sources = str | Path | Sequence[str | Path]
-Labels: TypeAlias = Texts | NDArray[np.int64]
-CLASS_NAMES: Final = "classes.json"
-"""Beside tars: the names of their class ids, as `glsd pack` writes them."""
 PACK_PLAN: Final = "pack.json"
 """Beside tars: what `glsd pack` writes there, `shards` being (name, first image, last image, bytes) of each."""
 Kind = Literal["images", "tars", "compressed tars", "Parquet files"]
@@ -53,10 +39,6 @@ _EXTENSIONS: Final[dict[Kind, tuple[str, ...]]] = {
     "compressed tars": (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"),
     "Parquet files": (".parquet", ".pq"),
 }
-_WHOLE_NUMBER: Final = r"^-?[0-9]{1,18}$"
-_CLASS_ID: Final = r"^(0|-?[1-9][0-9]{0,17})$"  # 01 is a name, and not that of class 1
-_LIST_COLUMNS: Final = ("path", "uri")
-_CHUNK_ROWS: Final = 1 << 16
 _NOT_READ: Final = (
     *(".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpf", ".jpx", ".jpm", ".jxl", ".jxr", ".wdp", ".jng", ".apng"),
     *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".raf", ".rw2", ".pef", ".srw"),
@@ -104,14 +86,6 @@ def find_sources(sources: Sequence[str | Path], config: DataConfig, tick: Callab
     return _with_class_names([_source(uri, config, tick) for source in sources for uri in expanded(absolute(source))])
 
 
-def as_labels(written: Texts) -> Labels:
-    """Labels written as text: class ids where all are plain whole numbers (7, -1, not 07), else names of classes."""
-    if pc.all(pc.match_substring_regex(written, _CLASS_ID)).as_py():
-        ids: NDArray[np.int64] = written.cast(pa.int64()).to_numpy()
-        return ids
-    return written
-
-
 def _source(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source:
     what = what_is_at(uri)
     if what is None:
@@ -122,9 +96,9 @@ def _source(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Source
         return _folder(uri, config, tick)
     name = unquote_key(uri).lower()
     if name.endswith(".txt"):
-        return _text_list(uri, tick)
+        return _of_list(uri, read_text(uri), config, tick)
     if name.endswith(".csv"):
-        return _list(read_csv(uri, tick), config, tick)
+        return _of_list(uri, read_csv(uri, tick), config, tick)
     for kind, extensions in _EXTENSIONS.items():
         if name.endswith(extensions):
             files = stat_files(texts([uri]), lambda _: None)
@@ -245,105 +219,6 @@ def _class_folders(root: str, files: Files) -> Texts | None:
     return None if elsewhere else pc.replace_substring_regex(within, "(?s)/.*", "")
 
 
-class Listed(NamedTuple):
-    """A list that was read."""
-
-    uri: str
-    columns: dict[str, Texts]
-    """By their names in the list."""
-    content: str
-    """Digest of all of it."""
-    place: Callable[[int], str]
-    """Where a row stands, for people: `line 7`."""
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), ()))
-
-    def where(self, row: int) -> str:
-        """What a message about a row begins with."""
-        return f"{self.uri}, {self.place(row)}"
-
-
-def _text_list(uri: str, tick: Callable[[int], None]) -> Source:
-    data, content = _content(uri)
-    entries = one_column(texts([line for _, line in chunk]) for chunk in _chunks(_lines(uri, data)))
-    if not len(entries):
-        raise ValueError(f"{uri} lists no image; write one path per line")
-    return _list(Listed(uri, {"path": entries}, content, partial(_line, _lines, uri)), DataConfig(), tick)
-
-
-def _lines(uri: str, data: bytes) -> Iterator[tuple[int, str]]:
-    """The lines that are not empty, with their numbers."""
-    # Not `splitlines`, which also ends a line at characters that a file name may hold, such as U+2028.
-    for number, line in enumerate(_decoded(uri, data, newline=None), 1):
-        if stripped := line.strip(" \t\n"):
-            yield number, stripped
-
-
-def _line(rows: Callable[[str, bytes], Iterator[tuple[int, Any]]], uri: str, row: int) -> str:
-    """Where a row stands in a list, which is read again for the message."""
-    return f"line {next(islice(rows(uri, _content(uri)[0]), row, None))[0]}"
-
-
-def read_csv(uri: str, tick: Callable[[int], None] = lambda _: None) -> Listed:
-    """The columns of a CSV file by the names in its first line; `tick` counts the rows, see `_tells_files`.
-
-    Raises:
-        ValueError: it is not UTF-8, a quote is not closed, or a row has more or fewer columns than the first line.
-    """
-    data, content = _content(uri)
-    rows = _csv_rows(uri, data)
-    header = [name.strip() for name in next(rows, (0, []))[1]]
-    chunks = []
-    for chunk in _chunks(rows):
-        chunks.append([texts(column) for column in zip(*(row for _, row in chunk), strict=True)])
-        if _tells_files(header):
-            tick(len(chunk))
-    del data
-    columns = {name: one_column([chunk.pop(0) for chunk in chunks]) for name in header}
-    return Listed(uri, columns, content, lambda row: _line(_csv_rows, uri, row + 1))
-
-
-def _csv_rows(uri: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
-    """The names of the columns and each row, with the number of its last line."""
-    reader = csv.reader(_decoded(uri, data, newline=""), strict=True)
-    header, begins = None, 1
-    try:
-        for row in reader:
-            if header is None:
-                header = row
-            elif row and len(row) != len(header):
-                raise ValueError(
-                    f"{uri}, line {reader.line_num}: {len(row)} columns where the first line has {len(header)}"
-                )
-            if row or row is header:
-                yield reader.line_num, row
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(
-            f'{uri}, line {begins}: {error}; a quote (") that opens a value there must be closed before the next comma '
-            "or the end of the line, and one within it be doubled"
-        ) from error
-
-
-def _content(uri: str) -> tuple[bytes, str]:
-    data, _ = read(uri)
-    return data, hashlib.sha256(data).hexdigest()
-
-
-def _decoded(uri: str, data: bytes, newline: str | None) -> Iterator[str]:
-    """The lines of a text."""
-    try:
-        yield from io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{uri} is not UTF-8 text: {error}") from error
-
-
-def _chunks(rows: Iterator[Any]) -> Iterator[list[Any]]:
-    while chunk := list(islice(rows, _CHUNK_ROWS)):
-        yield chunk
-
-
 def _parquet(uri: str, files: Files, config: DataConfig, tick: Callable[[int], None]) -> Source:
     """Parquet files of images; or of paths, as a CSV list has them."""
     first = str(files.uris[0])
@@ -352,106 +227,13 @@ def _parquet(uri: str, files: Files, config: DataConfig, tick: Callable[[int], N
             names = pq.read_schema(stream).names
         except pa.ArrowInvalid as error:
             raise ValueError(f"{first} is not a Parquet file, or is broken: {error}") from error
-    if config.image_column in names or not set(_LIST_COLUMNS) & set(names):
+    if config.image_column in names or not set(PATH_COLUMNS) & set(names):
         return Source(uri, "Parquet files", files)
     if len(files.uris) > 1:
         raise ValueError(f"{uri} holds {len(files.uris)} Parquet files that list images; name each of them as a source")
-    return _list(_read_parquet_list(first, config, tick), config, tick)
+    return _of_list(uri, read_parquet(first, config.label_column, tick), config, tick)
 
 
-def _tells_files(columns: Collection[str]) -> bool:
-    """Whether a list names few files or tells their sizes, so that reading it is what takes the time."""
-    return "offset" in columns or "file_size" in columns
-
-
-def _read_parquet_list(uri: str, config: DataConfig, tick: Callable[[int], None]) -> Listed:
-    data, content = _content(uri)
-    file = pq.ParquetFile(pa.BufferReader(data))
-    wanted = (*_LIST_COLUMNS, config.label_column, "offset", "length", "file_size")
-    names = [name for name in file.schema_arrow.names if name in wanted]
-    batches, columns = [], {}
-    for batch in file.iter_batches(_CHUNK_ROWS, columns=names):
-        batches.append([batch.column(name).cast(pa.large_string()) for name in names])
-        if _tells_files(names):
-            tick(len(batch))
-    for name in names:
-        columns[name] = one_column([batch.pop(0) for batch in batches])
-        if columns[name].null_count:
-            row = pc.index(pc.is_null(columns[name]), True).as_py()
-            raise ValueError(f"{uri}, row {row}: no {name}")
-    return Listed(uri, columns, content, lambda row: f"row {row}")
-
-
-def _list(listed: Listed, config: DataConfig, tick: Callable[[int], None]) -> Source:
-    """The images that a list names."""
-    uri, columns = listed.uri, listed.columns
-    column = next((name for name in _LIST_COLUMNS if name in columns), None)
-    if column is None:
-        raise ValueError(f"{uri} has no column 'path' or 'uri'; its first line has {', '.join(columns) or 'nothing'}")
-    if not len(listed):
-        raise ValueError(f"{uri} lists no image below its first line")
-    if "offset" in columns and "length" not in columns:
-        raise ValueError(f"{uri} has a column 'offset' and no 'length'; name both for images within files, or neither")
-    labels = None
-    if config.label_column in columns:
-        written = pc.utf8_trim_whitespace(columns[config.label_column])
-        if (row := pc.index(written, "").as_py()) >= 0:
-            raise ValueError(f"{listed.where(row)}: no {config.label_column}; label all images or none")
-        labels = as_labels(written)
-    files, file_ids = _listed_files(listed, column, tick)
-    offsets = lengths = None
-    if "offset" in columns:
-        offsets, lengths = (_whole_numbers(listed, name) for name in ("offset", "length"))
-        sizes = files.sizes[file_ids]
-        within = (offsets == -1) | ((offsets >= 0) & (lengths >= 0) & (offsets + lengths <= sizes))
-        if not within.all():
-            row = int(np.flatnonzero(~within)[0])
-            raise ValueError(
-                f"{listed.where(row)}: bytes {offsets[row]} to {offsets[row] + lengths[row]} do not lie within the "
-                f"file of {sizes[row]} bytes; offset -1 is the whole file"
-            )
-    return Source(uri, "images", files, labels, file_ids, offsets, lengths, content=listed.content)
-
-
-def _whole_numbers(listed: Listed, column: str) -> NDArray[np.int64]:
-    written = pc.utf8_trim_whitespace(listed.columns[column])
-    is_number = pc.match_substring_regex(written, _WHOLE_NUMBER)
-    if (row := pc.index(is_number, False).as_py()) >= 0:
-        text = str(listed.columns[column][row])
-        raise ValueError(f"{listed.where(row)}: the {column} {text!r} is not a whole number of bytes")
-    numbers: NDArray[np.int64] = written.cast(pa.int64()).to_numpy()
-    return numbers
-
-
-def _listed_files(listed: Listed, column: str, tick: Callable[[int], None]) -> tuple[Files, NDArray[np.int32] | None]:
-    """The files that a list names, and the number of each row's file, or None where there is one for each row.
-
-    Where the list tells their sizes, they are not looked at before they are read.
-    """
-    uris = all_beside(listed.uri, listed.columns.pop(column))
-    if (row := check_uris(uris)) is not None:
-        try:
-            check_uri(str(uris[row]))
-        except ValueError as error:
-            raise ValueError(f"{listed.where(row)}: {error}") from error
-    num_rows, file_ids, each = len(uris), None, slice(None)
-    if "offset" in listed.columns:  # else a file that is named twice is refused
-        named = uris.dictionary_encode()
-        uris, file_ids = named.dictionary, named.indices.to_numpy()
-        each = file_ids
-    if "file_size" in listed.columns:
-        told = _whole_numbers(listed, "file_size")
-        sizes = np.zeros(len(uris), np.int64)
-        sizes[each] = told
-        if (differing := np.flatnonzero(sizes[each] != told)).size:
-            raise ValueError(f"{listed.where(int(differing[0]))}: another file_size than in another row of this file")
-        return Files(uris, sizes, np.full_like(sizes, -1)), file_ids
-    files = stat_files(uris, (lambda _: None) if file_ids is not None else tick)
-    missing = np.flatnonzero(files.sizes[each] < 0)
-    if missing.size:
-        row = int(missing[0])
-        named_row = uris[row if file_ids is None else int(file_ids[row])]
-        raise ValueError(
-            f"{listed.where(row)}: {named_row} is not a file that exists ({missing.size} of {num_rows} entries are not)"
-        )
-    return files, file_ids
+def _of_list(uri: str, listed: Listed, config: DataConfig, tick: Callable[[int], None]) -> Source:
+    images = listed_images(listed, config.label_column, tick)
+    return Source(uri, "images", content=listed.content, **images._asdict())

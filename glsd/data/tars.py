@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from glsd.data.images import IMAGE_EXTENSIONS, UndecodableImage, extension
+from glsd.data.labels import Labels, as_labels
 from glsd.data.pieces import Each
-from glsd.data.sources import Labels, as_labels, counted, kind_not_read
+from glsd.data.sources import counted, kind_not_read
 from glsd.storage.columns import Texts, one_column, texts
 from glsd.storage.files import open_file
 from glsd.storage.listing import Files
