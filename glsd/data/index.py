@@ -8,7 +8,9 @@ data are never indexed twice and changed data never go by an old index; workers 
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -207,6 +209,8 @@ def build_index(
     with alone(path.with_suffix(".lock")):
         # An index is usable whose packed tars, if it has any, are still there.
         if not path.exists() or any(what_is_at(folder) is None for folder in Index(path).packed):
+            names = [source.files.uris for source in found]
+            check_memory(sum(map(len, names)), sum(column.nbytes for column in names), _free_memory())
             table = _table(found, config, others or cache, key, tick, each)
             with (
                 replacing(path, path.with_suffix(".unfinished")) as file,
@@ -214,6 +218,29 @@ def build_index(
             ):
                 writer.write_table(table)
     return Index.open(path)
+
+
+def check_memory(num_files: int, name_bytes: int, free: float) -> None:
+    """Refuse files of which an index would not fit into so many bytes of memory; estimated by what ten million took."""
+    needed = 3 * name_bytes + 100 * num_files
+    if needed > free:
+        raise ValueError(
+            f"an index of {num_files:,} files takes about {needed / 1e9:.1f} GB of memory while it is made, and this "
+            f"machine has {free / 1e9:.1f} GB; `glsd pack` parts of the data into tars, and name these as data"
+        )
+
+
+def _free_memory() -> float:
+    """Bytes that this process may still take, where the system tells."""
+    free = math.inf
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # as where a group has no limit, which is called max
+        limit, used = (int((group / name).read_text("utf-8")) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free
 
 
 def _key(found: Iterable[Source], config: DataConfig) -> str:

@@ -83,11 +83,6 @@ def check_no_credentials(text: str) -> None:
         )
 
 
-def relative(uri: str, root: str) -> str:
-    """The part of a uri below the root."""
-    return unquote_key(uri)[len(unquote_key(root)) :].lstrip("/")
-
-
 def inner_names(uris: Texts) -> Texts:
     """Names of files below the folder that they have in common: the same wherever the folder lies."""
     names = unquoted(uris)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from glsd.config import DataConfig
-from glsd.data.index import Index, build_index
+from glsd.data.index import Index, build_index, check_memory
 from tests.glsd.data.encoding import jpeg, write_jpegs, write_tar
 
 CONFIG = DataConfig()
@@ -263,6 +263,14 @@ def test_files_whose_sizes_a_list_tells_are_not_looked_at_before_they_are_read(t
         (tmp_path / "list.csv").write_text(f"path,file_size,offset,length\n{rows}")
         with pytest.raises(ValueError, match=message):
             build_index(tmp_path / "list.csv", CONFIG, cache)
+
+
+def test_an_index_that_would_not_fit_into_memory_is_refused_with_the_remedy() -> None:
+    check_memory(10**7, 5 * 10**8, 8e9)
+    with pytest.raises(
+        ValueError, match=r"an index of 1,000,000,000 files takes about 250\.0 GB .* 8\.0 GB; `glsd pack`"
+    ):
+        check_memory(10**9, 5 * 10**10, 8e9)
 
 
 def test_an_impossible_cache_folder_is_named_with_the_remedy(data: Path, tmp_path: Path) -> None:
