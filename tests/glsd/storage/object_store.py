@@ -123,14 +123,15 @@ class _Handler(BucketHandler):
         if "list-type" in query:
             self.answer(200, self.listing(self.root / bucket, query.get("prefix", ""), query.get("delimiter")), {})
         elif key and path.is_file():
-            data, status = path.read_bytes(), 200
+            size, status = path.stat().st_size, 200
             headers = {"Last-Modified": formatdate(path.stat().st_mtime, usegmt=True), "ETag": '"etag"'}
+            first, end = 0, size
             if requested := self.headers.get("Range"):
-                first, last = requested.removeprefix("bytes=").split("-")
-                size = len(data)
-                data, status = data[int(first) : int(last) + 1], 206
-                headers["Content-Range"] = f"bytes {first}-{int(first) + len(data) - 1}/{size}"
-            self.answer(status, data, headers)
+                first, last = map(int, requested.removeprefix("bytes=").split("-"))
+                end, status = min(last + 1, size), 206
+                headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
+            with path.open("rb", buffering=0) as file:
+                self.answer(status, os.pread(file.fileno(), end - first, first), headers)
         elif not key and path.is_dir():
             self.answer(200, b"", {})
         else:
