@@ -240,7 +240,7 @@ def _free_memory() -> float:
     with suppress(OSError, ValueError):  # as where a group has no limit, which is called max
         limit, used = (int((group / name).read_text("utf-8")) for name in ("memory.max", "memory.current"))
         free = min(free, limit - used)
-    return free
+    return float(free)
 
 
 def _key(found: Iterable[Source], config: DataConfig) -> str:

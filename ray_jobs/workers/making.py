@@ -101,9 +101,10 @@ def stream_metrics(everyones: Sequence[Received]) -> dict[str, float]:
         "units_per_s": sum(worker.num_units / worker.seconds for worker in received),
         "units_waiting": sum(worker.num_waiting / worker.num_units for worker in received),
         "units_ahead": sum(worker.num_ahead / worker.num_units for worker in received),
-        "object_store": _object_store_share(),
         "requests": sum(worker.requests for worker in received),
     }
+    if ray.is_initialized():
+        metrics["object_store"] = _object_store_share()
     if coordinator := max(worker.coordinator_bytes for worker in received):
         metrics["coordinator_bytes"] = coordinator
     hits = sum(worker.cache_hits for worker in received)

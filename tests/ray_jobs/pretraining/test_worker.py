@@ -1,6 +1,8 @@
 """What a training worker saves and measures, in Ray Train's local mode: a worker in this process, without a cluster."""
 
 import dataclasses
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from glsd.training.state import TrainState, initial_state
 from ray_jobs.pretraining.initial_weights import read_initial_weights
 from ray_jobs.pretraining.recorder import Plan, Recorder
 from ray_jobs.pretraining.worker import CollapseAlarm, train_worker
+from ray_jobs.workers.making import MAKING, Making
 from tests.glsd.training.small import small_config
 from tests.images import labelled_folder
 
@@ -54,7 +57,9 @@ def train_in_this_process(plan: Plan, on_logged: Callable[[Metrics, TrainState],
     def work() -> None:
         with Recorder(plan, 0) as recorder:
             alarm = CollapseAlarm(plan, recorder, 0)
-            units = recorder.watched(made_in_turn(plan.source, range(plan.source.num_units)))
+            made = made_in_turn(plan.source, range(plan.source.num_units))
+            told = Making(time.time(), time.time(), os.getpid(), 0, 0, 0)
+            units = recorder.watched({**unit, MAKING: told.column(len(unit["unit"]))} for unit in made)
             state = initial_state(plan.config, CPU)
             for reading in steps(state, units, plan.config, plan.steps_per_epoch, CPU):
                 metrics = reading.metrics | alarm.measures(state, reading)
