@@ -6,7 +6,6 @@ looked at. Tars hold small images, and are scanned by threads of one process and
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -74,7 +73,8 @@ def measured(source: str, cache: str, *, by_tasks: bool = False) -> dict[str, fl
         source, DataConfig(), cache, lambda count: told.append(time.perf_counter() - start) if count else None, each
     )
     made, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text("utf-8").splitlines()
+    peak = next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
     build_index(source, DataConfig(), cache)
     return {
         "images": len(index),
