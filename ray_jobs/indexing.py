@@ -23,6 +23,13 @@ def adopt(sources: Sequence[str], index: Index) -> None:
     _adopted[tuple(sources)] = index
 
 
+def keep(index: Index) -> None:
+    """Keep what this machine's cache has of an index until this process ends."""
+    for path in (index.path, *map(Path, index.packed)):
+        if path.parent == index.path.parent:
+            use(path)
+
+
 def indexed(
     sources: Sources,
     config: Config,
@@ -52,9 +59,7 @@ def indexed(
         )
     except ValueError as error:
         raise ValueError(f"{option}: {error}") from error
-    for path in (index.path, *map(Path, index.packed)):
-        if path.parent == index.path.parent:
-            use(path)
+    keep(index)
     of_classes = f" of {_counted(len(index.classes), 'class', 'classes')}" if index.classes else ", no labels"
     line.phase(f"found {_counted(len(index), 'image', 'images')}{of_classes}")
     return index

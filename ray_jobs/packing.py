@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glsd.config import DataConfig
+from glsd.data.conversion import SHOWN_LATE_S
 from glsd.data.index import Index, build_index
 from glsd.data.packs import Shard, claim_pack, index_shards, missing_shards, write_shard
-from glsd.storage.cache import use
 from glsd.storage.folder import Folder
-from ray_jobs.cluster.files import PACKED, SharedFiles, packed_in, place_files, share_files
+from ray_jobs.cluster.files import SharedFiles, packed_in, place_files, share_files
 from ray_jobs.cluster.pieces import each_on, over_cluster
 from ray_jobs.cluster.resources import check_resources
 from ray_jobs.cluster.start import cluster
+from ray_jobs.indexing import keep
 from ray_jobs.packing_options import PackOptions
 from ray_jobs.settings import JobSettings
-
-_SHOWN_LATE_S = 10.0
-"""How long a network disk may take to show what other nodes wrote."""
 
 
 class Packed(NamedTuple):
@@ -77,9 +75,9 @@ def pack(
         cache_dir,
         lambda count: on_progress("indexing", f"images: {count:,} so far"),
         each_on(settings),
-        partial(packed_in, settings, folder),
+        partial(packed_in, settings, folder, cache_dir),
     )
-    use(index.path)
+    keep(index)
     shards = index_shards(index, options.shard_mib * 2**20)
     claim_pack(folder, index, shards)
     missing = missing_shards(shards, folder)
@@ -92,7 +90,7 @@ def pack(
                 num_written += written
                 on_progress("packing", f"{num_written:,}/{len(index):,} images")
     assert num_written == len(index), f"{num_written} images were packed, not {len(index)}"
-    end = time.monotonic() + _SHOWN_LATE_S
+    end = time.monotonic() + SHOWN_LATE_S
     while (lost := missing_shards(shards, folder)) and time.monotonic() < end:
         time.sleep(1.0)
     if lost:
@@ -100,8 +98,9 @@ def pack(
             f"{len(lost)} of {len(shards)} shards were written and are not in {folder.out}, such as {lost[0].name}; "
             "name a folder that all nodes share, or a URI"
         )
-    if any(Path(packed).parent != index.path.parent for packed in index.packed):
-        folder.beside(PACKED).delete()
+    for packed in index.packed:
+        if Path(packed).parent != index.path.parent:
+            Folder(packed).delete()
     return Packed(
         folder.out, len(index), len(shards), sum(shard.num_bytes for shard in shards), len(shards) - len(missing)
     )

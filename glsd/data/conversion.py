@@ -1,7 +1,7 @@
 """Parquet files and compressed tars as plain tars, which are written once and read by byte ranges.
 
 A part is written by one process: a compressed tar, or row groups of a Parquet file. Its tar appears when it is whole,
-so a conversion that was ended goes on with the parts that are missing.
+so a conversion that was ended resumes with the missing parts.
 """
 
 import bz2
@@ -9,12 +9,13 @@ import gzip
 import hashlib
 import io
 import lzma
-import shutil
 import tarfile
+import time
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -33,6 +34,8 @@ from glsd.storage.folder import Folder
 from glsd.storage.replacing import alone
 from glsd.storage.uris import inner_names
 
+SHOWN_LATE_S: Final = 10.0
+"""How long a network disk may take to show what other nodes wrote."""
 _PART_BYTES: Final = 256 << 20
 _BUFFER_BYTES: Final = 1 << 20
 _OPENERS: Final[dict[tuple[str, ...], Callable[[io.BufferedReader], Any]]] = {
@@ -87,26 +90,38 @@ def converted(source: Source, config: DataConfig, place: Path | Folder, tick: Ca
     with alone(path.with_suffix(".lock")):
         use(path)
         if not path.is_dir():
-            unfinished = path.with_suffix(".unfinished")
+            parts = path.with_suffix(".parts")
             try:
-                _write(source, config, Folder(unfinished), tick, each)
+                _write(source, config, Folder(parts), tick, each)
             except ValueError:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                with suppress(OSError):
+                    parts.rmdir()  # if no part is whole
                 raise
-            unfinished.rename(path)
+            parts.rename(path)
     return str(path)
 
 
 def _write(source: Source, config: DataConfig, folder: Folder, tick: Callable[[int], None], each: Each) -> None:
     """Write the parts that the folder lacks."""
+    parts = _parts(source, config)
+    if not parts:
+        raise ValueError(f"{source.name} holds no image, as its files have no rows")
     there = folder.sizes()
-    missing = [part for part in _parts(source, config) if part.tar not in there]
+    missing = [part for part in parts if part.tar not in there]
     not_read = Counter[str]()
     for written in each(partial(_write_part, config=config, folder=folder), missing):
         tick(written.num_images)
         not_read += written.not_read
     if not_read:
         warnings.warn(f"{source.name} also holds {counted(not_read)}; if they are images, convert them", stacklevel=7)
+    end = time.monotonic() + SHOWN_LATE_S
+    while lost := [part.tar for part in parts if part.tar not in folder.sizes()]:
+        if time.monotonic() > end:
+            raise ValueError(
+                f"{len(lost)} of {len(parts)} tars were written and are not in {folder.out}, such as {lost[0]}; all "
+                "nodes must share this folder"
+            )
+        time.sleep(1.0)
 
 
 def _parts(source: Source, config: DataConfig) -> list[_Part]:

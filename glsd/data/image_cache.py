@@ -59,6 +59,7 @@ class ImageCache:
         self._most_bytes = most_bytes
         self._wanted = min(int(index.lengths[self._image_ids].sum()), most_bytes)
         self._claim()
+        self._claimed_at = time.monotonic()
 
     def read(self, image_id: int) -> bytes:
         """The encoded bytes of an image; errors are those of `Index.read`."""
@@ -90,13 +91,14 @@ class ImageCache:
         """Whether an image has its place on this disk, once it was read."""
         with _claiming:
             if time.monotonic() > self._claimed_at + _CLAIM_S:
-                self._claim()
+                with suppress(OSError):  # a full disk, or a claim that was cleared just now
+                    self._claim()
+                self._claimed_at = time.monotonic()
         return bool(_places(np.array([image_id]))[0] < self._below)
 
     def _claim(self) -> None:
         with alone(self._folder.with_name("images.lock")):
             self._below = self._claimed(self._room())
-        self._claimed_at = time.monotonic()
 
     def _room(self) -> int:
         """Bytes that this data set may have, once others have made way."""

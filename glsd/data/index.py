@@ -182,7 +182,7 @@ def build_index(
         sources: folders, lists, tars, Parquet files, or patterns with braces; local paths or uris.
         config: names of the columns of tables.
         cache_dir: where indexes are kept; by default `GLSD_CACHE`, or `glsd` in the user's cache folder.
-        progress: called with the number of images (or files that hold them) found so far.
+        progress: called with the number of images (or files that hold them) found so far, by any thread.
         each: does the pieces of an index that is made now.
         packed_in: gives the folder for tars with the images of Parquet files and compressed tars, if there are any; by
             default they go into the cache folder.
@@ -221,7 +221,10 @@ def build_index(
 
 
 def check_memory(num_files: int, name_bytes: int, free: float) -> None:
-    """Refuse files of which an index would not fit into so many bytes of memory; estimated by what ten million took."""
+    """Refuse files of which an index would not fit into so many bytes of memory; estimated by what ten million took.
+
+    Images within tars take less, and are not known before the tars are read.
+    """
     needed = 3 * name_bytes + 100 * num_files
     if needed > free:
         raise ValueError(
@@ -237,9 +240,11 @@ def _free_memory() -> float:
         lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):  # as where a group has no limit, which is called max
+    with suppress(OSError, ValueError, KeyError):  # as where a group has no limit, which is called max
         limit, used = (int((group / name).read_text("utf-8")) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
+        stat = dict(line.split() for line in (group / "memory.stat").read_text("utf-8").splitlines())
+        files = int(stat["inactive_file"]) + int(stat["active_file"])  # which make way
+        free = min(free, limit - used + files)
     return float(free)
 
 

@@ -150,7 +150,7 @@ def read_parquet(uri: str, label_column: str, tick: Callable[[int], None]) -> Li
     names = [name for name in file.schema_arrow.names if name in wanted]
     batches, columns = [], {}
     for batch in file.iter_batches(_CHUNK_ROWS, columns=names):
-        batches.append([batch.column(name).cast(pa.large_string()) for name in names])
+        batches.append([_texts(uri, name, batch.column(name)) for name in names])
         if _tells_files(names):
             tick(len(batch))
     for name in names:
@@ -159,6 +159,13 @@ def read_parquet(uri: str, label_column: str, tick: Callable[[int], None]) -> Li
             row = pc.index(pc.is_null(columns[name]), True).as_py()
             raise ValueError(f"{uri}, row {row}: no {name}")
     return Listed(uri, columns, content, lambda row: f"row {row}")
+
+
+def _texts(uri: str, name: str, column: pa.Array) -> Texts:
+    try:
+        return column.cast(pa.large_string())
+    except pa.ArrowException as error:
+        raise ValueError(f"{uri}: column {name!r} holds neither texts nor numbers, but {column.type}") from error
 
 
 def listed_images(listed: Listed, label_column: str, tick: Callable[[int], None]) -> ListedImages:
@@ -224,6 +231,8 @@ def _listed_files(listed: Listed, column: str, tick: Callable[[int], None]) -> t
         each = file_ids
     if "file_size" in listed.columns:
         told = _whole_numbers(listed, "file_size")
+        if (negative := np.flatnonzero(told < 0)).size:
+            raise ValueError(f"{listed.where(int(negative[0]))}: a file_size below 0")
         sizes = np.zeros(len(uris), np.int64)
         sizes[each] = told
         if (differing := np.flatnonzero(sizes[each] != told)).size:

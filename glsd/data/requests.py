@@ -36,7 +36,7 @@ def readings(index: Index, image_ids: np.ndarray, num_images: int) -> list[Readi
     images, requests = Counter[str](), Counter[str]()
     for image_id in image_ids[rows].tolist():
         place = index.place(image_id)
-        if is_remote(place.uri):
+        if is_remote(place.uri) and not place.uri.startswith("file://"):
             store = f"{place.uri.partition('://')[0]}://"
             images[store] += 1
             requests[store] += 2 if place.offset < 0 and store == "s3://" else 1

@@ -108,6 +108,10 @@ class _RemoteFile(io.RawIOBase):
         self._doing, self._position = f"reading {uri}", 0
         self._file = insistently(self._doing, lambda: _opened(self._filesystem, path), self._filesystem)
 
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
     def readable(self) -> bool:
         return True
 
@@ -121,6 +125,8 @@ class _RemoteFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         room = memoryview(buffer)
         length = max(0, min(len(room), self._file.size() - self._position))
+        if not length:
+            return 0
         data = insistently(self._doing, lambda: self._file.read_at(length, self._position), self._filesystem)
         room[: len(data)] = data
         self._position += len(data)

@@ -59,8 +59,6 @@ class Folder:
     def beside(self, ending: str) -> "Folder":
         """The folder whose name has this ending more."""
         location, mark, options = self.out.partition("?") if is_remote(self.out) else (self.out, "", "")
-        if self.out == self.path and not self.is_local:
-            return Folder(self.out + ending, self.filesystem)
         return Folder(f"{location}{ending}{mark}{options}")
 
     def sizes(self) -> dict[str, int]:

@@ -24,6 +24,7 @@ _RANGE: Final = re.compile(r"([0-9]+)\.\.([0-9]+)")
 _TICK_FILES: Final = 1000
 _THREADS: Final = 16
 """That wait for a disk of the network or an object store at once."""
+_MOST_PREFIXES: Final = 1000
 _NOWHERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -108,22 +109,21 @@ def _walk_local(
     entered: set[tuple[int, int]] = set()
     links = deque[str]()  # last, so that a folder goes by its own name
     pool = ThreadPoolExecutor(_THREADS)
-    scans: list[tuple[str, Future[_Scanned]]] = []
+    scans: list[Future[_Scanned]] = []
 
     def begin(folder: str) -> None:
-        scans.append((folder, pool.submit(_scan, folder, suffixes, tick)))
+        status = os.stat(folder)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) not in entered:
+            entered.add((status.st_dev, status.st_ino))
+            scans.append(pool.submit(_scan, folder, suffixes, tick))
 
     try:
         begin(root)
         while scans or links:
             if not scans:
                 begin(links.popleft())
-            folder, scan = scans.pop()
-            status = os.stat(folder)  # noqa: PTH116
-            if (status.st_dev, status.st_ino) in entered:
                 continue
-            entered.add((status.st_dev, status.st_ino))
-            here = scan.result()
+            here = scans.pop().result()
             found.append(here)
             links.extend(here.links)
             for name in here.others:
@@ -200,6 +200,9 @@ def _walk_remote(
     by_prefix = filesystem.type_name == "s3"  # Google's shows no prefix that is not an object itself
     top = listed(pyarrow.fs.FileSelector(path, recursive=not by_prefix))
     prefixes = [info.path for info in top if by_prefix and info.type == pyarrow.fs.FileType.Directory]
+    prefixes = [prefix for prefix in prefixes if not prefix.rpartition("/")[2].startswith(".")]
+    if len(prefixes) > _MOST_PREFIXES:  # a request each would be more than all pages together
+        top, prefixes = listed(pyarrow.fs.FileSelector(path, recursive=True)), []
     with ThreadPoolExecutor(_THREADS) as pool:
         found = [
             kept(top),

@@ -16,7 +16,7 @@ from ray_jobs.progress import duration_text
 Kind = Literal["representations", "packed", "images", "indexes", "layers"]
 _NAMES: dict[Kind, str] = {
     "representations": r"features-[0-9a-f]{32}(\.unfinished)?|untrained-[0-9a-f]{32}\.json",
-    "packed": r"packed-[0-9a-f]{32}(\.unfinished)?",
+    "packed": r"packed-[0-9a-f]{32}(\.unfinished|\.parts)?",
     "images": r"images-[0-9a-f]{32}(\.unfinished)?",
     "indexes": r"index-(\d+-)?[0-9a-f]{32}(-[0-9a-f]{8})?\.(arrow|unfinished)",
     "layers": r"linear/[0-9a-f]{20}(\.unfinished)?",

@@ -333,8 +333,9 @@ class Cache:
     """
 
     clear: Literal["representations", "packed", "images", "indexes", "layers", "all"] | None = None
-    """What to delete: representations of images, images packed into tars, indexes of images, linear layers that were
-    trained without --out, or all of these. What a running process on this machine uses is kept."""
+    """What to delete: representations of images, images packed into tars, images of object stores, indexes of images,
+    linear layers that were trained without --out, or all of these. What a running process on this machine uses is
+    kept."""
 
     def run(self) -> None:
         from ray_jobs.cli.caching import cache_table, clear, cleared_table, entries

@@ -2,21 +2,25 @@
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 import ray
+from ray.exceptions import GetTimeoutError
 
 from glsd.data.index import Index
 from glsd.storage.cache import cache_folder
 from glsd.storage.folder import Folder
 from glsd.storage.replacing import alone, replace_file
+from glsd.storage.uris import is_remote
 from ray_jobs.cluster.start import cluster, starts_own_ray
 from ray_jobs.settings import JobSettings
 
 PACKED: Final = ".packed"
 """The ending of a folder for packed images beside what a job writes."""
+_ANSWER_S: Final = 60
 SharedFiles = dict[str, "ray.ObjectRef[pa.Buffer]"]
 """Contents of files by their path: one object per node, however many tasks need them."""
 
@@ -42,7 +46,7 @@ def _exists(path: str) -> bool:
     return Path(path).exists()
 
 
-def packed_in(job: JobSettings, out: Folder | str | None) -> Folder | None:
+def packed_in(job: JobSettings, out: Folder | str | None, cache_dir: str | Path | None = None) -> Folder | None:
     """The folder into which images are packed: None, this machine's cache, if all nodes of the job's cluster see it,
     else one beside what the job writes.
 
@@ -51,16 +55,19 @@ def packed_in(job: JobSettings, out: Folder | str | None) -> Folder | None:
     """
     if starts_own_ray():
         return None
-    with cluster(job), tempfile.NamedTemporaryFile(dir=cache_folder(), prefix=".", suffix=".tmp") as file:
+    with cluster(job), tempfile.NamedTemporaryFile(dir=cache_folder(cache_dir), prefix=".", suffix=".tmp") as file:
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         sees = ray.remote(num_cpus=0)(_exists)
         asked = [sees.options(label_selector={"ray.io/node-id": node}).remote(file.name) for node in nodes]
-        if all(ray.get(asked)):
-            return None
+        with suppress(GetTimeoutError):  # a node has just ended
+            if all(ray.get(asked, timeout=_ANSWER_S)):
+                return None
     if out is None:
         raise ValueError(
-            f"images of the data must be packed, and {cache_folder()} is not a folder that all nodes share; `glsd "
-            "pack` the data into a folder that all nodes reach, or set GLSD_CACHE to one on every node"
+            f"images of the data must be packed, and {cache_folder(cache_dir)} is not a folder that all nodes share; "
+            "`glsd pack` the data into a folder that all nodes reach, or set GLSD_CACHE to one on every node"
         )
     folder = out if isinstance(out, Folder) else Folder(out)
+    if not folder.is_local and not is_remote(folder.out):
+        raise ValueError(f"{folder.out} is in a store that no URI names, so nothing can be packed beside it")
     return folder.beside(PACKED)

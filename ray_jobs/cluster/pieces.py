@@ -35,7 +35,7 @@ def over_cluster(function: Callable[[Piece], Result], pieces: Sequence[Piece]) -
 
 
 def _results(rows: Mapping[str, NDArray[Any]], function: Callable[[Piece], Result]) -> dict[str, NDArray[Any]]:
-    """A task: what a user must mend is returned, as Ray Data keeps of an exception only its traceback."""
+    """A task. It returns what a user must mend, because Ray Data keeps only the traceback of an exception."""
     results = []
     for piece in rows["piece"]:
         try:

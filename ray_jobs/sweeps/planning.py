@@ -79,16 +79,17 @@ def plan(trials: Sequence[Trial], common: Common, line: ProgressLine) -> list[Pl
     """
     configs = [common.base.with_overrides(trial.overrides) for trial in trials]  # checked before images are listed
     recorded = (read_record(Folder(common.out), SweepFile) or SweepFile()).trials
-    indexes: dict[str, tuple[Index, Index | None]] = {}
+    indexes: dict[tuple[str, str, str], tuple[Index, Index | None]] = {}
     planned, checked = list[PlannedTrial](), set[str]()
     for trial, config in zip(trials, configs, strict=True):
         data, test = common.data[trial.data], common.test.get(trial.data, ())
-        if trial.data not in indexes:
+        listed = trial.data, config.data.image_column, config.data.label_column
+        if listed not in indexes:
             index = indexed(data, config, line, common.job, common.out)
             tested = indexed(test, config, line, common.job, common.out, "--test") if test else None
             labelled_split(index, tested, config.evaluation)  # there are labels, and they fit
-            indexes[trial.data] = index, tested
-        index, tested = indexes[trial.data]
+            indexes[listed] = index, tested
+        index, tested = indexes[listed]
         num_images = len(regime(index, config.data))
         config = config.for_images(num_images)
         if (sizes := config.model_dump_json(include=_SIZES)) not in checked:

@@ -85,5 +85,11 @@ def test_a_large_parquet_file_becomes_tars_of_some_row_groups_each(tmp_path: Pat
     assert index.labels.tolist() == list(range(7))
 
 
+def test_a_parquet_file_without_rows_holds_no_image(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet holds no image"):
+        build_index(tmp_path / "a.parquet", CONFIG, tmp_path / "cache")
+
+
 def first(data: bytes) -> bytes:
     return (data * 2)[:2000]

@@ -258,6 +258,7 @@ def test_files_whose_sizes_a_list_tells_are_not_looked_at_before_they_are_read(t
         index.read(1)
     for rows, message in (
         ("a.jpg,9.5,0,1\n", r"line 2: the file_size '9\.5' is not a whole number of bytes"),
+        ("a.jpg,-9,0,1\n", "line 2: a file_size below 0"),
         ("a.jpg,9,0,1\na.jpg,8,1,1\n", "line 2: another file_size than in another row"),
     ):
         (tmp_path / "list.csv").write_text(f"path,file_size,offset,length\n{rows}")
@@ -383,10 +384,10 @@ def test_a_kill_while_packing_leaves_nothing_that_is_used(tmp_path: Path, cache:
     pq.write_table(pa.table({"image": images, "label": list(range(20))}), tmp_path / "a.parquet")
     kill_at(7, tmp_path / "a.parquet", cache)
     assert not list(cache.glob("*.arrow"))
-    assert [path.suffix for path in cache.glob("packed*/")] == [".unfinished"]
+    assert [path.suffix for path in cache.glob("packed*/")] == [".parts"]
     index = build_index(tmp_path / "a.parquet", CONFIG, cache)
     assert [index.read(row) for row in range(20)] == images
-    assert not list(cache.rglob("*.unfinished"))
+    assert not list(cache.rglob("*.parts"))
 
 
 def test_an_index_that_was_half_written_is_written_again(data: Path, cache: Path) -> None:

@@ -841,6 +841,23 @@ def test_an_object_store_is_listed_and_read_by_range(
             index.read(0)
 
 
+def test_a_bucket_of_many_prefixes_is_listed_in_one_go(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_EC2_METADATA_DISABLED", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "true")
+    for number in range(1001):
+        (tmp_path / f"bucket/data/{number:04d}").mkdir(parents=True)
+        (tmp_path / f"bucket/data/{number:04d}/image.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "bucket/data/.git").mkdir()
+    (tmp_path / "bucket/data/.git/image.jpg").write_bytes(b"\xff\xd8\xff")
+    asked: list[str] = []
+    with object_store(tmp_path, asked) as address:
+        index = build_index(f"s3://bucket/data?endpoint_override={address}&scheme=http", CONFIG, cache)
+    assert len(index) == 1001
+    assert len(asked) < 10
+
+
 def test_google_cloud_storage_holds_the_same_images_as_the_local_folder(tmp_path: Path, cache: Path) -> None:
     write_jpegs(tmp_path / "bucket", "photos/frog/a b.jpg", "photos/toad/ö 100%.jpg", "photos/toad/c.jpg")
     write_jpegs(tmp_path / "bucket", "photos of others/d.jpg", "photos/toad/.hidden.jpg")

@@ -20,11 +20,13 @@ from glsd.reporting.report import report
 from glsd.runs.sweep import trial_states
 from ray_jobs.cli.main import main, parse
 from ray_jobs.cli.verbs import Sweep
+from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
+from ray_jobs.sweeps.grids import Trial
 from ray_jobs.sweeps.job import beside, sweep
 from ray_jobs.sweeps.live import fitting_table
 from ray_jobs.sweeps.options import SweepOptions
-from ray_jobs.sweeps.planning import not_ended
+from ray_jobs.sweeps.planning import Common, not_ended, plan
 from ray_jobs.sweeps.rounds import reached
 from tests.glsd.runs.sweeps import BASE, ATrial, a_sweep, name_of
 from tests.images import labelled_folder
@@ -211,6 +213,18 @@ def test_a_trial_on_the_same_images_elsewhere_or_of_an_earlier_version_is_that_t
         trial["images"]["digest"] = key
     (tmp_path / "sweep/sweep.json").write_text(json.dumps(saved))
     main([*words, "--dry_run"])
+
+
+def test_each_trial_has_the_labels_of_its_own_column(tmp_path: Path, photos: Path, monkeypatch) -> None:
+    monkeypatch.setenv("GLSD_CACHE", str(tmp_path / "cache"))
+    rows = [f"{path},{number % 2},{number % 4}" for number, path in enumerate(sorted(photos.rglob("*.*")))]
+    (tmp_path / "list.csv").write_text("\n".join(["path,coarse,fine", *rows]) + "\n")
+    trials = [Trial(column, "photos", {"data.label_column": column}) for column in ("coarse", "fine")]
+    data = {"photos": (str(tmp_path / "list.csv"),)}
+    common = Common(BASE, data, {}, str(tmp_path / "sweep"), SweepOptions(), JobSettings(gpu=False))
+    with ProgressLine() as line:
+        planned = plan(trials, common, line)
+    assert [p.index.classes for p in planned] == [["0", "1"], ["0", "1", "2", "3"]]
 
 
 def test_every_trial_s_sizes_are_checked(call, capsys) -> None:
