@@ -144,7 +144,7 @@ def test_an_image_that_is_gone_stops_the_packing_in_words(photos: Path, tmp_path
 def test_a_shard_that_was_written_and_is_not_in_the_folder_is_missed_in_the_end(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray_jobs.packing._SHOWN_LATE_S", 1.0)
+    monkeypatch.setattr("ray_jobs.packing.SHOWN_LATE_S", 1.0)
 
     def lose(subject: str, detail: str) -> None:  # as a worker does that writes to a disk of its own
         if (subject, detail) == ("packing", "23/23 images"):
