@@ -90,10 +90,7 @@ def pack(
                 num_written += written
                 on_progress("packing", f"{num_written:,}/{len(index):,} images")
     assert num_written == len(index), f"{num_written} images were packed, not {len(index)}"
-    end = time.monotonic() + SHOWN_LATE_S
-    while (lost := missing_shards(shards, folder)) and time.monotonic() < end:
-        time.sleep(1.0)
-    if lost:
+    if lost := _not_shown(shards, folder):
         raise ValueError(
             f"{len(lost)} of {len(shards)} shards were written and are not in {folder.out}, such as {lost[0].name}; "
             "name a folder that all nodes share, or a URI"
@@ -104,6 +101,14 @@ def pack(
     return Packed(
         folder.out, len(index), len(shards), sum(shard.num_bytes for shard in shards), len(shards) - len(missing)
     )
+
+
+def _not_shown(shards: list[Shard], folder: Folder) -> list[Shard]:
+    """The shards that a network disk does not show, however late."""
+    end = time.monotonic() + SHOWN_LATE_S
+    while (lost := missing_shards(shards, folder)) and time.monotonic() < end:
+        time.sleep(1.0)
+    return lost
 
 
 def _written(shards: list[Shard], index: Index, folder: Folder) -> Iterator[int]:
