@@ -106,8 +106,7 @@ def _write(source: Source, config: DataConfig, folder: Folder, tick: Callable[[i
     parts = _parts(source, config)
     if not parts:
         raise ValueError(f"{source.name} holds no image, as its files have no rows")
-    there = folder.sizes()
-    missing = [part for part in parts if part.tar not in there]
+    missing = _missing(parts, folder)
     not_read = Counter[str]()
     for written in each(partial(_write_part, config=config, folder=folder), missing):
         tick(written.num_images)
@@ -115,13 +114,19 @@ def _write(source: Source, config: DataConfig, folder: Folder, tick: Callable[[i
     if not_read:
         warnings.warn(f"{source.name} also holds {counted(not_read)}; if they are images, convert them", stacklevel=7)
     end = time.monotonic() + SHOWN_LATE_S
-    while lost := [part.tar for part in parts if part.tar not in folder.sizes()]:
+    while lost := _missing(parts, folder):
         if time.monotonic() > end:
             raise ValueError(
-                f"{len(lost)} of {len(parts)} tars were written and are not in {folder.out}, such as {lost[0]}; all "
+                f"{len(lost)} of {len(parts)} tars were written and are not in {folder.out}, such as {lost[0].tar}; all "
                 "nodes must share this folder"
             )
         time.sleep(1.0)
+
+
+def _missing(parts: list[_Part], folder: Folder) -> list[_Part]:
+    """The parts whose tars the folder does not show."""
+    there = folder.sizes()
+    return [part for part in parts if part.tar not in there]
 
 
 def _parts(source: Source, config: DataConfig) -> list[_Part]:
