@@ -117,8 +117,8 @@ def _write(source: Source, config: DataConfig, folder: Folder, tick: Callable[[i
     while lost := _missing(parts, folder):
         if time.monotonic() > end:
             raise ValueError(
-                f"{len(lost)} of {len(parts)} tars were written and are not in {folder.out}, such as {lost[0].tar}; all "
-                "nodes must share this folder"
+                f"{len(lost)} of {len(parts)} tars were written and are not in {folder.out}, such as {lost[0].tar}; "
+                "all nodes must share this folder"
             )
         time.sleep(1.0)
 
