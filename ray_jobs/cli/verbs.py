@@ -163,8 +163,6 @@ class Sweep:
     """Folder of the sweep: a folder, or a URI that all workers reach."""
     base: str = "small_data"
     """Preset or YAML file of the settings that all trials share."""
-    test: tuple[str, ...] = ()
-    """Labelled images that are tested; without them a share of the labelled data is."""
     options: Annotated[SweepOptions, Flattened] = SweepOptions()
     job: Annotated[JobSettings, Flattened] = JobSettings()
 
@@ -173,13 +171,11 @@ class Sweep:
             from glsd.reporting.console import states_table
             from glsd.reporting.report import report
             from glsd.runs.sweep import trial_states
-            from ray_jobs.sweeps.grids import named_sources
             from ray_jobs.sweeps.job import sweep
             from ray_jobs.sweeps.planning import not_ended, plan_table
 
         options = self.options
-        data, test = named_sources(self.data), named_sources(self.test)
-        planned = sweep(load_config(self.base), self.study, data, self.out, test, options, self.job, self.command())
+        planned = sweep(load_config(self.base), self.study, self.data, self.out, options, self.job, self.command())
         if options.dry_run:
             print(plan_table(planned))
             if options.search == "optuna" and (num_left := options.samples - len(planned)) > 0:

@@ -21,7 +21,7 @@ from ray_jobs.cluster.resources import check_ranks, check_resources, gpu_room
 from ray_jobs.cluster.start import cluster
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
-from ray_jobs.sweeps.grids import Space, load_space
+from ray_jobs.sweeps.grids import Space, load_space, named_sources
 from ray_jobs.sweeps.live import shown
 from ray_jobs.sweeps.options import SweepOptions
 from ray_jobs.sweeps.planning import Common, Data, PlannedTrial, absolute_data, plan
@@ -35,9 +35,8 @@ _CORES_A_TRIAL = 4
 def sweep(
     base: Config,
     study: str,
-    data: Data,
+    data: Sequence[str],
     out: str,
-    test: Data | None = None,
     options: SweepOptions = SweepOptions(),
     job: JobSettings = JobSettings(),
     command: Sequence[str] = (),
@@ -47,10 +46,9 @@ def sweep(
     Args:
         base: what all trials share.
         study: a name of `ray_jobs.sweeps.grids.GRIDS`, or a YAML file.
-        data: sources by the name of the data set.
+        data: sources; those of several data sets as NAME=SOURCE.
         out: folder or URI of the sweep.
-        test: labelled images that are tested, by the name of the data set; without them a share of `data` is.
-        options: which trials there are, and which of them run when.
+        options: which trials there are, which of them run when, and how they are measured.
         job: workers and devices of every trial.
         command: the command line of this call, for the report.
 
@@ -64,10 +62,11 @@ def sweep(
     folder = RunDirectory(out)
     folder.check_own("sweep", SWEEP, (LEASE,))
     space = load_space(study, options.grid, options.seeds, base.seed)
-    _check_options(options, space, data, test or {})
+    named, test = named_sources(data), named_sources(options.test)
+    _check_options(options, space, named, test)
     if options.stop_collapsed:
         base = base.with_overrides({"collapse": "stop"})
-    common = Common(base, absolute_data(data), absolute_data(test or {}), folder.location, options, job)
+    common = Common(base, absolute_data(named), absolute_data(test), folder.location, options, job)
     for sources in (*common.data.values(), *common.test.values()):
         folder.check_apart(sources)
     with ProgressLine() as line, nullcontext() if options.dry_run else folder.lease(on_wait=line.phase):

@@ -8,7 +8,7 @@ Scheduler = Literal["fifo", "asha", "median"]
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """Which trials there are, and which of them run when."""
+    """Which trials there are, which of them run when, and how they are measured."""
 
     grid: tuple[str, ...] = ()
     """Axes that replace or extend the study's, such as optim.base_lr=1e-4,5e-4; a single value is for all trials; with
@@ -29,5 +29,7 @@ class SweepOptions:
     """Trials at a time; by default, and at most, as many as the cluster has room for."""
     pairs: int = 1000
     """Images of each trial's correspondence."""
+    test: tuple[str, ...] = ()
+    """Labelled images that are tested; without them a share of the labelled data is."""
     dry_run: bool = False
     """Only check and plan; of Optuna's trials, those that are known and the next one."""

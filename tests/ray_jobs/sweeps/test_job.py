@@ -192,7 +192,7 @@ def test_trials_that_share_a_backbone_measure_it_untrained_once_and_keep_no_repr
         sweep(
             few,
             str(tmp_path / "grid.yaml"),
-            {"data": [str(textures)]},
+            [str(textures)],
             str(out),
             options=SweepOptions(pairs=4, concurrent=2),
         )
@@ -240,7 +240,7 @@ def test_optuna_searches_until_it_has_tried_as_many_as_asked_for(
     (tmp_path / "grid.yaml").write_text("optim.base_lr: {loguniform: [0.001, 0.1]}\n")
     out = tmp_path / "sweep"
     few = base(**{"optim.epochs": 1, "data.images_per_class": 8})
-    grid, data = str(tmp_path / "grid.yaml"), {"data": [str(textures)]}
+    grid, data = str(tmp_path / "grid.yaml"), [str(textures)]
     for samples in (1, 2):  # the second call goes on with what the first one found
         sweep(few, grid, data, str(out), options=SweepOptions(search="optuna", samples=samples, pairs=4))
         states = trial_states(str(out))

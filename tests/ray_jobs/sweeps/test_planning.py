@@ -111,10 +111,10 @@ def test_a_trial_on_cpus_has_four_cores_or_what_is_asked_and_a_core_for_its_stre
     [
         Sweep("threshold", ("a b", "food=s3://bucket/it's"), "runs/x"),
         Sweep(
-            "my grid.yaml", ("photos",), "x", test=("t",),
+            "my grid.yaml", ("photos",), "x",
             options=SweepOptions(
                 grid=("a.b=1,[2, 3]",), seeds=(0, 1), samples=3, scheduler="asha", search="optuna",
-                stop_collapsed=True, retries=0, concurrent=2, pairs=8,
+                stop_collapsed=True, retries=0, concurrent=2, pairs=8, test=("t",),
             ),
             job=JobSettings(workers=2, gpu=False, gpus_per_worker=0.25, dashboard=True, loggers=("wandb", "mlflow")),
         ),
@@ -272,9 +272,7 @@ def test_trials_that_have_not_ended_are_named_in_one_line(call, tmp_path, photos
     rates = [a_rate(0.001), a_rate(0.002, "failed", knn=None), a_rate(0.004, "started"), a_rate(0.5, "waiting")]
     folder = str(a_sweep(tmp_path / "sweep", rates))
     few, all_of_three = (
-        sweep(
-            BASE, "learning_rate", {"photos": [str(photos)]}, folder, options=SweepOptions(grid=(change,), dry_run=True)
-        )
+        sweep(BASE, "learning_rate", [f"photos={photos}"], folder, options=SweepOptions(grid=(change,), dry_run=True))
         for change in ("optim.base_lr=0.001", "optim.base_lr=0.001,0.002,0.004")
     )
     assert not_ended(few, trial_states(folder)) == ""
