@@ -31,13 +31,22 @@ _COLLAPSE_LEVELS: dict[str, Sequence[Level]] = {
 }
 """Where a collapse ends."""
 _TITLES = {
+    "cache_hit_rate": "Images from the node's cache, %",
+    "coordinator_bytes": "Memory of the coordinator, MiB",
     "data_wait": "Share of time spent waiting for data",
     "images_per_s": "Images per second",
     "lr": "Learning rate",
+    "object_store": "Object store in use, %",
+    "requests": "Requests to object stores",
     "teacher_momentum": "Momentum of the teacher",
     "teacher_temperature": "Temperature of the teacher",
+    "units_ahead": "Units begun ahead of the training",
+    "units_per_s": "Units per second",
+    "units_waiting": "Units made ahead of the training",
     "weight_decay": "Weight decay",
 }
+_SCALES = {"cache_hit_rate": 100, "coordinator_bytes": 2**-20, "knn": 100, "matched": 100, "object_store": 100}
+"""What metrics are multiplied by, for the unit in the title."""
 _NO_CURVES = {"step", "epoch", "seconds_left", "knn_anchors", "knn_queries", "knn_majority", "loss_share", "collapsed"}
 
 _SHARE: list[Level] = [("", 0.0), ("", 1.0)]
@@ -85,7 +94,7 @@ def run_charts(
     measured = {key for line in metrics for key, value in line.items() if value is not None} - {*_NO_CURVES, *hidden}
 
     def line_of(key: str, name: str) -> Line:
-        rows, scale = [row for row in metrics if key in row], 100.0 if key in ("knn", "matched") else 1.0
+        rows, scale = [row for row in metrics if key in row], _SCALES.get(key, 1)
         x = [row["step"] / (per_epoch or 1) for row in rows]
         y = [None if row[key] is None else scale * row[key] for row in rows]
         if key == "knn" and all("knn_queries" in row for row in rows):
