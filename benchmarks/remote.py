@@ -2,7 +2,7 @@
 
 A server of S3's protocol, a process of its own on this machine, answers each request after a delay. The units of the
 preset `paper` are read, decoded and cropped in turn from local files, from the store's files and from its tars, by
-tasks of three units each. Run it at the top of the repository:
+tasks like those of a training. Run it at the top of the repository:
 
     OMP_NUM_THREADS=1 python -m benchmarks.remote --images FOLDER
 """
@@ -20,9 +20,9 @@ from pathlib import Path
 from glsd.config import Config
 from glsd.data.index import Index, build_index
 from glsd.data.tars import write_tar
-from glsd.data.units import MAX_UNIT_BYTES, UnitSource, made_in_turn
+from glsd.data.units import UnitSource, made_in_turn
 from glsd.experiments import load_config
-from ray_jobs.workers.stream import use_one_core
+from ray_jobs.workers.stream import TASK_UNITS, use_one_core
 from tests.glsd.storage.object_store import object_store
 
 
@@ -45,12 +45,11 @@ def write_shards(index: Index, folder: Path, images_per_shard: int = 64) -> None
 def images_per_second(index: Index, config: Config, seconds: float) -> float:
     """What one task process makes, again and again from the beginning of an epoch."""
     source = UnitSource(config, index, None, "device")
-    size = max(1, min(8, MAX_UNIT_BYTES // source.unit_bytes))
     num_images, start, first = 0, time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
-        for arrays in made_in_turn(source, range(first, first + size)):
+        for arrays in made_in_turn(source, range(first, first + TASK_UNITS)):
             num_images += len(arrays["unit"])
-        first += size
+        first += TASK_UNITS
     return num_images / (time.perf_counter() - start)
 
 

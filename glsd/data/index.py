@@ -9,7 +9,7 @@ data are never indexed twice and changed data never go by an old index; workers 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from glsd.config import DataConfig
 from glsd.data.conversion import converted
 from glsd.data.images import IMAGE_EXTENSIONS
+from glsd.data.known import are_unchanged, known_lists
 from glsd.data.labels import fitting_names, merged_labels
 from glsd.data.pieces import Each, in_threads
 from glsd.data.sources import Source, Sources, find_sources
@@ -121,6 +122,12 @@ class Index:
         """Folders of tars into which images of the index were packed, of this machine's cache or elsewhere."""
         return list(self._facts["packed"])
 
+    @property
+    def lists(self) -> dict[str, Any] | None:
+        """What tells whether the lists that were indexed have changed, see `glsd.data.known`."""
+        lists: dict[str, Any] | None = json.loads(self._table.schema.metadata.get(b"lists", b"null"))
+        return lists
+
     def place(self, image_id: int) -> Place:
         """Where an image lies."""
         return Place(*(self._columns[name][image_id].as_py() for name in Place._fields))
@@ -201,7 +208,11 @@ def build_index(
                 progress(count)
 
     cache = cache_folder(cache_dir)
-    found = find_sources([sources] if isinstance(sources, str | Path) else list(sources), config, tick)
+    sources = [sources] if isinstance(sources, str | Path) else list(sources)
+    if (known := _known(cache, sources, config)) is not None:
+        tick(len(known))
+        return known
+    found = find_sources(sources, config, tick)
     key = _key(found, config)
     others = None if all(source.kind in ("images", "tars") for source in found) else packed_in()
     elsewhere = "" if others is None else f"-{hashlib.sha256(others.location.encode()).hexdigest()[:8]}"
@@ -212,12 +223,24 @@ def build_index(
             names = [source.files.uris for source in found]
             check_memory(sum(map(len, names)), sum(column.nbytes for column in names), _free_memory())
             table = _table(found, config, others or cache, key, tick, each)
+            lists = json.dumps(known_lists(sources, found, config))
+            table = table.replace_schema_metadata((table.schema.metadata or {}) | {"lists": lists})
             with (
                 replacing(path, path.with_suffix(".unfinished")) as file,
                 pa.ipc.new_file(file, table.schema) as writer,
             ):
                 writer.write_table(table)
     return Index.open(path)
+
+
+def _known(cache: Path, sources: Sequence[str | Path], config: DataConfig) -> Index | None:
+    """The index of lists that are as they were when it was made."""
+    for path in sorted(cache.glob(f"index-{_FORMAT}-*.arrow")):
+        index = Index(path)
+        with suppress(ValueError):
+            if are_unchanged(index.lists, sources, config):
+                return index
+    return None
 
 
 def check_memory(num_files: int, name_bytes: int, free: float) -> None:

@@ -58,7 +58,7 @@ class ListedImages(NamedTuple):
 
 def read_text(uri: str) -> Listed:
     """A text list: a path or uri in each line that is not empty."""
-    data, content = _content(uri)
+    data, content = content_of(uri)
     entries = one_column(texts([line for _, line in chunk]) for chunk in _chunks(_lines(uri, data)))
     if not len(entries):
         raise ValueError(f"{uri} lists no image; write one path per line")
@@ -75,7 +75,7 @@ def _lines(uri: str, data: bytes) -> Iterator[tuple[int, str]]:
 
 def _line(rows: Callable[[str, bytes], Iterator[tuple[int, Any]]], uri: str, row: int) -> str:
     """Where a row stands in a list, which is read again for the message."""
-    return f"line {next(islice(rows(uri, _content(uri)[0]), row, None))[0]}"
+    return f"line {next(islice(rows(uri, content_of(uri)[0]), row, None))[0]}"
 
 
 def read_csv(uri: str, tick: Callable[[int], None] = lambda _: None) -> Listed:
@@ -84,7 +84,7 @@ def read_csv(uri: str, tick: Callable[[int], None] = lambda _: None) -> Listed:
     Raises:
         ValueError: it is not UTF-8, a quote is not closed, or a row has more or fewer columns than the first line.
     """
-    data, content = _content(uri)
+    data, content = content_of(uri)
     rows = _csv_rows(uri, data)
     header = [name.strip() for name in next(rows, (0, []))[1]]
     chunks = []
@@ -119,7 +119,8 @@ def _csv_rows(uri: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
         ) from error
 
 
-def _content(uri: str) -> tuple[bytes, str]:
+def content_of(uri: str) -> tuple[bytes, str]:
+    """All of a list, and its digest."""
     data, _ = read(uri)
     return data, hashlib.sha256(data).hexdigest()
 
@@ -144,7 +145,7 @@ def _tells_files(columns: Collection[str]) -> bool:
 
 def read_parquet(uri: str, label_column: str, tick: Callable[[int], None]) -> Listed:
     """The columns of a Parquet file that lists images, as texts; `tick` counts the rows, see `_tells_files`."""
-    data, content = _content(uri)
+    data, content = content_of(uri)
     file = pq.ParquetFile(pa.BufferReader(data))
     wanted = (*PATH_COLUMNS, label_column, "offset", "length", "file_size")
     names = [name for name in file.schema_arrow.names if name in wanted]

@@ -16,12 +16,12 @@ _MOST_RECEIVED: Final = 100_000
 
 
 class Making(NamedTuple):
-    """How a unit was made. What its task counted is told with the first unit of the task, and is 0 in the others."""
+    """How a unit was made, and what its task has counted since the unit before it."""
 
     begun_at: float
     """When the task began, in seconds since 1970."""
     made_at: float
-    """When the task had made its last unit."""
+    """When the unit was made, in seconds since 1970."""
     coordinator: int
     """The process, on the node of the worker, that started the task."""
     requests: int

@@ -37,8 +37,10 @@ from ray_jobs.workers.making import MAKING, Making
 Unit = Mapping[str, np.ndarray]
 _Beginning = Future[Iterator[Unit]]
 
-MAX_TASK_UNITS: Final = 8
-"""Of a task: a coordinator's work is by the task, but the first unit of a task comes with the last one."""
+TASK_UNITS: Final = 8
+"""Of a task, which reads each unit while it makes the one before: so a task waits for an object store once."""
+_BLOCK_BYTES: Final = MAX_UNIT_BYTES
+"""A coordinator's work is by the block, but the first unit of a block comes with the last one."""
 EXECUTION_TASKS: Final = 1024
 """Tasks of an execution. Ray Data plans all of them before the first one starts, in about a millisecond each."""
 _AHEAD: Final = 8
@@ -56,8 +58,6 @@ class Stream:
     units_per_step: int
     unit_size: int
     unit_bytes: int
-    task_units: int
-    """Units that a task makes, one after the other."""
     files: SharedFiles
     """The indexes' files, for nodes that lack them."""
     data_on: DataOn
@@ -82,7 +82,7 @@ class Stream:
         return self._units(numbers, begin, begin(numbers))
 
     def _units(self, numbers: range, begin: "Callable[[range], _Beginning]", beginning: "_Beginning") -> Iterator[Unit]:
-        span = self.execution_tasks * self.task_units
+        span = self.execution_tasks * TASK_UNITS
         num_failures = 0
         while numbers:
             left, after, following = len(numbers[:span]), numbers[span:], None
@@ -103,23 +103,27 @@ class Stream:
         """The units of the next execution, which has made the first one; so many bytes of them are made ahead."""
         if not numbers:
             return iter(())
-        units = iter(self._execution(numbers[: self.execution_tasks * self.task_units], most_ahead))
+        units = iter(self._execution(numbers[: self.execution_tasks * TASK_UNITS], most_ahead))
         return itertools.chain(list(itertools.islice(units, 1)), units)
 
     def _execution(self, numbers: range, most_ahead: float) -> Iterable[Unit]:
-        """The units of these numbers, one block for each task."""
+        """The units of these numbers, each block of one task."""
+        block_units = max(1, min(TASK_UNITS, _BLOCK_BYTES // self.unit_bytes))
         units = ray.data.read_datasource(
             _UnitTasks(self, numbers),
-            override_num_blocks=math.ceil(len(numbers) / self.task_units),
+            override_num_blocks=math.ceil(len(numbers) / TASK_UNITS),
             num_cpus=1,
             **_places(self.data_on),
         )
         options = units.context.execution_options
         options.preserve_order, options.resource_limits = True, ExecutionResources(object_store_memory=most_ahead)
+        if block_units < TASK_UNITS:
+            # A block ends with the unit that exceeds this, and is not cut as long as it exceeds it by less than a half.
+            units.context.target_max_block_size = int((block_units - 0.25) * self.unit_bytes)
         units.context.execution_no_progress_timeout_s = -1  # k-NN or an upload may hold the training up for long
         (split,) = units.streaming_split(1)  # which has a process of its own on this node
         made: Iterable[Unit] = split.iter_batches(
-            batch_size=self.unit_size, batch_format="numpy", prefetch_batches=self.task_units
+            batch_size=self.unit_size, batch_format="numpy", prefetch_batches=block_units
         )
         return made
 
@@ -128,14 +132,13 @@ def share(
     maker: UnitMaker, files: SharedFiles, data_on: DataOn = "any", execution_tasks: int = EXECUTION_TASKS
 ) -> Stream:
     """The stream of what makes units, which is put into the object store."""
-    order, task_units = maker.order, max(1, min(MAX_TASK_UNITS, MAX_UNIT_BYTES // maker.unit_bytes))
+    order = maker.order
     return Stream(
         ray.put(maker),
         maker.num_units,
         order.units_per_step,
         order.unit_size,
         maker.unit_bytes,
-        task_units,
         files,
         data_on,
         execution_tasks,
@@ -183,7 +186,7 @@ class _UnitTasks(Datasource):
     def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
         """The tasks, however many Ray Data would have liked. It asks in the coordinator, of those that it starts."""
         stream, numbers, coordinator = self._stream, self._numbers, os.getpid()
-        parts = [numbers[first : first + stream.task_units] for first in range(0, len(numbers), stream.task_units)]
+        parts = [numbers[first : first + TASK_UNITS] for first in range(0, len(numbers), TASK_UNITS)]
         return [
             ReadTask(
                 partial(_blocks, stream.maker, stream.files, coordinator, part),
@@ -194,28 +197,30 @@ class _UnitTasks(Datasource):
 
 
 def _blocks(maker: "ray.ObjectRef[UnitMaker]", files: SharedFiles, coordinator: int, numbers: range) -> Iterator[Any]:
-    """A block for each unit, once all are made, which Ray Data joins."""
+    """A block for each unit as it is made, of which Ray Data joins a few."""
     import torch
 
     use_one_core()
     torch.set_num_threads(1)
-    units, made = _kept(maker), list[dict[str, np.ndarray]]()
-    begun_at, before = time.time(), counted()
-    failure, may_pass = "", False
+    units, num_made, begun_at, told = _kept(maker), 0, time.time(), counted()
+
+    def block(arrays: dict[str, np.ndarray], failure: str = "", *, may_pass: bool = False) -> Any:
+        nonlocal told
+        before, told = told, counted()
+        done = told - before
+        making = Making(begun_at, time.time(), coordinator, done["requests"], done["cache_hits"], done["cache_misses"])
+        return _block(arrays, making, failure, may_pass=may_pass)
+
     try:
         place_files(files)
         for arrays in made_in_turn(units, numbers):
-            made.append(arrays)
+            yield block(arrays)
+            num_made += 1
     except (ValueError, OSError) as error:
         # Ray Data keeps the text of an exception only within a traceback, so it travels as a row. No worker takes a
         # unit after it.
-        failure, may_pass = str(error), isinstance(error, OSError) and not isinstance(error, PermissionError)
-        made.append(units.blank(numbers[len(made)]))
-    done, last = counted() - before, len(made) - 1
-    making = Making(begun_at, time.time(), coordinator, done["requests"], done["cache_hits"], done["cache_misses"])
-    for place, arrays in enumerate(made):
-        yield _block(arrays, making, failure if place == last else "", may_pass=may_pass)
-        making = making._replace(requests=0, cache_hits=0, cache_misses=0)
+        may_pass = isinstance(error, OSError) and not isinstance(error, PermissionError)
+        yield block(units.blank(numbers[num_made]), str(error), may_pass=may_pass)
 
 
 @lru_cache(maxsize=1)

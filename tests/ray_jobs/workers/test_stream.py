@@ -133,7 +133,6 @@ def test_thousands_of_units_of_many_tasks_and_several_executions_come_in_order_e
     cluster: None, tmp_path: Path
 ) -> None:
     stream = share(Numbers(4001, tmp_path), {}, execution_tasks=150)
-    assert stream.task_units == 3
     with ThreadPoolExecutor(3) as ranks:
         received = list(ranks.map(lambda rank: numbers(stream.of_rank(100, rank, 3)), range(3)))
     assert received == [list(range(100 + rank, 4001, 3)) for rank in range(3)]
