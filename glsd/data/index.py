@@ -1,14 +1,14 @@
 """Which images there are: an Arrow file in the user's cache folder with a row for each image.
 
-Columns: uri, member (its name within a tar), offset (-1 is the whole file), length, file_size, label. Rows are sorted
-by uri and offset, and `image_id` is the row. The file is keyed by all absolute names, sizes and times, so unchanged
-data are never indexed twice and changed data never go by an old index; workers map it into memory and never copy it.
+Columns: uri, member (its name within a tar), offset (-1 is the whole file), length, file_size, image_column (of a
+Parquet file, in which `offset` is the row), label. Rows are sorted by uri and offset, and `image_id` is the row. The
+file is keyed by all absolute names, sizes and times, so unchanged data are never indexed twice and changed data never
+go by an old index; workers map it into memory and never copy it.
 `digest` identifies the images and their order wherever they lie. The data themselves are only read.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -22,35 +22,40 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from glsd.config import DataConfig
-from glsd.data.conversion import converted
+from glsd.data.conversion import Conversion, tar_name
 from glsd.data.images import IMAGE_EXTENSIONS
 from glsd.data.known import are_unchanged, known_lists
 from glsd.data.labels import fitting_names, merged_labels
+from glsd.data.memory import check_memory, free_memory
+from glsd.data.parquet import read_row
 from glsd.data.pieces import Each, in_threads
 from glsd.data.sources import Source, Sources, find_sources
 from glsd.data.tars import Rows, scan_tars
 from glsd.storage.cache import cache_folder
-from glsd.storage.columns import Texts, one_column, prefixed
+from glsd.storage.columns import Texts, one_column, prefixed, texts
 from glsd.storage.files import read
 from glsd.storage.folder import Folder
 from glsd.storage.listing import unreadable, walk, what_is_at
 from glsd.storage.replacing import alone, replacing
 from glsd.storage.uris import inner_names
 
-_FORMAT: Final = "4"
+_FORMAT: Final = "5"
 _DIGEST_FORMAT: Final = "3"
 _PART: Final = 1 << 16
 _REMEDY: Final = "put it back, or rerun the command, which indexes the data again"
 
 
 class Place(NamedTuple):
-    """Where the encoded bytes of an image lie: a file, or bytes [offset, offset + length) of it."""
+    """Where the encoded bytes of an image lie: a file, bytes [offset, offset + length) of it, or row `offset` of the
+    image column of a Parquet file.
+    """
 
     uri: str
     member: str | None
     offset: int
     length: int
     file_size: int
+    image_column: str | None
 
 
 class Index:
@@ -128,6 +133,11 @@ class Index:
         lists: dict[str, Any] | None = json.loads(self._table.schema.metadata.get(b"lists", b"null"))
         return lists
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether images are rows of Parquet files, which are read where they lie."""
+        return bool(self._columns["image_column"].null_count < len(self))
+
     def place(self, image_id: int) -> Place:
         """Where an image lies."""
         return Place(*(self._columns[name][image_id].as_py() for name in Place._fields))
@@ -142,12 +152,15 @@ class Index:
         """The encoded bytes of an image; errors that may pass are retried.
 
         Raises:
-            ValueError: the file is gone or of another size since the index was made.
+            ValueError: the file is gone, of another size or broken since the index was made.
             OSError: it cannot be read.
         """
         place = self.place(image_id)
         try:
-            data, size = read(place.uri, place.offset, place.length)
+            if place.image_column is None:
+                data, size = read(place.uri, place.offset, place.length)
+            else:
+                data, size = read_row(place.uri, place.file_size, place.image_column, place.offset)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"{self.uri(image_id)} is gone since the index was made; {_REMEDY}") from error
         if size != place.file_size:
@@ -214,15 +227,17 @@ def build_index(
         return known
     found = find_sources(sources, config, tick)
     key = _key(found, config)
-    others = None if all(source.kind in ("images", "tars") for source in found) else packed_in()
+    conversions = [None if source.kind in ("images", "tars") else Conversion(source, config) for source in found]
+    made = next(cache.glob(f"index-{_FORMAT}-{key}*.arrow"), None)  # which knows, so that no footer is read
+    others = packed_in() if (Index(made).packed if made else not _is_in_place(conversions)) else None
     elsewhere = "" if others is None else f"-{hashlib.sha256(others.location.encode()).hexdigest()[:8]}"
     path = cache / f"index-{_FORMAT}-{key}{elsewhere}.arrow"
     with alone(path.with_suffix(".lock")):
         # An index is usable whose packed tars, if it has any, are still there.
         if not path.exists() or any(what_is_at(folder) is None for folder in Index(path).packed):
             names = [source.files.uris for source in found]
-            check_memory(sum(map(len, names)), sum(column.nbytes for column in names), _free_memory())
-            table = _table(found, config, others or cache, key, tick, each)
+            check_memory(sum(map(len, names)), sum(column.nbytes for column in names), free_memory())
+            table = _table(found, conversions, others or cache, key, tick, each)
             lists = json.dumps(known_lists(sources, found, config))
             table = table.replace_schema_metadata((table.schema.metadata or {}) | {"lists": lists})
             with (
@@ -241,34 +256,6 @@ def _known(cache: Path, sources: Sequence[str | Path], config: DataConfig) -> In
             if are_unchanged(index.lists, sources, config):
                 return index
     return None
-
-
-def check_memory(num_files: int, name_bytes: int, free: float) -> None:
-    """Refuse files of which an index would not fit into so many bytes of memory; estimated by what ten million took.
-
-    Images within tars take less, and are not known before the tars are read.
-    """
-    needed = 3 * name_bytes + 100 * num_files
-    if needed > free:
-        raise ValueError(
-            f"an index of {num_files:,} files takes about {needed / 1e9:.1f} GB of memory while it is made, and this "
-            f"machine has {free / 1e9:.1f} GB; `glsd pack` parts of the data into tars, and name these as data"
-        )
-
-
-def _free_memory() -> float:
-    """Bytes that this process may still take, where the system tells."""
-    free = math.inf
-    with suppress(OSError, ValueError):
-        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
-        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError, KeyError):  # as where a group has no limit, which is called max
-        limit, used = (int((group / name).read_text("utf-8")) for name in ("memory.max", "memory.current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text("utf-8").splitlines())
-        files = int(stat["inactive_file"]) + int(stat["active_file"])  # which make way
-        free = min(free, limit - used + files)
-    return float(free)
 
 
 def _key(found: Iterable[Source], config: DataConfig) -> str:
@@ -292,19 +279,31 @@ def _file_ids(source: Source) -> NDArray[np.int32]:
     return np.arange(len(source.files.uris), dtype=np.int32) if source.file_ids is None else source.file_ids
 
 
+def _is_in_place(conversions: Iterable[Conversion | None]) -> bool:
+    """Whether nothing is packed."""
+    return all(conversion is None or conversion.is_in_place for conversion in conversions)
+
+
 def _table(
-    found: list[Source], config: DataConfig, place: Path | Folder, key: str, tick: Callable[[int], None], each: Each
+    found: list[Source],
+    conversions: list[Conversion | None],
+    place: Path | Folder,
+    key: str,
+    tick: Callable[[int], None],
+    each: Each,
 ) -> pa.Table:
     """All columns of the index; the names of files are kept once, however many images lie in each."""
     rows: list[Rows] = []
     packed: list[str] = []
-    for source in found:
+    for source, conversion in zip(found, conversions, strict=True):
         if source.kind == "images":
             rows.append(_whole_files(source))
-        elif source.kind == "tars":
+        elif conversion is None:
             rows.append(scan_tars(source.name, source.files, tick, each))
+        elif conversion.is_in_place:
+            rows.append(conversion.rows(tick, each))
         else:
-            packed.append(converted(source, config, place, tick, each))
+            packed.append(conversion.packed(place, tick, each))
             tars = walk(packed[-1], (".tar",), lambda _: None)
             rows.append(scan_tars(source.name, tars, lambda _: None, each))
         if not len(rows[-1].file_ids):
@@ -320,6 +319,10 @@ def _table(
     offsets = np.concatenate([part.offset for part in rows])
     order = _ordered(_ranks(places)[file_ids], offsets, files, file_ids)
     file_ids, offsets = file_ids[order], offsets[order]
+    image_column = one_column(
+        pa.nulls(len(part.file_ids), pa.large_string()) if part.image_column is None else part.image_column
+        for part in rows
+    )
     table = pa.table(
         {
             "uri": pa.DictionaryArray.from_arrays(pa.array(file_ids), files),
@@ -327,19 +330,25 @@ def _table(
             "offset": offsets,
             "length": np.concatenate([part.length for part in rows])[order],
             "file_size": np.concatenate([part.files.sizes for part in rows])[file_ids],
+            "image_column": image_column.take(pa.array(order)).dictionary_encode(),
             "label": pa.nulls(len(order), pa.int64()) if labels is None else pa.array(labels[order]),
         }
     )
     facts = {
         "digest": _digest(table, names, classes),
         "key": key,
-        "ordered_as_in_format_2": not packed or bool((np.diff(_ranks(files)[file_ids]) >= 0).all()),
+        "ordered_as_in_format_2": len(found) == 1
+        or (image_column.null_count == len(order) and (not packed or _is_sorted(_ranks(files)[file_ids]))),
         "classes": classes,
         "class_ids": class_ids,
         "packed": packed,
         "sources": names_of,
     }
     return table.replace_schema_metadata({"glsd": json.dumps(facts)})
+
+
+def _is_sorted(ranks: NDArray[np.int64]) -> bool:
+    return bool((np.diff(ranks) >= 0).all())
 
 
 def _ranks(values: Texts) -> NDArray[np.int64]:
@@ -390,17 +399,21 @@ def _whole_files(source: Source) -> Rows:
     sizes = files.sizes[file_ids]
     offset = np.full(len(file_ids), -1) if source.offsets is None else source.offsets
     length = sizes if source.lengths is None else np.where(offset < 0, sizes, source.lengths)
-    return Rows(files, file_ids, pa.nulls(len(file_ids), pa.large_string()), offset, length, source.labels)
+    members = pa.nulls(len(file_ids), pa.large_string())
+    return Rows(files, file_ids, members, offset, length, source.labels, source.image_column)
 
 
 def _file_columns(source: Source, rows: Rows) -> tuple[Texts, Texts, Texts]:
     """Of each file: its uri, its place, by which images are sorted, and its name, of which the digest is made.
 
-    What is packed in the cache is sorted by the name of its source, wherever the cache is, and has no name.
+    What is packed in the cache is sorted by the name of its source, wherever the cache is, and has no name. So is what
+    would be packed if it were not read in place.
     """
     uris = rows.files.uris
     if source.kind not in ("images", "tars"):
-        return uris, prefixed(f"{source.name}/", inner_names(uris)), pa.array([""] * len(uris), pa.large_string())
+        in_place = rows.image_column is not None
+        tars = texts(map(tar_name, range(len(uris)))) if in_place else inner_names(uris)
+        return uris, prefixed(f"{source.name}/", tars), pa.array([""] * len(uris), pa.large_string())
     held = np.unique(rows.file_ids)
     if len(held) == len(uris):
         return uris, uris, inner_names(uris)

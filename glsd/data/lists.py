@@ -54,6 +54,8 @@ class ListedImages(NamedTuple):
     offsets: NDArray[np.int64] | None
     """Of images within files; -1 is the whole file."""
     lengths: NDArray[np.int64] | None
+    image_column: Texts | None
+    """Of images that are rows of Parquet files, the row being the offset; else null."""
 
 
 def read_text(uri: str) -> Listed:
@@ -147,7 +149,7 @@ def read_parquet(uri: str, label_column: str, tick: Callable[[int], None]) -> Li
     """The columns of a Parquet file that lists images, as texts; `tick` counts the rows, see `_tells_files`."""
     data, content = content_of(uri)
     file = pq.ParquetFile(pa.BufferReader(data))
-    wanted = (*PATH_COLUMNS, label_column, "offset", "length", "file_size")
+    wanted = (*PATH_COLUMNS, label_column, "offset", "length", "file_size", "image_column")
     names = [name for name in file.schema_arrow.names if name in wanted]
     batches, columns = [], {}
     for batch in file.iter_batches(_CHUNK_ROWS, columns=names):
@@ -181,8 +183,11 @@ def listed_images(listed: Listed, label_column: str, tick: Callable[[int], None]
         raise ValueError(f"{uri} has no column 'path' or 'uri'; its first line has {', '.join(columns) or 'nothing'}")
     if not len(listed):
         raise ValueError(f"{uri} lists no image below its first line")
-    if "offset" in columns and "length" not in columns:
-        raise ValueError(f"{uri} has a column 'offset' and no 'length'; name both for images within files, or neither")
+    for named, needed in (("offset", "length"), ("image_column", "offset")):
+        if named in columns and needed not in columns:
+            raise ValueError(
+                f"{uri} has a column {named!r} and no {needed!r}; name both for images within files, or neither"
+            )
     labels = None
     if label_column in columns:
         written = pc.utf8_trim_whitespace(columns[label_column])
@@ -190,18 +195,22 @@ def listed_images(listed: Listed, label_column: str, tick: Callable[[int], None]
             raise ValueError(f"{listed.where(row)}: no {label_column}; label all images or none")
         labels = as_labels(written)
     files, file_ids = _listed_files(listed, column, tick)
-    offsets = lengths = None
+    offsets = lengths = image_column = None
+    if "image_column" in columns:
+        image_column = pc.if_else(pc.equal(columns["image_column"], ""), None, columns["image_column"])
     if "offset" in columns:
         offsets, lengths = (_whole_numbers(listed, name) for name in ("offset", "length"))
         sizes = files.sizes[file_ids]
         within = (offsets == -1) | ((offsets >= 0) & (lengths >= 0) & (offsets + lengths <= sizes))
+        if image_column is not None:
+            within |= image_column.is_valid().to_numpy(zero_copy_only=False)
         if not within.all():
             row = int(np.flatnonzero(~within)[0])
             raise ValueError(
                 f"{listed.where(row)}: bytes {offsets[row]} to {offsets[row] + lengths[row]} do not lie within the "
                 f"file of {sizes[row]} bytes; offset -1 is the whole file"
             )
-    return ListedImages(files, labels, file_ids, offsets, lengths)
+    return ListedImages(files, labels, file_ids, offsets, lengths, image_column)
 
 
 def _whole_numbers(listed: Listed, column: str) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ images per class lie within twenty. Without labels all images are one class.
 """
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -73,10 +74,22 @@ def write_subset(
     path: str | Path, index: Index, image_ids: NDArray[np.int64], label_column: str = DataConfig().label_column
 ) -> None:
     """Writes the images as a CSV list that `build_index` reads: uri, the bytes' place in it, and the class if any."""
+    columns = ["uri", "offset", "length", *(["image_column"] if index.has_rows else [])]
     names = None if index.labels is None or index.classes is None else np.array(index.classes, object)[index.labels]
     with Path(path).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["uri", "offset", "length"] + ([] if names is None else [label_column]))
+        writer.writerow(columns + ([] if names is None else [label_column]))
         for image_id in image_ids.tolist():
             place = index.place(image_id)
-            writer.writerow([place.uri, place.offset, place.length] + ([] if names is None else [names[image_id]]))
+            writer.writerow([getattr(place, name) for name in columns] + ([] if names is None else [names[image_id]]))
+
+
+def same_subset(saved: bytes, now: bytes) -> bool:
+    """Whether two lists of `write_subset` name the same images of the same data: by their lengths and places, which
+    stay when the data are moved, or by their lengths only, where rows of Parquet files are packed in one of them.
+    """
+    lists = [csv.DictReader(io.StringIO(content.decode("utf-8"), newline="")) for content in (saved, now)]
+    packed = {"image_column" not in (listed.fieldnames or ()) for listed in lists}
+    facts = ["offset", "length"] if len(packed) == 1 else ["length"]
+    rows, rows_now = ([[row[fact] for fact in facts] for row in listed] for listed in lists)
+    return rows == rows_now

@@ -59,8 +59,8 @@ class Source(NamedTuple):
     """One source: its files in order, and for images their labels and their places within the files.
 
     Image i lies in file i, or in `file_ids[i]` where a list names files several times; `offsets` and `lengths` are
-    given where it names byte ranges. `class_names` are those of the class ids within tars. `content` stands for what
-    files cannot tell: the digest of a list, or the class names.
+    given where it names byte ranges, or rows, which have an `image_column`. `class_names` are those of the class ids
+    within tars. `content` stands for what files cannot tell: the digest of a list, or the class names.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Source(NamedTuple):
     file_ids: NDArray[np.int32] | None = None
     offsets: NDArray[np.int64] | None = None
     lengths: NDArray[np.int64] | None = None
+    image_column: Texts | None = None
     class_names: list[str] | None = None
     content: str = ""
 

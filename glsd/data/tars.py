@@ -22,7 +22,10 @@ from glsd.storage.listing import Files
 
 
 class Rows(NamedTuple):
-    """Columns of an index: where each image lies, see `glsd.data.index.Place`; and the labels."""
+    """Columns of an index: where each image lies, see `glsd.data.index.Place`; and the labels.
+
+    An `offset` is a row where there is an `image_column`.
+    """
 
     files: Files
     file_ids: NDArray[np.int32]
@@ -31,18 +34,24 @@ class Rows(NamedTuple):
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
     labels: Labels | None
+    image_column: Texts | None = None
 
 
-class _Scanned(NamedTuple):
-    """What a tar holds: images with their labels (null where there is none), companions that are left out since the
-    same key has an image of a simple name, .cls members of no image, and kinds of members that may be images and are
-    not read.
-    """
+class Scanned(NamedTuple):
+    """What a file holds: images with their labels (null where there is none)."""
 
     names: Texts
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int64]
     labels: Texts
+
+
+class _Tar(NamedTuple):
+    """What a tar holds: images, companions that are left out since the same key has an image of a simple name, .cls
+    members of no image, and kinds of members that may be images and are not read.
+    """
+
+    images: Scanned
     companions: list[str]
     unused: list[str]
     not_read: Counter[str]
@@ -65,10 +74,10 @@ def scan_tars(source: str, files: Files, tick: Callable[[int], None], each: Each
     Raises:
         ValueError: a file is not a plain tar or is cut off, or some images have a label and others none.
     """
-    scanned: list[_Scanned] = []
+    scanned: list[_Tar] = []
     for found in each(_scan_tar, files.uris.to_pylist()):
         scanned.append(found)
-        tick(len(found.names))
+        tick(len(found.images.names))
     if companions := [name for found in scanned for name in found.companions]:
         key, _, rest = companions[0].rpartition("/")[2].partition(".")
         warnings.warn(
@@ -85,19 +94,22 @@ def scan_tars(source: str, files: Files, tick: Callable[[int], None], each: Each
         )
     if not_read := sum((found.not_read for found in scanned), Counter[str]()):
         warnings.warn(f"{source} also holds {counted(not_read)}; if they are images, convert them", stacklevel=5)
+    return rows_of(files, [found.images for found in scanned], ".cls beside it")
+
+
+def rows_of(files: Files, scanned: list[Scanned], label: str) -> Rows:
+    """The images of all files; a ValueError names one that has no such label, as others have."""
     names, labels = (one_column(getattr(found, column) for found in scanned) for column in ("names", "labels"))
     file_ids = np.repeat(np.arange(len(scanned), dtype=np.int32), [len(found.names) for found in scanned])
     if 0 < labels.null_count < len(labels):
         first = pc.index(pc.is_null(labels), True).as_py()
-        raise ValueError(
-            f"{names[first]} in {files.uris[file_ids[first]]} has no .cls beside it; label all images or none"
-        )
+        raise ValueError(f"{names[first]} in {files.uris[file_ids[first]]} has no {label}; label all images or none")
     offsets = np.concatenate([np.empty(0, np.int64), *(found.offsets for found in scanned)])
     lengths = np.concatenate([np.empty(0, np.int64), *(found.lengths for found in scanned)])
     return Rows(files, file_ids, names, offsets, lengths, None if labels.null_count else as_labels(labels))
 
 
-def _scan_tar(uri: str) -> _Scanned:
+def _scan_tar(uri: str) -> _Tar:
     images: list[tuple[str, int, int]] = []
     labels: dict[str, str] = {}
     not_read = Counter[str]()
@@ -123,11 +135,9 @@ def _scan_tar(uri: str) -> _Scanned:
     left_out, owners = set(companions), {owner for name in names for owner in (_stem(name), _key(name))}
     used = [(*image, labels.get(_stem(image[0]), labels.get(_key(image[0])))) for image in images]
     columns = list(zip(*(image for image in used if image[0] not in left_out), strict=True)) or [()] * 4
-    return _Scanned(
-        texts(columns[0]),
-        np.array(columns[1], np.int64),
-        np.array(columns[2], np.int64),
-        texts(columns[3]),
+    found = texts(columns[0]), np.array(columns[1], np.int64), np.array(columns[2], np.int64), texts(columns[3])
+    return _Tar(
+        Scanned(*found),
         companions,
         [f"{stem}.cls" for stem in labels if stem not in owners],
         not_read,
@@ -159,7 +169,7 @@ def member_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-def write_tar(stream: BinaryIO, members: Iterable[tuple[str, bytes]]) -> None:
+def write_tar(stream: BinaryIO | io.BytesIO, members: Iterable[tuple[str, bytes]]) -> None:
     """Write a plain tar of (name, content), the same bytes on every machine."""
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in members:

@@ -4,8 +4,6 @@ Every piece of a run is a pure function of its settings, its data and the step, 
 the same command resumes from the newest complete checkpoint and gives the same result.
 """
 
-import csv
-import io
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -18,7 +16,7 @@ import numpy as np
 from glsd.config import Config
 from glsd.data.index import Index
 from glsd.data.order import Order
-from glsd.data.regimes import regime, write_subset
+from glsd.data.regimes import regime, same_subset, write_subset
 from glsd.data.samples import value_range_note
 from glsd.data.sources import Sources
 from glsd.data.splits import has_classes, labelled_split
@@ -138,17 +136,11 @@ def _claim(
         saved = run.read(SUBSET)
         if saved is None:
             run.write(SUBSET, content)
-        elif _places(saved) != _places(content):
+        elif not same_subset(saved, content):
             raise ValueError(
                 f"{run.out} was begun with other images of these data, listed in its {SUBSET}, than its settings "
                 "choose now, as happens after a change of labels or of glsd; choose another --out for a new run"
             )
-
-
-def _places(subset: bytes) -> list[tuple[str, str]]:
-    """Offset and length of each image of a subset, which stay when the data are moved."""
-    rows = csv.DictReader(io.StringIO(subset.decode("utf-8"), newline=""))
-    return [(row["offset"], row["length"]) for row in rows]
 
 
 def _train(prepared: Prepared, job: JobSettings, claim: Callable[[], None], line: ProgressLine) -> None:

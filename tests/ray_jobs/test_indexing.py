@@ -12,7 +12,7 @@ from ray_jobs.cluster.pieces import each_on, over_cluster
 from ray_jobs.indexing import adopt, indexed
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
-from tests.glsd.data.encoding import jpeg, write_tar
+from tests.glsd.data.encoding import jpeg, padded, write_tar
 
 CONFIG, JOB = DataConfig(), JobSettings(gpu=False)
 
@@ -57,13 +57,14 @@ def test_an_index_made_by_tasks_is_the_one_made_by_threads(shards: Path, tmp_pat
 def test_tasks_pack_parquet_as_threads_do_and_only_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for number in range(20):
-        table = pa.table({"image": [jpeg(2 * number), jpeg(2 * number + 1)], "label": [number % 3, 1]})
+        table = pa.table({"image": [padded(jpeg(2 * number)), jpeg(2 * number + 1)], "label": [number % 3, 1]})
         pq.write_table(table, tmp_path / f"data/{number:02d}.parquet")
     out = Folder(tmp_path / "out.packed")
     here = build_index(tmp_path / "data", CONFIG, tmp_path / "cache")
     there = build_index(tmp_path / "data", CONFIG, tmp_path / "cache", each=each_on(JOB), packed_in=lambda: out)
     assert there.digest == here.digest
-    assert [there.read(image_id) for image_id in range(40)] == [jpeg(seed) for seed in range(40)]
+    images = [jpeg(seed) if seed % 2 else padded(jpeg(seed)) for seed in range(40)]
+    assert [there.read(image_id) for image_id in range(40)] == images
     tars = sorted((tmp_path / "out.packed").rglob("*.tar"))
     assert len(tars) == 20
     tars[3].unlink()

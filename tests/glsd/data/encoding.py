@@ -32,6 +32,11 @@ def jpeg(seed: int = 0) -> bytes:
     return encoded(photograph(12, 16, seed), "JPEG")
 
 
+def padded(data: bytes) -> bytes:
+    """The image and more than a mebibyte after its end, which decoders do not read: two rows of Parquet are packed."""
+    return data + bytes(1 << 20)
+
+
 def write_jpegs(folder: Path, *names: str) -> None:
     """A JPEG under each name, with the folders it takes."""
     for seed, name in enumerate(names):

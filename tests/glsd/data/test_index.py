@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from glsd.config import DataConfig
-from glsd.data.index import Index, build_index, check_memory
-from tests.glsd.data.encoding import jpeg, write_jpegs, write_tar
+from glsd.data.index import Index, build_index
+from glsd.data.memory import check_memory
+from tests.glsd.data.encoding import jpeg, padded, write_jpegs, write_tar
 
 CONFIG = DataConfig()
 
@@ -76,6 +77,8 @@ def several_kinds(root: Path) -> dict[str, list[str]]:
         write_tar(root / f"gz/{shard}.tar.gz", {"a.jpg": jpeg(shard), "b.jpg": jpeg(5)}, "w:gz")
         (root / "parquet").mkdir(exist_ok=True)
         pq.write_table(pa.table({"image": [jpeg(10 * shard), jpeg(shard)]}), root / f"parquet/{shard}.parquet")
+        (root / "packed").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"image": [padded(jpeg(10 * shard)), jpeg(shard)]}), root / f"packed/{shard}.parquet")
     (root / "absolute.txt").write_text(f"{root}/flat/a.jpg\n{root}/folder/toad/1.jpg\n")
     return {
         "a folder": ["folder"],
@@ -86,8 +89,9 @@ def several_kinds(root: Path) -> dict[str, list[str]]:
         "tars": ["tars/{0..2}.tar"],
         "a folder of Parquet files": ["parquet"],
         "Parquet files": ["parquet/{0..2}.parquet"],
+        "a folder of Parquet files that are packed": ["packed"],
         "compressed tars": ["gz/0.tar.gz", "gz/1.tar.gz", "gz/2.tar.gz"],
-        "several": ["flat", "folder/frog", "parquet/0.parquet", "tars"],
+        "several": ["flat", "folder/frog", "parquet/0.parquet", "packed/1.parquet", "tars"],
     }
 
 
@@ -105,7 +109,7 @@ def test_a_copy_elsewhere_has_the_same_digest_and_the_same_images_in_the_same_or
         images = [[index.read(row) for row in range(len(index))] for index in (before[kind], after)]
         assert images[0] == images[1], kind
         assert after.key != before[kind].key
-    assert len({index.digest for kind, index in before.items() if kind not in ("tars", "Parquet files")}) == 8
+    assert len({index.digest for kind, index in before.items() if kind not in ("tars", "Parquet files")}) == 9
     assert before["tars"].digest == before["a folder of tars"].digest
 
 
@@ -138,7 +142,7 @@ def test_an_index_has_the_digest_of_format_2_only_if_its_images_have_the_same_or
     several_kinds(tmp_path / "data")
     kept = []
     for shards in permutations(range(3)):
-        sources = [tmp_path / f"data/parquet/{shard}.parquet" for shard in shards]
+        sources = [tmp_path / f"data/packed/{shard}.parquet" for shard in shards]
         index = build_index(sources, CONFIG, cache)
         packed = [index.place(row).uri for row in range(len(index))]  # by which format 2 sorted
         assert index.has_digest(index.key) == (packed == sorted(packed))
@@ -173,7 +177,7 @@ def test_an_index_is_pickled_by_its_path(data: Path, cache: Path) -> None:
 
 def test_the_index_is_an_arrow_file(data: Path, cache: Path) -> None:
     table = pa.ipc.open_file(build_index(data, CONFIG, cache).path).read_all()
-    assert table.column_names == ["uri", "member", "offset", "length", "file_size", "label"]
+    assert table.column_names == ["uri", "member", "offset", "length", "file_size", "image_column", "label"]
     assert table["offset"].to_pylist() == [-1, -1, -1]
     sizes = [path.stat().st_size for path in sorted(data.rglob("*.jpg"))]
     assert table["length"].to_pylist() == table["file_size"].to_pylist() == sizes
@@ -380,7 +384,7 @@ def test_a_kill_while_listing_leaves_no_index(data: Path, cache: Path) -> None:
 
 
 def test_a_kill_while_packing_leaves_nothing_that_is_used(tmp_path: Path, cache: Path) -> None:
-    images = [jpeg(number) for number in range(20)]
+    images = [padded(jpeg(number)) for number in range(20)]
     pq.write_table(pa.table({"image": images, "label": list(range(20))}), tmp_path / "a.parquet")
     kill_at(7, tmp_path / "a.parquet", cache)
     assert not list(cache.glob("*.arrow"))
@@ -399,7 +403,7 @@ def test_an_index_that_was_half_written_is_written_again(data: Path, cache: Path
 
 
 def test_two_processes_at_once_make_one_index(tmp_path: Path, cache: Path) -> None:
-    pq.write_table(pa.table({"image": [jpeg(number) for number in range(50)]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": [padded(jpeg(number)) for number in range(50)]}), tmp_path / "a.parquet")
     script = (
         "import sys; from glsd.config import DataConfig; from glsd.data.index import build_index; "
         "index = build_index(sys.argv[1], DataConfig(), sys.argv[2]); print(len(index), index.digest)"

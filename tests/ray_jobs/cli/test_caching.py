@@ -20,6 +20,7 @@ from glsd.data.index import build_index
 from glsd.storage.cache import is_kept, kept, remove, use
 from ray_jobs.cli.caching import clear, entries
 from ray_jobs.cli.main import main
+from tests.glsd.data.encoding import padded
 
 STORE = "features-" + "0123456789abcdef" * 2
 FOREIGN = ("notes.txt", "features-of-mine", "packed-0", "index-0.arrow", "linear/mine")
@@ -34,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     encoded = io.BytesIO()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(encoded, "PNG")
     (photos / "black.png").write_bytes(encoded.getvalue())
-    pq.write_table(pa.table({"image": [encoded.getvalue()] * 3}), tmp_path / "images.parquet")
+    pq.write_table(pa.table({"image": [padded(encoded.getvalue())] * 3}), tmp_path / "images.parquet")
     build_index(photos, DataConfig())
     build_index(tmp_path / "images.parquet", DataConfig())
     (cache / STORE).mkdir()

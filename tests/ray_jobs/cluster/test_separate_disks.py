@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.glsd.data.encoding import padded
 from tests.glsd.storage.object_store import object_store
 from tests.images import labelled_folder
 from tests.ray_jobs.runs import TOTAL_STEPS, brief_run, check_same_training, json_lines
@@ -88,7 +89,7 @@ def test_nodes_that_share_no_folder_train_as_one_and_images_without_byte_ranges_
     photos = labelled_folder(bucket / "photos", num_corrupt=1)
     home.mkdir()
     images = sorted(path for path in photos.rglob("*") if path.is_file())
-    columns = {"image": [path.read_bytes() for path in images], "label": [path.parent.name for path in images]}
+    columns = {"image": [padded(path.read_bytes()) for path in images], "label": [path.parent.name for path in images]}
     pq.write_table(pa.table(columns), bucket / "photos.parquet")
     assert pq.ParquetFile(bucket / "photos.parquet").num_row_groups == 1
     (tmp_path / "run.yaml").write_text(brief_run().to_yaml())
