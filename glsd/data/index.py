@@ -32,7 +32,7 @@ from glsd.data.pieces import Each, in_threads
 from glsd.data.sources import Source, Sources, find_sources
 from glsd.data.tars import Rows, scan_tars
 from glsd.storage.cache import cache_folder
-from glsd.storage.columns import Texts, one_column, prefixed, texts
+from glsd.storage.columns import Texts, few_values, one_column, prefixed, texts
 from glsd.storage.files import read
 from glsd.storage.folder import Folder
 from glsd.storage.listing import unreadable, walk, what_is_at
@@ -160,7 +160,7 @@ class Index:
             if place.image_column is None:
                 data, size = read(place.uri, place.offset, place.length)
             else:
-                data, size = read_row(place.uri, place.file_size, place.image_column, place.offset)
+                data, size = read_row(place.uri, place.file_size, place.image_column, place.offset, self.key)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"{self.uri(image_id)} is gone since the index was made; {_REMEDY}") from error
         if size != place.file_size:
@@ -319,10 +319,7 @@ def _table(
     offsets = np.concatenate([part.offset for part in rows])
     order = _ordered(_ranks(places)[file_ids], offsets, files, file_ids)
     file_ids, offsets = file_ids[order], offsets[order]
-    image_column = one_column(
-        pa.nulls(len(part.file_ids), pa.large_string()) if part.image_column is None else part.image_column
-        for part in rows
-    )
+    image_column = pa.concat_arrays([few_values(part.image_column, len(part.file_ids)) for part in rows])
     table = pa.table(
         {
             "uri": pa.DictionaryArray.from_arrays(pa.array(file_ids), files),
@@ -330,7 +327,7 @@ def _table(
             "offset": offsets,
             "length": np.concatenate([part.length for part in rows])[order],
             "file_size": np.concatenate([part.files.sizes for part in rows])[file_ids],
-            "image_column": image_column.take(pa.array(order)).dictionary_encode(),
+            "image_column": image_column.take(pa.array(order)),
             "label": pa.nulls(len(order), pa.int64()) if labels is None else pa.array(labels[order]),
         }
     )

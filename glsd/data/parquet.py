@@ -40,7 +40,7 @@ class Run(NamedTuple):
 
 def runs(uri: str, size: int, config: DataConfig) -> list[Run]:
     """The row groups of a file of so many bytes; a ValueError where it is broken or lacks the image column."""
-    footer = _footer(uri, size, config.image_column)
+    footer = _read_footer(uri, size, config.image_column)
     found: list[Run] = []
     num_bytes = num_rows = 0
     for number in range(footer.metadata.num_row_groups):
@@ -74,10 +74,10 @@ def members(uri: str, inner_name: str, run: Run, config: DataConfig) -> Iterator
                 row += 1
 
 
-def read_row(uri: str, size: int, column: str, row: int) -> tuple[bytes, int]:
+def read_row(uri: str, size: int, column: str, row: int, key: str) -> tuple[bytes, int]:
     """The image in a row of a file that had so many bytes, and the file's size now: if it is another, no image.
 
-    Errors that may pass are retried. Threads may read side by side.
+    Errors that may pass are retried. Threads may read side by side. The footer is kept for whoever gives the same key.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -85,7 +85,7 @@ def read_row(uri: str, size: int, column: str, row: int) -> tuple[bytes, int]:
         OSError: reading failed, or is not permitted.
     """
     try:
-        footer = _footer(uri, size, column)
+        footer = _footer(uri, size, column, key)
     except _ResizedError as error:
         return b"", error.size
     number = int(np.searchsorted(footer.ends, row, side="right"))
@@ -127,7 +127,12 @@ class _ResizedError(ValueError):
 
 
 @lru_cache(maxsize=_FOOTERS)
-def _footer(uri: str, size: int, column: str) -> _Footer:
+def _footer(uri: str, size: int, column: str, _key: str) -> _Footer:
+    """A footer that is kept, until the file is changed and its index has another key."""
+    return _read_footer(uri, size, column)
+
+
+def _read_footer(uri: str, size: int, column: str) -> _Footer:
     data, size_now = read(uri, max(0, size - _TAIL_BYTES), _TAIL_BYTES)
     needed = min(size, int.from_bytes(data[-8:-4], "little") + 8)
     if size_now == size and needed > len(data):

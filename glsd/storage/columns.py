@@ -24,6 +24,12 @@ def one_column(columns: Iterable[Texts]) -> Texts:
     return columns[0] if len(columns) == 1 else pa.concat_arrays([pa.array([], pa.large_string()), *columns])
 
 
+def few_values(column: Texts | None, length: int) -> pa.DictionaryArray:
+    """A column of at most 128 different values, with a byte for each row; None is a column of nulls."""
+    kind = pa.dictionary(pa.int8(), pa.large_string())
+    return pa.nulls(length, kind) if column is None else column.dictionary_encode().cast(kind)
+
+
 def parts(column: Texts) -> Iterator[Texts]:
     """The column in parts that Python can hold."""
     for start in range(0, len(column), _PART):

@@ -222,6 +222,18 @@ def test_a_file_that_is_gone_changed_or_broken_is_named(tmp_path: Path, cache: P
         index.read(0)
 
 
+def test_a_file_that_was_written_anew_in_the_same_size_is_not_read_at_the_old_places(
+    tmp_path: Path, cache: Path
+) -> None:
+    images, sizes = [b"a" * 1_000, b"b" * 1_100], set[int]()
+    for _ in range(2):
+        images.reverse()
+        write(tmp_path / "a.parquet", images, groups=[1, 1], compression="none")
+        sizes.add((tmp_path / "a.parquet").stat().st_size)
+        assert contents(build_index(tmp_path / "a.parquet", CONFIG, cache)) == images
+    assert len(sizes) == 1
+
+
 def test_a_subset_of_rows_is_a_list_that_can_be_read(tmp_path: Path, cache: Path) -> None:
     images = [padded(jpeg(number)) for number in range(6)]
     write(tmp_path / "rows/a.parquet", images[:4], ["frog", "toad"] * 2, groups=[1, 1, 1, 1])
