@@ -66,6 +66,8 @@ with cluster(JobSettings()):
             assert second.poll() is None, "the second node did not start"
             time.sleep(0.1)
         run("photos", "two", 2)
+        run("rows.parquet", "of_rows", 2)
+        assert not packed()
         run("photos.parquet", "of_parquet", 2)
         before = packed()
         (index,) = cache_folder().glob("index-*-????????.arrow")
@@ -89,7 +91,9 @@ def test_nodes_that_share_no_folder_train_as_one_and_images_without_byte_ranges_
     photos = labelled_folder(bucket / "photos", num_corrupt=1)
     home.mkdir()
     images = sorted(path for path in photos.rglob("*") if path.is_file())
-    columns = {"image": [padded(path.read_bytes()) for path in images], "label": [path.parent.name for path in images]}
+    columns = {"image": [path.read_bytes() for path in images], "label": [path.parent.name for path in images]}
+    pq.write_table(pa.table(columns), bucket / "rows.parquet", row_group_size=7)
+    columns["image"] = list(map(padded, columns["image"]))
     pq.write_table(pa.table(columns), bucket / "photos.parquet")
     assert pq.ParquetFile(bucket / "photos.parquet").num_row_groups == 1
     (tmp_path / "run.yaml").write_text(brief_run().to_yaml())
@@ -103,7 +107,7 @@ def test_nodes_that_share_no_folder_train_as_one_and_images_without_byte_ranges_
     assert ended.returncode == 0, ended.stderr
     said = json.loads(ended.stdout.splitlines()[-1])
 
-    for name in ("two", "of_parquet"):
+    for name in ("two", "of_rows", "of_parquet"):
         check_same_training(bucket / "one", bucket / name)
         assert [line["step"] for line in json_lines(bucket / name / "metrics.jsonl")] == list(range(TOTAL_STEPS + 1))
     (tar,) = said["packed"]
