@@ -22,6 +22,7 @@ from glsd.storage.files import open_file, read
 _PART_BYTES: Final = 256 << 20
 _SMALL_BYTES: Final = 1 << 20
 """Of a row group's images, uncompressed, which are read and decoded for each one of them."""
+_MANY_ROWS: Final = 64
 _BUFFER_BYTES: Final = 1 << 20
 _TAIL_BYTES: Final = 1 << 16
 """In which most footers fit."""
@@ -97,8 +98,8 @@ def read_row(uri: str, size: int, column: str, row: int, key: str) -> tuple[byte
     if size_now != size:
         return b"", size_now
     leaf = chunk.path_in_schema
-    # A dictionary stays one: a group may name an image many times, and hold it once.
-    dictionaries = [leaf] if chunk.has_dictionary_page else None
+    # A group may name an image thousands of times and hold it once. A dictionary stays one then, which takes longer.
+    dictionaries = [leaf] if chunk.has_dictionary_page and chunk.num_values > _MANY_ROWS else None
     try:
         file = pq.ParquetFile(_Piece(data, start, size), metadata=footer.metadata, read_dictionary=dictionaries)
         values = file.read_row_group(number, columns=[leaf], use_threads=False).column(0)
