@@ -18,29 +18,25 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from glsd.config import DataConfig
-from glsd.data.conversion import Conversion, tar_name
+from glsd.data.conversion import Conversion
 from glsd.data.images import IMAGE_EXTENSIONS
 from glsd.data.known import are_unchanged, known_lists
-from glsd.data.labels import fitting_names, merged_labels
 from glsd.data.memory import check_memory, free_memory
 from glsd.data.parquet import read_row
 from glsd.data.pieces import Each, in_threads
 from glsd.data.sources import Source, Sources, find_sources
+from glsd.data.table import index_table
 from glsd.data.tars import Rows, scan_tars
 from glsd.storage.cache import cache_folder
-from glsd.storage.columns import Texts, few_values, one_column, prefixed, texts
 from glsd.storage.files import read
 from glsd.storage.folder import Folder
 from glsd.storage.listing import unreadable, walk, what_is_at
 from glsd.storage.replacing import alone, replacing
-from glsd.storage.uris import inner_names
 
 _FORMAT: Final = "5"
-_DIGEST_FORMAT: Final = "3"
 _PART: Final = 1 << 16
 _REMEDY: Final = "put it back, or rerun the command, which indexes the data again"
 
@@ -130,7 +126,7 @@ class Index:
     @property
     def lists(self) -> dict[str, Any] | None:
         """What tells whether the lists that were indexed have changed, see `glsd.data.known`."""
-        lists: dict[str, Any] | None = json.loads(self._table.schema.metadata.get(b"lists", b"null"))
+        lists: dict[str, Any] | None = self._facts["lists"]
         return lists
 
     @property
@@ -237,9 +233,10 @@ def build_index(
         if not path.exists() or any(what_is_at(folder) is None for folder in Index(path).packed):
             names = [source.files.uris for source in found]
             check_memory(sum(map(len, names)), sum(column.nbytes for column in names), free_memory())
-            table = _table(found, conversions, others or cache, key, tick, each)
-            lists = json.dumps(known_lists(sources, found, config))
-            table = table.replace_schema_metadata((table.schema.metadata or {}) | {"lists": lists})
+            lists = known_lists(sources, found, config)
+            rows, packed = _rows(found, conversions, others or cache, tick, each)
+            facts = {"key": key, "sources": [source.name for source in found], "packed": packed, "lists": lists}
+            table = index_table(found, rows, facts)
             with (
                 replacing(path, path.with_suffix(".unfinished")) as file,
                 pa.ipc.new_file(file, table.schema) as writer,
@@ -284,15 +281,14 @@ def _is_in_place(conversions: Iterable[Conversion | None]) -> bool:
     return all(conversion is None or conversion.is_in_place for conversion in conversions)
 
 
-def _table(
+def _rows(
     found: list[Source],
     conversions: list[Conversion | None],
     place: Path | Folder,
-    key: str,
     tick: Callable[[int], None],
     each: Each,
-) -> pa.Table:
-    """All columns of the index; the names of files are kept once, however many images lie in each."""
+) -> tuple[list[Rows], list[str]]:
+    """The images of each source, and the folders into which some were packed."""
     rows: list[Rows] = []
     packed: list[str] = []
     for source, conversion in zip(found, conversions, strict=True):
@@ -308,85 +304,7 @@ def _table(
             rows.append(scan_tars(source.name, tars, lambda _: None, each))
         if not len(rows[-1].file_ids):
             raise ValueError(f"{source.name} holds no image; images end in {', '.join(IMAGE_EXTENSIONS)}")
-    fitting = [
-        fitting_names(source.name, source.class_names, part.labels) for source, part in zip(found, rows, strict=True)
-    ]
-    names_of = [source.name for source in found]
-    classes, class_ids, labels = merged_labels(names_of, [part.labels for part in rows], fitting)
-    files, places, names = (one_column(columns) for columns in zip(*map(_file_columns, found, rows), strict=True))
-    first_files = np.cumsum([0, *(len(part.files.uris) for part in rows)], dtype=np.int32)
-    file_ids = np.concatenate([part.file_ids + first for part, first in zip(rows, first_files, strict=False)])
-    offsets = np.concatenate([part.offset for part in rows])
-    order = _ordered(_ranks(places)[file_ids], offsets, files, file_ids)
-    file_ids, offsets = file_ids[order], offsets[order]
-    image_column = pa.concat_arrays([few_values(part.image_column, len(part.file_ids)) for part in rows])
-    table = pa.table(
-        {
-            "uri": pa.DictionaryArray.from_arrays(pa.array(file_ids), files),
-            "member": one_column(part.member for part in rows).take(pa.array(order)),
-            "offset": offsets,
-            "length": np.concatenate([part.length for part in rows])[order],
-            "file_size": np.concatenate([part.files.sizes for part in rows])[file_ids],
-            "image_column": image_column.take(pa.array(order)),
-            "label": pa.nulls(len(order), pa.int64()) if labels is None else pa.array(labels[order]),
-        }
-    )
-    facts = {
-        "digest": _digest(table, names, classes),
-        "key": key,
-        "ordered_as_in_format_2": len(found) == 1
-        or (image_column.null_count == len(order) and (not packed or _is_sorted(_ranks(files)[file_ids]))),
-        "classes": classes,
-        "class_ids": class_ids,
-        "packed": packed,
-        "sources": names_of,
-    }
-    return table.replace_schema_metadata({"glsd": json.dumps(facts)})
-
-
-def _is_sorted(ranks: NDArray[np.int64]) -> bool:
-    return bool((np.diff(ranks) >= 0).all())
-
-
-def _ranks(values: Texts) -> NDArray[np.int64]:
-    """Where each value comes in the order of all; equal ones have one rank."""
-    ranks: NDArray[np.int64] = pc.rank(values, tiebreaker="dense").to_numpy().astype(np.int64)
-    return ranks
-
-
-def _ordered(
-    ranks: NDArray[np.int64], offsets: NDArray[np.int64], files: Texts, file_ids: NDArray[np.int32]
-) -> NDArray[np.int64]:
-    """The order of images by the ranks of their files and their offsets, in which none is there twice."""
-    order = np.lexsort((offsets, ranks))
-    ranks, offsets = ranks[order], offsets[order]
-    if (same := np.flatnonzero((np.diff(ranks) == 0) & (np.diff(offsets) == 0))).size:
-        twice = files[file_ids[order[same[0]]]]
-        raise ValueError(f"{twice} is named twice; name every image once, and no folder within another")
-    return order
-
-
-def _digest(table: pa.Table, names: Texts, classes: list[str] | None) -> str:
-    """The digest of the images in their order; `names` are those of the files, empty for what is packed in the cache.
-
-    How it is packed is not part of the data, so only members and their lengths count there.
-    """
-    file_ids = table["uri"].chunk(0).indices
-    is_packed = pc.equal(names, "").take(file_ids)
-    digest = hashlib.sha256(json.dumps([_DIGEST_FORMAT, classes]).encode())
-    for column in (lambda start: names.take(file_ids.slice(start, _PART)), table["member"].chunk(0).slice):
-        for start in range(0, len(table), _PART):
-            text = "\0".join(value or "" for value in column(start)[:_PART].to_pylist())
-            digest.update((b"\0" if start else b"") + text.encode())
-        digest.update(b"\0\0")
-    for numbers in (
-        pc.if_else(is_packed, 0, table["offset"]),
-        table["length"],
-        pc.if_else(is_packed, 0, table["file_size"]),
-        pc.fill_null(table["label"], -1),
-    ):
-        digest.update(numbers.to_numpy().astype("<i8").tobytes())
-    return digest.hexdigest()[:32]
+    return rows, packed
 
 
 def _whole_files(source: Source) -> Rows:
@@ -398,23 +316,3 @@ def _whole_files(source: Source) -> Rows:
     length = sizes if source.lengths is None else np.where(offset < 0, sizes, source.lengths)
     members = pa.nulls(len(file_ids), pa.large_string())
     return Rows(files, file_ids, members, offset, length, source.labels, source.image_column)
-
-
-def _file_columns(source: Source, rows: Rows) -> tuple[Texts, Texts, Texts]:
-    """Of each file: its uri, its place, by which images are sorted, and its name, of which the digest is made.
-
-    What is packed in the cache is sorted by the name of its source, wherever the cache is, and has no name. So is what
-    would be packed if it were not read in place.
-    """
-    uris = rows.files.uris
-    if source.kind not in ("images", "tars"):
-        in_place = rows.image_column is not None
-        tars = texts(map(tar_name, range(len(uris)))) if in_place else inner_names(uris)
-        return uris, prefixed(f"{source.name}/", tars), pa.array([""] * len(uris), pa.large_string())
-    held = np.unique(rows.file_ids)
-    if len(held) == len(uris):
-        return uris, uris, inner_names(uris)
-    # Files without an image do not count for the folder that all have in common.
-    names = inner_names(uris.take(pa.array(held)))
-    places = pa.array(np.searchsorted(held, np.arange(len(uris))).clip(max=len(held) - 1))
-    return uris, uris, names.take(places)

@@ -10,7 +10,7 @@ def check_memory(num_files: int, name_bytes: int, free: float) -> None:
 
     Images within tars take less, and are not known before the tars are read.
     """
-    needed = 3 * name_bytes + 100 * num_files
+    needed = 2 * name_bytes + 100 * num_files
     if needed > free:
         raise ValueError(
             f"an index of {num_files:,} files takes about {needed / 1e9:.1f} GB of memory while it is made, and this "

@@ -85,12 +85,20 @@ def check_no_credentials(text: str) -> None:
 
 def inner_names(uris: Texts) -> Texts:
     """Names of files below the folder that they have in common: the same wherever the folder lies."""
+    names, start = outer_names(uris)
+    return pc.utf8_slice_codeunits(names, start)
+
+
+def outer_names(uris: Texts) -> tuple[Texts, int]:
+    """Names of files as a person reads them, without a scheme, and the length of the folder that they have in common.
+
+    Those of local files are the uris themselves, and no copy.
+    """
     names = unquoted(uris)
     if pc.any(pc.match_substring(names, "://")).as_py():
         names = mapped(lambda name: name.rpartition("://")[2], names)
     extremes = pc.min_max(names).as_py().values()
-    start = os.path.commonprefix([*extremes]).rfind("/") + 1  # noqa: RUF071 - cut at a slash it is a folder
-    return pc.utf8_slice_codeunits(names, start)
+    return names, os.path.commonprefix([*extremes]).rfind("/") + 1  # noqa: RUF071 - cut at a slash it is a folder
 
 
 def unquote_key(uri: str) -> str:

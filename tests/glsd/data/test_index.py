@@ -272,7 +272,7 @@ def test_files_whose_sizes_a_list_tells_are_not_looked_at_before_they_are_read(t
 
 def test_an_index_that_would_not_fit_into_memory_is_refused_with_the_remedy() -> None:
     check_memory(10**7, 5 * 10**8, 8e9)
-    with pytest.raises(ValueError, match=r"1,000,000,000 files takes about 250\.0 GB .* 8\.0 GB; `glsd pack`"):
+    with pytest.raises(ValueError, match=r"1,000,000,000 files takes about 200\.0 GB .* 8\.0 GB; `glsd pack`"):
         check_memory(10**9, 5 * 10**10, 8e9)
 
 
