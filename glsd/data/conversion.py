@@ -15,7 +15,7 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -82,24 +82,20 @@ class Conversion:
     @cached_property
     def is_in_place(self) -> bool:
         """Whether images are read where they lie: those of Parquet files all of whose row groups are small."""
-        return all(part.run is not None and part.run.is_small for part in self.parts)
+        return all(part.run is not None and part.run.is_small for part in self._parts)
 
     @cached_property
-    def parts(self) -> list[_Part]:
+    def _parts(self) -> list[_Part]:
         """The parts in the order of the files and their rows."""
         uris, sizes = self.source.files.uris.to_pylist(), self.source.files.sizes.tolist()
-        found: list[Sequence[Run | None]] = [[None]] * len(uris)
+        of_files: Iterable[Sequence[Run | None]] = [[None]] * len(uris)
         if self.source.kind == "Parquet files":
-            found = list(in_threads(lambda file: runs(*file, self.config), list(zip(uris, sizes, strict=True))))
-        names = inner_names(self.source.files.uris).to_pylist()
-        of_files = [
-            (number, uri, name, run)
-            for number, (uri, name) in enumerate(zip(uris, names, strict=True))
-            for run in found[number]
-        ]
-        if not of_files:
+            of_files = in_threads(lambda file: runs(*file, self.config), list(zip(uris, sizes, strict=True)))
+        files = zip(range(len(uris)), uris, inner_names(self.source.files.uris).to_pylist(), strict=True)
+        found = [(*file, run) for file, of_file in zip(files, of_files, strict=True) for run in of_file]
+        if not found:
             raise ValueError(f"{self.source.name} holds no image, as its files have no rows")
-        return [_Part(tar_name(number), *fields) for number, fields in enumerate(of_files)]
+        return [_Part(tar_name(number), *fields) for number, fields in enumerate(found)]
 
     def rows(self, tick: Callable[[int], None], each: Each) -> Rows:
         """The images where they lie, each part of a file being a file, under the names that they would have in tars.
@@ -109,10 +105,10 @@ class Conversion:
             each: looks at the parts.
         """
         scanned: list[Scanned] = []
-        for found in each(partial(_scanned, config=self.config), self.parts):
+        for found in each(partial(_scanned, config=self.config), self._parts):
             scanned.append(found)
             tick(len(found.names))
-        file_ids = [part.file for part in self.parts]
+        file_ids = [part.file for part in self._parts]
         uris, sizes, mtimes = self.source.files
         files = Files(uris.take(pa.array(file_ids)), sizes[file_ids], mtimes[file_ids])
         rows = rows_of(files, scanned, self.config.label_column)
@@ -135,7 +131,7 @@ class Conversion:
         name = f"packed-{digest.hexdigest()[:32]}"
         if isinstance(place, Folder):
             folder = Folder(place.uri(name))
-            _write(self, folder, tick, each)
+            self._write(folder, tick, each)
             return folder.location
         path = place / name
         with alone(path.with_suffix(".lock")):
@@ -143,7 +139,7 @@ class Conversion:
             if not path.is_dir():
                 parts = path.with_suffix(".parts")
                 try:
-                    _write(self, Folder(parts), tick, each)
+                    self._write(Folder(parts), tick, each)
                 except ValueError:
                     with suppress(OSError):
                         parts.rmdir()  # if no part is whole
@@ -151,30 +147,31 @@ class Conversion:
                 parts.rename(path)
         return str(path)
 
+    def _write(self, folder: Folder, tick: Callable[[int], None], each: Each) -> None:
+        """Write the parts that the folder lacks."""
+        source, parts = self.source, self._parts
+        missing = _missing(parts, folder)
+        not_read = Counter[str]()
+        for written in each(partial(_write_part, config=self.config, folder=folder), missing):
+            tick(written.num_images)
+            not_read += written.not_read
+        if not_read:
+            warnings.warn(
+                f"{source.name} also holds {counted(not_read)}; if they are images, convert them", stacklevel=7
+            )
+        end = time.monotonic() + SHOWN_LATE_S
+        while lost := _missing(parts, folder):
+            if time.monotonic() > end:
+                raise ValueError(
+                    f"{len(lost)} of {len(parts)} tars were written and are not in {folder.out}, such as "
+                    f"{lost[0].tar}; all nodes must share this folder"
+                )
+            time.sleep(1.0)
+
 
 def tar_name(number: int) -> str:
     """The name of a part's tar, by which its images are ordered whether it is written or not."""
     return f"{number:06d}.tar"
-
-
-def _write(conversion: Conversion, folder: Folder, tick: Callable[[int], None], each: Each) -> None:
-    """Write the parts that the folder lacks."""
-    source, config, parts = conversion.source, conversion.config, conversion.parts
-    missing = _missing(parts, folder)
-    not_read = Counter[str]()
-    for written in each(partial(_write_part, config=config, folder=folder), missing):
-        tick(written.num_images)
-        not_read += written.not_read
-    if not_read:
-        warnings.warn(f"{source.name} also holds {counted(not_read)}; if they are images, convert them", stacklevel=7)
-    end = time.monotonic() + SHOWN_LATE_S
-    while lost := _missing(parts, folder):
-        if time.monotonic() > end:
-            raise ValueError(
-                f"{len(lost)} of {len(parts)} tars were written and are not in {folder.out}, such as {lost[0].tar}; "
-                "all nodes must share this folder"
-            )
-        time.sleep(1.0)
 
 
 def _missing(parts: list[_Part], folder: Folder) -> list[_Part]:

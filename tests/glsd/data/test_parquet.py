@@ -174,9 +174,10 @@ def test_a_column_of_labels_that_only_some_files_have_is_refused(tmp_path: Path,
         build_index(tmp_path / "data", CONFIG, cache)
 
 
-def test_an_image_that_a_group_names_many_times_is_not_made_many_times(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("kind", [*KINDS, "binary_view"])
+def test_an_image_that_a_group_names_many_times_is_not_made_many_times(tmp_path: Path, cache: Path, kind: str) -> None:
     images = [bytes([number]) * 100_000 for number in (1, 2)] * 300
-    write(tmp_path / "a.parquet", images, groups=[600])
+    write(tmp_path / "a.parquet", images, groups=[600], kind=kind)
     index = build_index(tmp_path / "a.parquet", CONFIG, cache)
     assert index.packed == []
     usual = pa.default_memory_pool()
@@ -187,6 +188,14 @@ def test_an_image_that_a_group_names_many_times_is_not_made_many_times(tmp_path:
     finally:
         pa.set_memory_pool(usual)
     assert 0 < counting.max_memory() < 2_000_000
+
+
+def test_a_footer_may_be_long(tmp_path: Path, cache: Path) -> None:
+    images = [bytes([number % 256]) * number for number in range(300)]
+    write(tmp_path / "a.parquet", images, groups=[1] * 300)
+    assert pq.read_metadata(tmp_path / "a.parquet").serialized_size > 1 << 16
+    index = build_index(tmp_path / "a.parquet", CONFIG, cache)
+    assert [index.read(row) for row in (0, 1, 299)] == [images[row] for row in (0, 1, 299)]
 
 
 def test_threads_read_rows_side_by_side(tmp_path: Path, cache: Path) -> None:
