@@ -15,6 +15,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_jobs.cluster.stopping import is_asked
 from ray_jobs.progress import ProgressLine
 
 Handle: TypeAlias = Any
@@ -46,7 +47,7 @@ class Monitor:
 
     def __init__(self) -> None:
         self._news: deque[tuple[str, tuple[Any, ...]]] = deque(maxlen=1000)
-        self._has_started = False
+        self._has_started = self._is_stopping = False
 
     def push(self, method: str, *content: Any) -> None:
         """Add a piece of news."""
@@ -62,6 +63,14 @@ class Monitor:
         """Say that a worker runs."""
         self._has_started = True
 
+    def stop(self) -> None:
+        """Ask the workers to save a checkpoint and to end."""
+        self._is_stopping = True
+
+    def is_stopping(self) -> bool:
+        """Whether the workers are to end."""
+        return self._is_stopping
+
     def take_started(self) -> bool:
         """Whether a worker has run since the last call."""
         has_started, self._has_started = self._has_started, False
@@ -76,7 +85,10 @@ def start_monitor() -> Handle:
 
 @contextmanager
 def watch(monitor: Handle, line: ProgressLine) -> Iterator[None]:
-    """Show the monitor's news on the line while the body of the `with` block runs, and the last of them after it."""
+    """Show the monitor's news on the line while the body of the `with` block runs, and the last of them after it.
+
+    The monitor is told when this process is asked to end.
+    """
     stop = threading.Event()
     thread = threading.Thread(target=_watch, args=(monitor, line, stop), name="glsd-watch", daemon=True)
     thread.start()
@@ -89,10 +101,13 @@ def watch(monitor: Handle, line: ProgressLine) -> Iterator[None]:
 
 
 def _watch(monitor: Handle, line: ProgressLine, stop: threading.Event) -> None:
-    asked, is_last = None, False
+    asked, is_last, is_stopping = None, False, False
     while True:
         stopped = stop.wait(POLL_INTERVAL_S)
         try:
+            if is_asked() and not is_stopping:
+                monitor.stop.remote()
+                is_stopping = True
             if asked is None:
                 asked, is_last = monitor.take.remote(), stopped
             news: list[tuple[str, tuple[Any, ...]]] = ray.get(asked, timeout=ARRIVAL_S)
@@ -131,6 +146,13 @@ class Reporter:
             if metrics.get(key):
                 counter.inc(metrics[key], self._tags)
         self._push("update", dict(metrics))
+
+    def is_stopping(self) -> bool:
+        """Whether the driver was asked to end the run; False if it gives no answer."""
+        try:
+            return self._monitor is not None and ray.get(self._monitor.is_stopping.remote(), timeout=ARRIVAL_S)
+        except RayError:
+            return False
 
     def phase(self, subject: str, detail: str = "") -> None:
         """Send what is done now, such as 'k-NN'."""

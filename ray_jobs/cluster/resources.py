@@ -17,6 +17,14 @@ DATA: Final = {"role": "data"}
 """The label of nodes for images."""
 
 
+class NoRoom(ValueError):
+    """A cluster has too few nodes for a job's workers."""
+
+    def __init__(self, message: str, room: int, per_worker: Mapping[str, float], labels: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.room, self.per_worker, self.labels = room, dict(per_worker), dict(labels)
+
+
 class Resources(NamedTuple):
     """What a job's workers get."""
 
@@ -127,7 +135,8 @@ def check_resources(settings: JobSettings) -> Resources:
     """The workers' resources, once it is sure that the connected cluster has them and a CPU for the stream.
 
     Raises:
-        ValueError: the cluster lacks them; the message names what is needed.
+        NoRoom: the cluster lacks them; the message names what is needed.
+        ValueError: torch cannot use the GPU.
     """
     workers = settings.workers
     total = ray.cluster_resources()
@@ -139,22 +148,29 @@ def check_resources(settings: JobSettings) -> Resources:
     gpu = gpus >= 1 if settings.gpu is None else settings.gpu
     if gpu and gpus and num_nodes == 1 and (reason := unusable_gpu()):
         raise ValueError(f"there is a GPU, but {reason}; install a torch that fits it, or use --gpu False")
-    if gpu and (room := gpu_room(gpus, settings.gpus_per_worker)) < workers:
-        raise ValueError(
-            f"{workers} workers of {settings.gpus_per_worker:g} GPUs each do not fit on the {gpus:g} GPUs of this "
-            f"cluster; use --workers {max(1, room)}" + ("" if room else " --gpu False")
-        )
     per_worker = settings.cpus_per_worker or (0.01 if num_nodes == 1 else 1.0)
+    reserved = {"CPU": per_worker, **({"GPU": settings.gpus_per_worker} if gpu else {})}
+    room = worker_room(nodes, reserved)
+
+    def no_room(message: str) -> NoRoom:
+        # Where only a head is up, it is not the one machine of which workers take next to nothing.
+        asked = reserved | {"CPU": settings.cpus_per_worker or 1.0}
+        return NoRoom(message, min(room, workers), asked, labels)
+
+    if gpu and (of_gpus := gpu_room(gpus, settings.gpus_per_worker)) < workers:
+        raise no_room(
+            f"{workers} workers of {settings.gpus_per_worker:g} GPUs each do not fit on the {gpus:g} GPUs of this "
+            f"cluster; use --workers {max(1, of_gpus)}" + ("" if of_gpus else " --gpu False")
+        )
     if cpus - workers * per_worker < 1:
-        raise ValueError(
+        raise no_room(
             f"{workers} workers of {per_worker:g} CPUs leave {max(0.0, cpus - workers * per_worker):g} of the "
             f"cluster's {cpus:g} CPUs for the stream, which needs 1 at least; use fewer --workers or --cpus_per_worker"
         )
-    reserved = {"CPU": per_worker, **({"GPU": settings.gpus_per_worker} if gpu else {})}
-    if (room := worker_room(nodes, reserved)) < workers:
+    if room < workers:
         each = " and ".join(f"{amount:g} {name}s" for name, amount in reserved.items())
         largest = max(node.get("CPU", 0.0) for node in nodes)
-        raise ValueError(
+        raise no_room(
             f"{workers} workers of {each} each do not fit on the {len(nodes)} nodes of this cluster"
             + (" that have the label role=train" if labels else "")
             + ", as each needs one "

@@ -2,11 +2,9 @@
 
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +15,7 @@ import ray
 import ray.data
 
 from ray_jobs.cluster.deaths import DEATHS, death
+from ray_jobs.cluster.stopping import sigterm_ends
 from ray_jobs.settings import JobSettings, num_cores
 
 Started = TypeVar("Started")
@@ -224,19 +223,9 @@ def _dashboard_port() -> int:
 
 @contextmanager
 def _ended() -> Iterator[None]:
-    """End the connection to Ray afterwards. SIGTERM, which schedulers send, unwinds the stack, so that leases end;
-    Ray's own handler would print stacks and exit.
-    """
-
-    def stop(*_: object) -> None:
-        print("glsd: stopped by SIGTERM; rerun the command to resume", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM)
-
-    is_main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, stop) if is_main else None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        if is_main:
-            signal.signal(signal.SIGTERM, previous)
+    """End the connection to Ray afterwards, also at SIGTERM."""
+    with sigterm_ends():
+        try:
+            yield
+        finally:
+            ray.shutdown()

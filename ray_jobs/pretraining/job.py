@@ -27,9 +27,11 @@ from glsd.runs.directory import CONFIG, RunDirectory
 from glsd.runs.records import RunData, Summary
 from glsd.runs.trackers import check_loggers
 from ray_jobs.cluster.files import share_files
+from ray_jobs.cluster.growing import awaited_resources
 from ray_jobs.cluster.monitor import start_monitor
-from ray_jobs.cluster.resources import check_ranks, check_resources, check_shares, own_device
+from ray_jobs.cluster.resources import check_ranks, check_shares, own_device
 from ray_jobs.cluster.start import cluster
+from ray_jobs.cluster.stopping import sigterm_asks
 from ray_jobs.indexing import indexed
 from ray_jobs.pretraining.checks import batch_norm_note, check_call
 from ray_jobs.pretraining.finish import Prepared, finish
@@ -155,7 +157,7 @@ def _train(prepared: Prepared, job: JobSettings, claim: Callable[[], None], line
     with cluster(job):
         check_shares(config, job.workers)
         indexes = [index] if split is None else [index, split.queries.index]
-        resources = check_resources(job)
+        resources = awaited_resources(job, line)
         check_ranks(job, resources)
         claim()
         if note := batch_norm_note(config, job.workers, resources.gpu):
@@ -166,4 +168,9 @@ def _train(prepared: Prepared, job: JobSettings, claim: Callable[[], None], line
         monitor = start_monitor()
         assert run.token is not None
         plan = Plan(config, run, run.token, source, stream.files, split, monitor, resources.torch_threads, job.loggers)
-        fit(train_worker, plan, stream, run, resources, monitor, line)
+        with sigterm_asks():
+            fit(train_worker, plan, stream, run, resources, monitor, line)
+        if (saved := max(checkpoints(run.location), default=0)) < plan.total_steps:
+            # Only SIGTERM ends a run so, and a scheduler that sent it takes 0 for a job that may be queued again.
+            line.note(f"stopped at step {saved:,} of {plan.total_steps:,}, which is saved; rerun the command to resume")
+            raise SystemExit(0)

@@ -82,6 +82,7 @@ class Recorder:
     def __init__(self, plan: Plan, start_step: int) -> None:
         self._plan = plan
         self._skips: list[tuple[int, str]] = []
+        self._noticed: ray.train.PreemptionInfo | None = None
         self._meter = Meter()
         self._rank = ray.train.get_context().get_world_rank()
         if self._rank == 0:
@@ -119,11 +120,12 @@ class Recorder:
         if self._rank == 0:
             self._reporter.note(text)
 
-    def log(self, metrics: Metrics, state: TrainState | None) -> None:
-        """These metrics and the stream's to the run directory, the driver and Ray Train, and a checkpoint of the state
-        if it is given.
+    def log(self, metrics: Metrics, state: TrainState, *, save: bool) -> bool:
+        """These metrics and the stream's to the run directory, the driver and Ray Train; and a checkpoint of the state,
+        if one is due, if a node will be taken away, or if the run is to end, which it then returns.
         """
-        skips, received = self._gathered()
+        skips, received, is_stopping = self._gathered()
+        save = state.step > 0 and (save or is_stopping or self._is_warned())
         if self._rank == 0:
             step, metrics = int(metrics["step"]), metrics | stream_metrics(received)
             for image_id, reason in skips:
@@ -131,11 +133,12 @@ class Recorder:
             self._log.log(step, metrics)
             totals = {"total_steps": self._plan.total_steps, "epochs": self._plan.config.optim.epochs}
             self._reporter.log(metrics | totals)
-            if state is not None:
+            if save:
                 self._save(state, metrics)
             self._check_skipped(step)
-        if state is not None:
+        if save:
             ray.train.report(metrics)  # a barrier of all workers
+        return is_stopping
 
     def _save(self, state: TrainState, metrics: Metrics) -> None:
         run, config = self._plan.run, self._plan.config
@@ -148,13 +151,24 @@ class Recorder:
         every = config.keep_every_epochs and config.keep_every_epochs * self._plan.steps_per_epoch
         prune_checkpoints(run.location, kept_steps(knn, every))
 
-    def _gathered(self) -> tuple[list[tuple[int, str]], list[Received]]:
-        """The skipped images of all workers since the last time, and what each has received."""
-        mine, self._skips = (self._skips, self._meter.read()), []
+    def _is_warned(self) -> bool:
+        """Whether Ray has learnt, since the last time, that a node of the workers will be taken away."""
+        before, notice = self._noticed, ray.train.get_preemption_info()
+        self._noticed = notice or before
+        if notice in (None, before):
+            return False
+        self.warn(f"{len(notice.preempted_node_ids)} nodes will be taken away; a checkpoint is saved before")
+        return True
+
+    def _gathered(self) -> tuple[list[tuple[int, str]], list[Received], bool]:
+        """The skipped images of all workers since the last time, what each has received, and whether to end."""
+        is_stopping = self._rank == 0 and self._reporter.is_stopping()
+        mine, self._skips = (self._skips, self._meter.read(), is_stopping), []
         everyones = [mine] * ray.train.get_context().get_world_size()
         if len(everyones) > 1:
             torch.distributed.all_gather_object(everyones, mine)
-        return list(itertools.chain.from_iterable(skips for skips, _ in everyones)), [found for _, found in everyones]
+        skips, received, stopping = zip(*everyones, strict=True)
+        return list(itertools.chain.from_iterable(skips)), list(received), any(stopping)
 
     def _check_skipped(self, step: int) -> None:
         source, data, num_skipped = self._plan.source, self._plan.config.data, self._log.num_skipped

@@ -78,7 +78,7 @@ def _train(plan: Plan, units: Iterator[Unit], device: torch.device) -> None:
         knn = _knn(plan, recorder, device)
         if state.step == 0:
             # The teacher before training is the backbone as it was initialised: the baseline of all later figures.
-            recorder.log({"step": 0} | knn(state), None)
+            recorder.log({"step": 0} | knn(state), state, save=False)
         alarm = None if config.collapse == "ignore" else CollapseAlarm(plan, recorder, start_step)
         watched = recorder.watched(itertools.chain([first], units))
         for reading in steps(state, watched, config, plan.steps_per_epoch, device):
@@ -89,9 +89,11 @@ def _train(plan: Plan, units: Iterator[Unit], device: torch.device) -> None:
                 metrics |= knn(state)
             if alarm is not None:
                 metrics |= alarm.verdict(metrics)
-            recorder.log(metrics, state if reading.checkpoint_is_due else None)
+            is_stopping = recorder.log(metrics, state, save=reading.checkpoint_is_due)
             if alarm is not None:
                 alarm.sound(metrics)
+            if is_stopping:
+                return
 
 
 def _knn(plan: Plan, recorder: Recorder, device: torch.device) -> Callable[[TrainState], Metrics]:

@@ -17,7 +17,8 @@ from glsd.runs.directory import RunDirectory
 from glsd.runs.records import LEASE, SWEEP, SweepFile, read_record, write_record
 from glsd.runs.trackers import check_loggers
 from glsd.storage.folder import Folder
-from ray_jobs.cluster.resources import check_ranks, check_resources, gpu_room
+from ray_jobs.cluster.growing import awaited_resources
+from ray_jobs.cluster.resources import check_ranks, gpu_room
 from ray_jobs.cluster.start import cluster
 from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
@@ -135,7 +136,7 @@ def _check_options(options: SweepOptions, space: Space, data: Data, test: Data) 
 def _room(common: Common, line: ProgressLine) -> tuple[int, float]:
     """How many trials run beside each other on the connected cluster, and the GPUs that each of them uses."""
     job, concurrent = common.job, common.options.concurrent
-    resources = check_resources(job)
+    resources = awaited_resources(job, line)
     check_ranks(job, resources)
     num_beside = beside(ray.cluster_resources(), resources.per_worker, job.workers, concurrent)
     if concurrent is not None and num_beside < concurrent:

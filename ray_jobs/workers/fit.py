@@ -48,13 +48,20 @@ def fit(
     line.phase("starting workers")
     with watch(monitor, line):
         while True:
-            trainer = _trainer(work, run, resources)
+            trainer, saved = _trainer(work, run, resources), _newest(run.location)
             try:
                 trainer.fit()
                 return
             except ray.train.TrainingFailedError as error:
                 if not _has_no_room(error):
-                    raise _cause(error) from None
+                    cause = _cause(error)
+                    if not (
+                        resources.max_failures
+                        and isinstance(cause, ProcessDied | OSError)
+                        and _newest(run.location) > saved
+                    ):
+                        raise cause from None
+                    continue  # it got further between failures, so they are those of a long run
                 if ray.get(monitor.take_started.remote()):
                     num_waits, most_waits = 0, _MOST_WAITS
                 if num_waits == most_waits:
@@ -75,6 +82,11 @@ _MOST_WAITS: Final = 20
 """How often so many starts are tried again once workers have run: a lost node is replaced within the hour. Only those
 without room are: workers that fail to start for another reason would fail again.
 """
+
+
+def _newest(run: str) -> int:
+    """The step of a run directory's newest checkpoint."""
+    return max(checkpoints(run), default=0)
 
 
 def _trainer(work: Mapping[str, Any], run: RunDirectory, resources: Resources) -> "_Trainer":
@@ -106,7 +118,7 @@ def _work(work: Mapping[str, Any]) -> None:
     work["monitor"].worker_started.remote()
     context, stream = ray.train.get_context(), work["stream"]
     # One worker decides where all continue, since another might see a checkpoint more.
-    newest = max(checkpoints(work["run"]), default=0) if context.get_world_rank() == 0 else 0
+    newest = _newest(work["run"]) if context.get_world_rank() == 0 else 0
     first_unit = broadcast_from_rank_zero(newest) * stream.units_per_step
     rank, workers, workers_here = context.get_world_rank(), context.get_world_size(), context.get_local_world_size()
     units = stream.of_rank(first_unit, rank, workers, workers_here)

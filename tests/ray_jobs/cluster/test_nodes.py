@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ray_jobs.runs import TOTAL_STEPS, brief_run, json_lines, small_run
+from tests.ray_jobs.runs import STEPS_PER_EPOCH, TOTAL_STEPS, brief_run, json_lines, small_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -205,6 +205,127 @@ def test_a_run_outlasts_more_starts_without_room_than_a_run_that_never_ran(forty
     assert lost_at < TOTAL_STEPS
     steps = [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl")]
     assert steps == list(range(TOTAL_STEPS + 1))
+
+
+A_CLUSTER_GROWS = """
+import json, os, socket, sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from ray_jobs.cluster.growing import awaited_resources
+from ray_jobs.cluster.start import cluster, insist
+from ray_jobs.progress import ProgressLine
+from ray_jobs.settings import JobSettings
+
+with socket.socket() as free:
+    free.bind(("", 0))
+    port = free.getsockname()[1]
+address = f"{ray.util.get_node_ip_address()}:{port}"
+memory = 200 * 2**20
+node = {"node_config": {}, "min_workers": 0}
+worker = {**node, "max_workers": 2, "labels": {"role": "train"}}
+worker["resources"] = {"CPU": 2, "object_store_memory": memory}
+commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+config = {
+    **{f"{name}_commands": [] for name in commands},
+    "cluster_name": "test", "max_workers": 2, "idle_timeout_minutes": 5, "upscaling_speed": 10, "file_mounts": {},
+    "cluster_synced_files": [], "auth": {}, "head_node_type": "ray.head.default",
+    "provider": {"type": "fake_multinode", "launch_multiple": True, "gcs_address": address},
+    "available_node_types": {"worker": worker, "ray.head.default": {**node, "resources": {"CPU": 0}, "max_workers": 0}},
+}
+path = Path(sys.argv[1], "cluster.json")
+path.write_text(json.dumps(config))
+head = {"num_cpus": 0, "object_store_memory": memory, "gcs_server_port": port, "autoscaling_config": str(path)}
+nodes = insist(lambda: Cluster(initialize_head=True, head_node_args=head))
+os.environ["RAY_ADDRESS"] = nodes.address
+two = {"workers": 2, "cpus_per_worker": 1.5, "wait_for_nodes": 5}
+said = []
+with cluster(JobSettings()), ProgressLine() as line:
+    for settings in ({"wait_for_nodes": 0}, {}, {"gpu": False}):
+        try:
+            found = awaited_resources(JobSettings(**two | settings), line)
+            said.append([found.workers, found.labels, len([node for node in ray.nodes() if node["Alive"]])])
+        except ValueError as error:
+            said.append(str(error))
+    said.append(len([group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]))
+print(json.dumps(said))
+nodes.shutdown()
+"""
+
+
+def test_a_job_waits_for_nodes_that_an_autoscaler_starts_for_it(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "0", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"  # its nodes end when the head has ended
+    command = [sys.executable, "-c", A_CLUSTER_GROWS, str(tmp_path)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    at_once, undecided, found, num_reserved = json.loads(ended.stdout.splitlines()[-1])
+    no_room = "2 workers of 1.5 CPUs leave 0 of the cluster's 0 CPUs for the stream"
+    assert at_once.startswith(no_room)
+    assert undecided.startswith(no_room)
+    assert undecided.endswith("To wait for nodes to come, say --gpu True or --gpu False")
+    assert found == [2, {"role": "train"}, 3]
+    assert num_reserved == 0  # what asked for the nodes does not keep them
+    assert "waiting for nodes 0 of 2 workers have room, at most 5 more minutes" in ended.stderr
+
+
+A_NODE_WILL_BE_TAKEN_AWAY = """
+import os, subprocess, sys, threading, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from glsd.experiments import load_config
+from glsd.runs.checkpoints import checkpoints
+from ray_jobs.cluster.start import insist
+from ray_jobs.pretraining.job import pretrain
+from ray_jobs.pretraining.options import PretrainOptions
+from ray_jobs.settings import JobSettings
+
+data, out, settings = sys.argv[1:]
+memory = 200 * 2**20
+head = {"num_cpus": 1, "object_store_memory": memory}
+nodes = insist(lambda: Cluster(initialize_head=True, head_node_args=head))
+spot = insist(lambda: nodes.add_node(num_cpus=2, object_store_memory=memory))
+os.environ["RAY_ADDRESS"] = nodes.address
+
+options = {"options": PretrainOptions(figures=False), "job": JobSettings(cpus_per_worker=2)}
+job = threading.Thread(target=pretrain, args=(load_config(settings), data, out), kwargs=options)
+job.start()
+metrics = Path(out, "metrics.jsonl")
+while job.is_alive() and not (metrics.exists() and metrics.read_bytes().count(b"\\n") > 2):
+    time.sleep(0.05)
+drain = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", nodes.address]
+drain += ["--node-id", spot.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "sold"]
+drain += ["--deadline-remaining-seconds", "900"]
+subprocess.run(drain, check=True, stdout=sys.stderr)
+saved = set()
+while job.is_alive():
+    saved |= set(checkpoints(out))
+    time.sleep(0.05)
+print("saved:", *sorted(saved))
+nodes.shutdown()
+"""
+
+
+def test_a_notice_that_a_node_will_be_taken_away_saves_a_checkpoint_at_once_and_the_run_goes_on(
+    forty: Path, tmp_path: Path
+) -> None:
+    epochs = 60  # some 20 s
+    (tmp_path / "run.yaml").write_text(
+        small_run(**{"optim.epochs": epochs, "evaluation.knn_every_epochs": 0}).to_yaml()
+    )
+    script = [sys.executable, "-c", A_NODE_WILL_BE_TAKEN_AWAY]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2"}
+    ended = subprocess.run(
+        [*script, str(forty), str(tmp_path / "run"), str(tmp_path / "run.yaml")],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "1 nodes will be taken away" in ended.stderr
+    saved = list(map(int, ended.stdout.rpartition("saved:")[2].split()))
+    assert any(step % STEPS_PER_EPOCH for step in saved)  # all others are at the end of an epoch
+    assert max(saved) == epochs * STEPS_PER_EPOCH
 
 
 A_DATA_NODE_IS_LOST = """

@@ -161,6 +161,15 @@ def test_a_run_killed_at_every_kind_of_moment_ends_bit_for_bit_as_one_that_was_n
     start.wait_until(lambda: complete_checkpoints(out) and last_step() > max(complete_checkpoints(out)))
     start.kill_driver()
 
+    # By SIGTERM, as from a scheduler: it saves the next step that it logs, and ends in peace.
+    start = command.start()
+    start.wait_until(lambda: "starting workers" in start.said)
+    before = max(complete_checkpoints(out))
+    start.process.terminate()
+    assert start.process.wait(TIMEOUT_S) == 0, start.said
+    assert max(complete_checkpoints(out)) == last_step() == before + 1
+    assert f"stopped at step {before + 1} of {TOTAL_STEPS}, which is saved" in start.said
+
     # Within k-NN, which follows the last step of an epoch and comes before that step is logged.
     start = command.start()
     start.wait_until(lambda: start.phase == "k-NN" and at_the_end_of_an_epoch())

@@ -63,7 +63,7 @@ def train_in_this_process(plan: Plan, on_logged: Callable[[Metrics, TrainState],
             state = initial_state(plan.config, CPU)
             for reading in steps(state, units, plan.config, plan.steps_per_epoch, CPU):
                 metrics = reading.metrics | alarm.measures(state, reading)
-                recorder.log(metrics, state)
+                recorder.log(metrics, state, save=True)
                 on_logged(metrics, state)
 
     TorchTrainer(work, scaling_config=ScalingConfig(num_workers=0)).fit()
