@@ -54,6 +54,8 @@ ON_RAY: Final = {
 
 ANOTHER_TRAINING: Final = "one more training; its settings are parsed, and a training with others is run"
 CLOUD: Final = "needs an object store; tests/glsd/storage and tests/ray_jobs run jobs on small servers of their own"
+AWS: Final = "needs an account at AWS; tests/test_cluster_files.py checks the files"
+KUBERNETES: Final = "needs a Kubernetes cluster; tests/test_cluster_files.py checks the file"
 NOT_RUN: Final = {
     "pip install .": "tests/test_packaging.py installs the packages without their dependencies",
     "make demo": "downloads photographs and takes minutes",
@@ -79,7 +81,27 @@ NOT_RUN: Final = {
     "ray job submit --working-dir . -- glsd pretrain small_data --data /data/photos --out /data/runs/photos": (
         "needs a cluster with a dashboard"
     ),
-    "ray up cluster.yaml": "needs an account at AWS; tests/ray_jobs/cluster/test_cluster_yaml.py checks the file",
+    "docker build --tag registry.example.com/glsd:0.1.0 .": "needs Docker; .ci/run builds the image where it can",
+    "docker push registry.example.com/glsd:0.1.0": "needs a registry",
+    "aws cloudformation deploy --template-file docs/aws.yaml --capabilities CAPABILITY_NAMED_IAM --region us-west-2 "
+    "--parameter-overrides Bucket=BUCKET SshFrom=ADDRESS/32 --stack-name glsd": AWS,
+    "pip install boto3": "for `ray up`",
+    "ray get-auth-token --generate": "writes into the user's home",
+    "ray up cluster.yaml": AWS,
+    "ray exec cluster.yaml \"python -c 'import ray.autoscaler.sdk as scale; ray.init(); "
+    "scale.request_resources(bundles=[dict(CPU=16, GPU=1)] * 2 + [dict(CPU=16)] * 2)'\"": AWS,
+    "ray dashboard cluster.yaml": AWS,
+    "export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://localhost:8265": AWS,
+    "ray job submit -- glsd pretrain small_data --data s3://bucket/photos --out s3://bucket/runs/photos --workers 2": (
+        AWS
+    ),
+    "ray down cluster.yaml": AWS,
+    "helm install kuberay-operator kuberay-operator --repo https://ray-project.github.io/kuberay-helm "
+    "--version 1.7.0": KUBERNETES,
+    'kubectl create secret generic glsd-token --from-literal=auth_token="$(openssl rand -hex 32)"': KUBERNETES,
+    "kubectl apply -f kubernetes/rayjob.yaml": KUBERNETES,
+    "kubectl logs --follow job/glsd": KUBERNETES,
+    "kubectl delete -f kubernetes/rayjob.yaml": KUBERNETES,
 }
 """Commands that no test runs, and why."""
 
