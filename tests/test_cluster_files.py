@@ -23,11 +23,16 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated.autoscaler_pb2 import ClusterResourceConstraint
+from ray.core.generated.common_pb2 import LabelSelectorOperator
 from ray.scripts.scripts import start as ray_start
 
 from ray_jobs.cli.main import parse
 from ray_jobs.cluster.resources import DATA, TRAIN, worker_room
-from tests.documents import ROOT
+from tests.documents import ROOT, commands
 
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 DOCKERFILE: Final = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
@@ -166,6 +171,34 @@ def test_nodes_start_only_when_asked_for_and_all_of_them_can(cluster):
     assert cluster["idle_timeout_minutes"] <= 15
 
 
+def launched(cluster: dict[str, Any], **demands: Any) -> dict[str, int]:
+    """How many nodes of each type Ray's autoscaler starts for demands, where only the head is up."""
+    config = AutoscalingConfig(prepare_config(cluster), skip_content_hash=True)
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs=config.get_node_type_configs(),
+        max_num_nodes=config.get_max_num_nodes(),
+        **demands,
+    )
+    return {each.instance_type: each.count for each in ResourceDemandScheduler().schedule(request).to_launch}
+
+
+@every_cluster
+def test_the_documented_request_starts_two_nodes_of_each_type(cluster):
+    (bundles,) = re.findall(r"request_resources\(bundles=([^']+)\)'", "".join(commands()))
+    demand = [ResourceRequestUtil.make(bundle) for bundle in eval(bundles)]
+    constraint = ClusterResourceConstraint(resource_requests=ResourceRequestUtil.group_by_count(demand))
+    assert launched(cluster, cluster_resource_constraints=[constraint]) == {"train": 2, "data": 2}
+
+
+@every_cluster
+@pytest.mark.parametrize(("labels", "resources"), [(TRAIN, {"CPU": 1, "GPU": 1}), (DATA, {"CPU": 1})])
+def test_work_for_nodes_with_a_label_starts_such_a_node(cluster, labels, resources):
+    selector = [(key, LabelSelectorOperator.LABEL_OPERATOR_IN, [value]) for key, value in labels.items()]
+    demand = [ResourceRequestUtil.make(resources, label_selectors=[selector])]
+    assert launched(cluster, resource_requests=ResourceRequestUtil.group_by_count(demand)) == {labels["role"]: 1}
+
+
 @every_cluster
 def test_the_head_works_for_no_job_and_workers_have_the_labels_that_the_code_asks_for(cluster):
     assert cluster["available_node_types"][cluster["head_node_type"]]["resources"] == {"CPU": 0}
@@ -182,13 +215,13 @@ def test_the_head_works_for_no_job_and_workers_have_the_labels_that_the_code_ask
 @every_cluster
 def test_a_node_installs_nothing_and_starts_ray_once(cluster):
     prepared = prepare_config(cluster)
-    commands = {key: prepared[key] for key in prepared if key.endswith("_commands")}
-    assert not re.search(r"pip install|\.whl", str(commands))
+    given = {key: prepared[key] for key in prepared if key.endswith("_commands")}
+    assert not re.search(r"pip install|\.whl", str(given))
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        assert str(commands[key]).count("ray start") == 1
-        (arguments,) = [shlex.split(command)[2:] for command in commands[key] if command.startswith("ray start")]
+        assert str(given[key]).count("ray start") == 1
+        (arguments,) = [shlex.split(command)[2:] for command in given[key] if command.startswith("ray start")]
         assert ray_start.make_context("ray start", arguments).params["head"] == key.startswith("head")
-    assert not re.search(r"--num-cpus|--resources|--labels", str(commands))  # Ray sets them from the node's type
+    assert not re.search(r"--num-cpus|--resources|--labels", str(given))  # Ray sets them from the node's type
 
 
 @every_cluster
