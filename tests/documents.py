@@ -88,13 +88,10 @@ NOT_RUN: Final = {
     "pip install boto3": "for `ray up`",
     "ray get-auth-token --generate": "writes into the user's home",
     "ray up cluster.yaml": AWS,
-    "ray exec cluster.yaml \"python -c 'import ray.autoscaler.sdk as scale; ray.init(); "
-    "scale.request_resources(bundles=[dict(CPU=16, GPU=1)] * 2 + [dict(CPU=16)] * 2)'\"": AWS,
     "ray dashboard cluster.yaml": AWS,
     "export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://localhost:8265": AWS,
-    "ray job submit -- glsd pretrain small_data --data s3://bucket/photos --out s3://bucket/runs/photos --workers 2": (
-        AWS
-    ),
+    "ray job submit -- glsd pretrain small_data --data s3://bucket/photos --out s3://bucket/runs/photos --workers 2 "
+    "--gpu True": AWS,
     "ray down cluster.yaml": AWS,
     "helm install kuberay-operator kuberay-operator --repo https://ray-project.github.io/kuberay-helm "
     "--version 1.7.0": KUBERNETES,

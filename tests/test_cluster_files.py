@@ -26,12 +26,12 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
-from ray.core.generated.autoscaler_pb2 import ClusterResourceConstraint
 from ray.core.generated.common_pb2 import LabelSelectorOperator
 from ray.scripts.scripts import start as ray_start
 
 from ray_jobs.cli.main import parse
-from ray_jobs.cluster.resources import DATA, TRAIN, worker_room
+from ray_jobs.cluster.growing import asked_for
+from ray_jobs.cluster.resources import DATA, TRAIN, NoRoom, worker_room
 from tests.documents import ROOT, commands
 
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -184,11 +184,12 @@ def launched(cluster: dict[str, Any], **demands: Any) -> dict[str, int]:
 
 
 @every_cluster
-def test_the_documented_request_starts_two_nodes_of_each_type(cluster):
-    (bundles,) = re.findall(r"request_resources\(bundles=([^']+)\)'", "".join(commands()))
-    demand = [ResourceRequestUtil.make(bundle) for bundle in eval(bundles)]
-    constraint = ClusterResourceConstraint(resource_requests=ResourceRequestUtil.group_by_count(demand))
-    assert launched(cluster, cluster_resource_constraints=[constraint]) == {"train": 2, "data": 2}
+def test_the_documented_job_has_a_node_started_for_each_of_its_workers(cluster):
+    (command,) = [line for line in commands() if line.startswith("ray job submit -- glsd") and "--gpu True" in line]
+    settings = parse(shlex.split(command)[5:]).job
+    bundles, _ = asked_for(settings, NoRoom("", 0, {"CPU": 1, "GPU": settings.gpus_per_worker}, {}))
+    demand = ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(bundle) for bundle in bundles])
+    assert launched(cluster, resource_requests=demand) == {"train": settings.workers}
 
 
 @every_cluster

@@ -36,7 +36,9 @@ def awaited_resources(settings: JobSettings, line: ProgressLine) -> Resources:
                     raise
                 if settings.gpu is None and "GPU" not in lack.per_worker:
                     raise ValueError(f"{lack}. To wait for nodes to come, say --gpu True or --gpu False") from None
-                request = request or _request(settings, lack)
+                if request is None:
+                    bundles, labels = asked_for(settings, lack)
+                    request = placement_group(bundles, bundle_label_selector=labels)  # never used
                 has_room = f"{lack.room} of {settings.workers} workers have room"
                 line.phase("waiting for nodes", f"{has_room}, at most {math.ceil(left_s / 60)} more minutes")
                 time.sleep(min(_LOOK_S, left_s))
@@ -45,9 +47,7 @@ def awaited_resources(settings: JobSettings, line: ProgressLine) -> Resources:
             remove_placement_group(request)
 
 
-def _request(settings: JobSettings, lack: NoRoom) -> PlacementGroup:
-    """A reservation that is never used: while it waits, an autoscaler starts nodes for it."""
-    data = DATA if settings.data_on == "data" else {}
-    bundles = [*[lack.per_worker] * settings.workers, {"CPU": 1.0}]
-    request: PlacementGroup = placement_group(bundles, bundle_label_selector=[*[lack.labels] * settings.workers, data])
-    return request
+def asked_for(settings: JobSettings, lack: NoRoom) -> tuple[list[dict[str, float]], list[dict[str, str]]]:
+    """What is to be reserved, so that an autoscaler starts nodes with room for it, and the labels of these nodes."""
+    workers, data = settings.workers, DATA if settings.data_on == "data" else {}
+    return [*[lack.per_worker] * workers, {"CPU": 1.0}], [*[lack.labels] * workers, data]
