@@ -34,7 +34,8 @@ class JobSettings(Record):
     cache_gib: float = Field(default=0, ge=0)
     """GiB of each node's cache folder (GLSD_CACHE) for images of object stores: later epochs read them there."""
     wait_for_nodes: float = Field(default=20, ge=0)
-    """Minutes to wait for nodes with room for the workers, if a cluster has too few; autoscalers are asked for them."""
+    """Minutes that pretrain and sweep wait for nodes with room for the workers, if a cluster has too few; autoscalers
+    are asked for them."""
     max_failures: int | None = Field(default=None, ge=0)
     """How often the workers are restarted after one dies; the default is 0 on one machine and 3 on a cluster."""
     dashboard: bool = False

@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from glsd.config import DataConfig
 from glsd.data.images import IMAGE_EXTENSIONS
-from glsd.data.parquet import Run, members, runs
+from glsd.data.parquet import MOST_FILES, Run, members, runs
 from glsd.data.pieces import Each, in_threads
 from glsd.data.sources import Source, counted, kind_not_read
 from glsd.data.tars import Rows, Scanned, member_content, member_suffix, rows_of, write_tar
@@ -50,7 +50,7 @@ _OPENERS: Final[dict[tuple[str, ...], Callable[[io.BufferedReader], Any]]] = {
 
 
 class _Part(NamedTuple):
-    """A part of a source, which becomes one tar, or would."""
+    """A part of a source: what becomes one tar if the source is packed."""
 
     tar: str
     """Its name."""
@@ -81,8 +81,9 @@ class Conversion:
 
     @cached_property
     def is_in_place(self) -> bool:
-        """Whether images are read where they lie: those of Parquet files all of whose row groups are small."""
-        return all(part.run is not None and part.run.is_small for part in self._parts)
+        """Whether images are read where they lie: those of few Parquet files, all of whose row groups are small."""
+        is_few = len(self.source.files.uris) <= MOST_FILES
+        return is_few and all(part.run is not None and part.run.is_small for part in self._parts)
 
     @cached_property
     def _parts(self) -> list[_Part]:

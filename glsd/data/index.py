@@ -159,6 +159,8 @@ class Index:
                 data, size = read_row(place.uri, place.file_size, place.image_column, place.offset, self.key)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"{self.uri(image_id)} is gone since the index was made; {_REMEDY}") from error
+        if place.image_column is not None and size == place.file_size and len(data) != place.length:
+            raise ValueError(f"{self.uri(image_id)} has {len(data)} bytes, not {place.length}; {_REMEDY}")
         if size != place.file_size:
             changed = f"has changed since the index was made (a file of {size} bytes, not {place.file_size})"
             raise ValueError(f"{self.uri(image_id)} {changed}; {_REMEDY}")

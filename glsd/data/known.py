@@ -17,17 +17,19 @@ from glsd.storage.listing import stat_files, what_is_at
 from glsd.storage.uris import absolute
 
 _MOST_FILES: Final = 10_000
-"""That are looked at again."""
+"""Files that are looked at again, in all."""
 
 
 def known_lists(sources: Sequence[str | Path], found: Sequence[Source], config: DataConfig) -> dict[str, Any] | None:
-    """What tells whether these lists have changed, for `are_unchanged`; None where it is no less than all of it."""
+    """What tells whether these lists have changed, for `are_unchanged`; None if a source is no list, or the lists name
+    more than 10,000 files whose sizes they do not tell.
+    """
     looked_at = dict[str, list[int]]()
     for source in found:
         if source.kind != "images" or not source.content:
             return None
         uris, sizes, mtimes = source.files
-        of_files = np.flatnonzero(mtimes >= 0)
+        of_files = np.flatnonzero(mtimes != -1)
         if len(looked_at) + of_files.size > _MOST_FILES:
             return None
         facts = zip(sizes[of_files].tolist(), mtimes[of_files].tolist(), strict=True)

@@ -203,7 +203,11 @@ def listed_images(listed: Listed, label_column: str, tick: Callable[[int], None]
         sizes = files.sizes[file_ids]
         within = (offsets == -1) | ((offsets >= 0) & (lengths >= 0) & (offsets + lengths <= sizes))
         if image_column is not None:
-            within |= image_column.is_valid().to_numpy(zero_copy_only=False)
+            is_row = image_column.is_valid().to_numpy(zero_copy_only=False)
+            if (negative := np.flatnonzero(is_row & (offsets < 0))).size:
+                row = int(negative[0])
+                raise ValueError(f"{listed.where(row)}: there is no row {offsets[row]}; rows are counted from 0")
+            within |= is_row
         if not within.all():
             row = int(np.flatnonzero(~within)[0])
             raise ValueError(

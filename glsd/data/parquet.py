@@ -26,8 +26,8 @@ _MANY_ROWS: Final = 64
 _BUFFER_BYTES: Final = 1 << 20
 _TAIL_BYTES: Final = 1 << 16
 """In which most footers fit."""
-_FOOTERS: Final = 128
-"""Of files that a process keeps: one of 500 row groups of three columns takes 1.1 MB of memory."""
+MOST_FILES: Final = 128
+"""Of which a process keeps the footers: one of 500 row groups of three columns takes 1.1 MB of memory."""
 
 
 class Run(NamedTuple):
@@ -127,7 +127,7 @@ class _ResizedError(ValueError):
         self.size = size
 
 
-@lru_cache(maxsize=_FOOTERS)
+@lru_cache(maxsize=MOST_FILES)
 def _footer(uri: str, size: int, column: str, _key: str) -> _Footer:
     """A footer that is kept, until the file is changed and its index has another key."""
     return _read_footer(uri, size, column)

@@ -1,7 +1,7 @@
 """The table of an index: the images of all sources in one order, their labels, and the digest of both.
 
-Names of files are kept once, however many images lie in each, and columns that are done with are let go: the memory
-that ten million images take is mostly these.
+Names of files are kept once, however many images lie in each, and a column is deleted as soon as it is not needed: they
+are most of the memory that ten million images take.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _PART: Final = 1 << 16
 
 
 def index_table(found: list[Source], rows: list[Rows], facts: Mapping[str, Any]) -> pa.Table:
-    """All columns of the index, with these facts and more of its own; `rows`, those of each source, are let go."""
+    """All columns of the index, with these facts and more of its own; the list `rows`, of each source, is emptied."""
     fitting = [
         fitting_names(source.name, source.class_names, part.labels) for source, part in zip(found, rows, strict=True)
     ]
@@ -126,8 +126,8 @@ class _FileColumns(NamedTuple):
 
 
 def _file_columns(source: Source, rows: Rows) -> _FileColumns:
-    """What is packed in the cache is sorted by the name of its source, wherever the cache is, and has no name. So is
-    what would be packed if it were not read in place.
+    """What is packed in the cache is sorted by the name of its source, wherever the cache is, and has no name. The same
+    holds for rows that are read in place, so that the images have one order and one digest in both cases.
     """
     uris = rows.files.uris
     if source.kind not in ("images", "tars"):

@@ -25,8 +25,8 @@ def one_column(columns: Iterable[Texts]) -> Texts:
 
 
 def few_values(column: Texts | None, length: int) -> pa.DictionaryArray:
-    """A column of at most 128 different values, with a byte for each row; None is a column of nulls."""
-    kind = pa.dictionary(pa.int8(), pa.large_string())
+    """A column of at most 32,768 different values, with two bytes for each row; None is a column of nulls."""
+    kind = pa.dictionary(pa.int16(), pa.large_string())
     return pa.nulls(length, kind) if column is None else column.dictionary_encode().cast(kind)
 
 

@@ -2,25 +2,23 @@
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 import ray
-from ray.exceptions import GetTimeoutError
 
 from glsd.data.index import Index
 from glsd.storage.cache import cache_folder
 from glsd.storage.folder import Folder
 from glsd.storage.replacing import alone, replace_file
 from glsd.storage.uris import is_remote
+from ray_jobs.cluster.asking import asked_of
 from ray_jobs.cluster.start import cluster, starts_own_ray
 from ray_jobs.settings import JobSettings
 
 PACKED: Final = ".packed"
 """The ending of a folder for packed images beside what a job writes."""
-_ANSWER_S: Final = 60
 SharedFiles = dict[str, "ray.ObjectRef[pa.Buffer]"]
 """Contents of files by their path: one object per node, however many tasks need them."""
 
@@ -56,12 +54,13 @@ def packed_in(job: JobSettings, out: Folder | str | None, cache_dir: str | Path 
     if starts_own_ray():
         return None
     with cluster(job), tempfile.NamedTemporaryFile(dir=cache_folder(cache_dir), prefix=".", suffix=".tmp") as file:
-        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        sees = ray.remote(num_cpus=0)(_exists)
-        asked = [sees.options(label_selector={"ray.io/node-id": node}).remote(file.name) for node in nodes]
-        with suppress(GetTimeoutError):  # a node has just ended
-            if all(ray.get(asked, timeout=_ANSWER_S)):
-                return None
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        questions = {node["NodeID"]: [file.name] for node in nodes}
+        sees = asked_of(_exists, questions)
+        # With a head alone that works for no job, the nodes that will pack are still to come.
+        has_come = any(node["Resources"].get("CPU") for node in nodes)
+        if has_come and sees == dict.fromkeys(questions, True):
+            return None
     if out is None:
         raise ValueError(
             f"images of the data must be packed, and {cache_folder(cache_dir)} is not a folder that all nodes share; "

@@ -35,7 +35,7 @@ def awaited_resources(settings: JobSettings, line: ProgressLine) -> Resources:
                 if left_s <= 0:
                     raise
                 if settings.gpu is None and "GPU" not in lack.per_worker:
-                    raise ValueError(f"{lack}. To wait for nodes to come, say --gpu True or --gpu False") from None
+                    raise ValueError(f"{lack}. Use --gpu True or --gpu False, and the job waits for nodes") from None
                 if request is None:
                     bundles, labels = asked_for(settings, lack)
                     request = placement_group(bundles, bundle_label_selector=labels)  # never used

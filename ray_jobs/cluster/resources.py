@@ -143,8 +143,8 @@ def check_resources(settings: JobSettings) -> Resources:
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     alive = [node for node in ray.nodes() if node["Alive"]]
     num_nodes = len(alive)
-    labels = TRAIN if any(map(_has_label(TRAIN), alive)) else {}
-    nodes = [node["Resources"] for node in filter(_has_label(labels), alive)]
+    labels = TRAIN if any(map(has_label(TRAIN), alive)) else {}
+    nodes = [node["Resources"] for node in filter(has_label(labels), alive)]
     gpu = gpus >= 1 if settings.gpu is None else settings.gpu
     if gpu and gpus and num_nodes == 1 and (reason := unusable_gpu()):
         raise ValueError(f"there is a GPU, but {reason}; install a torch that fits it, or use --gpu False")
@@ -176,7 +176,9 @@ def check_resources(settings: JobSettings) -> Resources:
             + ", as each needs one "
             f"node; use --workers {room or 1}" + ("" if room else f" --cpus_per_worker {largest:g}") + " or less"
         )
-    _check_data_on(settings, reserved, nodes, [node["Resources"] for node in filter(_has_label(DATA), alive)])
+    of_data = [node["Resources"] for node in filter(has_label(DATA), alive)]
+    if lack := _lack_of_cores(settings, reserved, nodes, of_data):
+        raise no_room(lack)
     threads = None
     if not gpu:
         threads = max(1, num_cores() // workers if num_nodes == 1 else int(per_worker))
@@ -185,26 +187,27 @@ def check_resources(settings: JobSettings) -> Resources:
     return Resources(workers, gpu, reserved, labels, threads, failures, photometrics)
 
 
-def _has_label(labels: Mapping[str, str]) -> Callable[[Mapping[str, Any]], bool]:
+def has_label(labels: Mapping[str, str]) -> Callable[[Mapping[str, Any]], bool]:
     """Tells whether a node has the labels."""
     return lambda node: labels.items() <= node["Labels"].items()
 
 
-def _check_data_on(
+def _lack_of_cores(
     settings: JobSettings,
     per_worker: Mapping[str, float],
     training: Sequence[Mapping[str, float]],
     data: Sequence[Mapping[str, float]],
-) -> None:
-    """Refuse a choice of nodes for images on which there is no core for them."""
+) -> str:
+    """Why the chosen nodes for images have no core for them, if they have none."""
     if settings.data_on == "data" and not any(node.get("CPU", 0) >= 1 for node in data):
-        raise ValueError(
+        return (
             "--data_on data needs nodes with the label role=data and a CPU, and there are none; start some with "
             "`ray start --labels role=data`, or use --data_on any"
         )
     with_room = [{**node, "CPU": node.get("CPU", 0.0) - 1} for node in training]
     if settings.data_on == "train" and worker_room(with_room, per_worker) < settings.workers:
-        raise ValueError(
+        return (
             f"--data_on train needs a CPU for images on each node that trains, and {settings.workers} workers of "
             f"{per_worker['CPU']:g} CPUs leave none on some; use --data_on any or a lower --cpus_per_worker"
         )
+    return ""

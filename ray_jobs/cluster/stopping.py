@@ -48,5 +48,5 @@ def sigterm_asks() -> Iterator[None]:
 
 
 def is_asked() -> bool:
-    """Whether SIGTERM has asked the job of the last such block to end."""
-    return _asked.is_set()
+    """Whether SIGTERM has asked to end, within such a block."""
+    return _heeded.is_set() and _asked.is_set()

@@ -29,6 +29,7 @@ from glsd.runs.trackers import check_loggers
 from ray_jobs.cluster.files import share_files
 from ray_jobs.cluster.growing import awaited_resources
 from ray_jobs.cluster.monitor import start_monitor
+from ray_jobs.cluster.reach import check_reach
 from ray_jobs.cluster.resources import check_ranks, check_shares, own_device
 from ray_jobs.cluster.start import cluster
 from ray_jobs.cluster.stopping import sigterm_asks
@@ -82,6 +83,7 @@ def pretrain(
         ValueError: a setting, the data or the run directory do not fit; the message says what would.
         NonFiniteLoss: the loss was infinite or not a number; the last good checkpoint is there.
         Collapsed: the teacher has collapsed, and `collapse` is "stop".
+        SystemExit: the process received SIGTERM; the status is 0 if a checkpoint was saved for it.
     """
     check_loggers(job.loggers)
     run = RunDirectory(out)
@@ -159,12 +161,14 @@ def _train(prepared: Prepared, job: JobSettings, claim: Callable[[], None], line
         indexes = [index] if split is None else [index, split.queries.index]
         resources = awaited_resources(job, line)
         check_ranks(job, resources)
+        files = share_files(indexes)
+        check_reach(run, index, [] if split is None else indexes, files, resources, job.data_on)
         claim()
         if note := batch_norm_note(config, job.workers, resources.gpu):
             line.note(note)
         chosen = None if len(prepared.image_ids) == len(index) else prepared.image_ids
         source = UnitSource(config, index, chosen, resources.photometrics, job.cache_bytes)
-        stream = share(source, share_files(indexes), job.data_on)
+        stream = share(source, files, job.data_on)
         monitor = start_monitor()
         assert run.token is not None
         plan = Plan(config, run, run.token, source, stream.files, split, monitor, resources.torch_threads, job.loggers)
@@ -172,5 +176,6 @@ def _train(prepared: Prepared, job: JobSettings, claim: Callable[[], None], line
             fit(train_worker, plan, stream, run, resources, monitor, line)
         if (saved := max(checkpoints(run.location), default=0)) < plan.total_steps:
             # Only SIGTERM ends a run so, and a scheduler that sent it takes 0 for a job that may be queued again.
-            line.note(f"stopped at step {saved:,} of {plan.total_steps:,}, which is saved; rerun the command to resume")
+            place = f"at step {saved:,} of {plan.total_steps:,}, which is saved" if saved else "before a step was saved"
+            line.note(f"stopped {place}; rerun the command to resume")
             raise SystemExit(0)

@@ -157,7 +157,7 @@ class Recorder:
         self._noticed = notice or before
         if notice in (None, before):
             return False
-        self.warn(f"{len(notice.preempted_node_ids)} nodes will be taken away; a checkpoint is saved before")
+        self.warn("a node will be taken away; a checkpoint is saved now, and the run continues until the node is gone")
         return True
 
     def _gathered(self) -> tuple[list[tuple[int, str]], list[Received], bool]:

@@ -17,6 +17,7 @@ from glsd.runs.directory import RunDirectory
 from ray_jobs.cluster.deaths import ProcessDied, death
 from ray_jobs.cluster.monitor import Handle, Reporter, watch
 from ray_jobs.cluster.resources import Resources
+from ray_jobs.cluster.stopping import is_asked
 from ray_jobs.progress import ProgressLine
 from ray_jobs.workers.stream import Stream, Unit
 from ray_jobs.workers.waiting import watched
@@ -47,7 +48,7 @@ def fit(
     num_waits, most_waits = 0, 0
     line.phase("starting workers")
     with watch(monitor, line):
-        while True:
+        while not is_asked():  # to end: what is saved is the newest checkpoint
             trainer, saved = _trainer(work, run, resources), _newest(run.location)
             try:
                 trainer.fit()
@@ -61,7 +62,7 @@ def fit(
                         and _newest(run.location) > saved
                     ):
                         raise cause from None
-                    continue  # it got further between failures, so they are those of a long run
+                    continue  # progress since the last failure: failures are counted from zero
                 if ray.get(monitor.take_started.remote()):
                     num_waits, most_waits = 0, _MOST_WAITS
                 if num_waits == most_waits:

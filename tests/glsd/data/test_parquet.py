@@ -16,7 +16,7 @@ from glsd.config import DataConfig
 from glsd.data.image_cache import ImageCache
 from glsd.data.index import Index, build_index
 from glsd.data.packs import claim_pack, index_shards, write_shard
-from glsd.data.parquet import runs
+from glsd.data.parquet import MOST_FILES, runs
 from glsd.data.regimes import same_subset, write_subset
 from glsd.data.requests import Reading, readings
 from glsd.storage.counts import counted
@@ -142,6 +142,17 @@ def test_a_source_is_read_in_place_if_each_row_group_has_a_mebibyte_of_images_or
         write(tmp_path / "data/a.parquet", images, groups=groups)
         write(tmp_path / "data/b.parquet", [small] * 3, groups=[3])
         assert (build_index(tmp_path / "data", CONFIG, cache).packed == []) == is_small
+
+
+def test_more_files_than_a_process_keeps_the_footers_of_are_packed(tmp_path: Path, cache: Path) -> None:
+    images = [jpeg(number) for number in range(MOST_FILES + 1)]
+    for number, image in enumerate(images[:-1]):
+        write(tmp_path / f"data/{number:03d}.parquet", [image], groups=[1])
+    in_place = build_index(tmp_path / "data", CONFIG, cache)
+    assert (in_place.packed, contents(in_place)) == ([], images[:-1])
+    write(tmp_path / f"data/{MOST_FILES:03d}.parquet", images[-1:], groups=[1])
+    packed = build_index(tmp_path / "data", CONFIG, cache)
+    assert (len(packed.packed), contents(packed)) == (1, images)
 
 
 def test_nobody_is_asked_where_to_pack_what_is_read_in_place(tmp_path: Path, cache: Path) -> None:
@@ -276,11 +287,15 @@ def test_rows_that_a_list_names_wrongly_are_told(tmp_path: Path, cache: Path) ->
         ("a.parquet,2,9,image", r"a\.parquet has no row 2, but 2 rows"),
         ("a.parquet,0,9,photo", "no column 'photo'"),
         ("a.parquet,0,9,note", "column 'note' is of type string"),
+        ("a.parquet,0,9,image", rf"has {len(jpeg(1))} bytes, not 9; put it back, or rerun"),
     ):
         (tmp_path / "list.csv").write_text(f"path,offset,length,image_column\n{line}\n")
         index = build_index(tmp_path / "list.csv", CONFIG, cache)
         with pytest.raises(ValueError, match=message):
             index.read(0)
+    (tmp_path / "list.csv").write_text("path,offset,length,image_column\na.parquet,-1,9,image\n")
+    with pytest.raises(ValueError, match="line 2: there is no row -1; rows are counted from 0"):
+        build_index(tmp_path / "list.csv", CONFIG, cache)
     (tmp_path / "list.csv").write_text("path,image_column\na.parquet,image\n")
     with pytest.raises(ValueError, match="a column 'image_column' and no 'offset'; name both"):
         build_index(tmp_path / "list.csv", CONFIG, cache)

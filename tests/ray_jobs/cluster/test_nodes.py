@@ -264,7 +264,7 @@ def test_a_job_waits_for_nodes_that_an_autoscaler_starts_for_it(tmp_path: Path) 
     no_room = "2 workers of 1.5 CPUs leave 0 of the cluster's 0 CPUs for the stream"
     assert at_once.startswith(no_room)
     assert undecided.startswith(no_room)
-    assert undecided.endswith("To wait for nodes to come, say --gpu True or --gpu False")
+    assert undecided.endswith("Use --gpu True or --gpu False, and the job waits for nodes")
     assert found == [2, {"role": "train"}, 3]
     assert num_reserved == 0  # what asked for the nodes does not keep them
     assert "waiting for nodes 0 of 2 workers have room, at most 5 more minutes" in ended.stderr
@@ -322,7 +322,7 @@ def test_a_notice_that_a_node_will_be_taken_away_saves_a_checkpoint_at_once_and_
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    assert "1 nodes will be taken away" in ended.stderr
+    assert "a node will be taken away; a checkpoint is saved now" in ended.stderr
     saved = list(map(int, ended.stdout.rpartition("saved:")[2].split()))
     assert any(step % STEPS_PER_EPOCH for step in saved)  # all others are at the end of an epoch
     assert max(saved) == epochs * STEPS_PER_EPOCH

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def can_mount() -> bool:
 
 
 TWO_DISKS = """
-import json, os, subprocess, sys, time
+import json, os, shutil, subprocess, sys, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
@@ -52,8 +53,14 @@ ports = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen
 
 def run(data, out, cpus_per_worker):
     job = JobSettings(workers=2, cpus_per_worker=cpus_per_worker, data_on="train")
-    pretrain(load_config(settings), f"s3://bucket/{data}?{options}", f"s3://bucket/{out}?{options}",
-             PretrainOptions(figures=False), job)
+    data, out = (name if name[0] == "/" else f"s3://bucket/{name}?{options}" for name in (data, out))
+    pretrain(load_config(settings), data, out, PretrainOptions(figures=False), job)
+
+def refused(data, out):
+    try:
+        run(data, out, 2)
+    except ValueError as error:
+        return str(error)
 
 def packed():
     return {str(path.relative_to(bucket)): path.stat().st_mtime_ns for path in Path(bucket).glob("*.packed/*/*")}
@@ -65,6 +72,8 @@ with cluster(JobSettings()):
         while sum(node["Alive"] for node in ray.nodes()) < 2:
             assert second.poll() is None, "the second node did not start"
             time.sleep(0.1)
+        own = shutil.copytree(f"{bucket}/photos", Path.home() / "photos")
+        unseen = [refused(str(own), "of_own"), refused("photos", str(Path.home() / "run"))]
         run("photos", "two", 2)
         run("rows.parquet", "of_rows", 2)
         assert not packed()
@@ -78,7 +87,8 @@ with cluster(JobSettings()):
     finally:
         second.terminate()
         second.wait()
-print(json.dumps({"packed": list(before), "again": packed() == before, "caches": there, "index": index.name}))
+print(json.dumps({"packed": list(before), "again": packed() == before, "caches": there, "index": index.name,
+                  "unseen": unseen}))
 nodes.shutdown()
 """
 
@@ -107,6 +117,10 @@ def test_nodes_that_share_no_folder_train_as_one_and_images_without_byte_ranges_
     assert ended.returncode == 0, ended.stderr
     said = json.loads(ended.stdout.splitlines()[-1])
 
+    data, run = said["unseen"]
+    assert re.match(r"host \S+ does not reach the data; name data that all nodes reach: .*photos/", data)
+    assert re.match(r"the worker on host \S+ does not find .*home/run/lease\.json.*; name an --out", run)
+    assert not (bucket / "of_own/config.yaml").exists()
     for name in ("two", "of_rows", "of_parquet"):
         check_same_training(bucket / "one", bucket / name)
         assert [line["step"] for line in json_lines(bucket / name / "metrics.jsonl")] == list(range(TOTAL_STEPS + 1))

@@ -32,6 +32,7 @@ def test_where_it_is_heeded_the_first_sigterm_asks_and_the_second_ends(capsys: p
             assert "a checkpoint is saved" in capsys.readouterr().err
             with pytest.raises(SystemExit):
                 sigterm()
+        assert not is_asked()
         with sigterm_asks():
             assert not is_asked()
         with pytest.raises(SystemExit):
