@@ -310,7 +310,7 @@ nodes.shutdown()
 def test_a_notice_that_a_node_will_be_taken_away_saves_a_checkpoint_at_once_and_the_run_goes_on(
     forty: Path, tmp_path: Path
 ) -> None:
-    epochs = 60  # some 20 s
+    epochs = 25  # longer than the notice takes to arrive
     (tmp_path / "run.yaml").write_text(
         small_run(**{"optim.epochs": epochs, "evaluation.knn_every_epochs": 0}).to_yaml()
     )
