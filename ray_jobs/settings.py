@@ -2,11 +2,12 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from glsd.record import Record
 from glsd.runs.trackers import Logger
@@ -17,8 +18,9 @@ DataOn = Literal["any", "train", "data"]
 class JobSettings(Record):
     """Workers, devices and failures of one job."""
 
-    workers: int = Field(default=1, ge=1)
-    """Training workers, one process and one GPU (or the machine's cores in equal parts) each."""
+    workers: int | str = 1
+    """Training workers, one process and one GPU (or the machine's cores in equal parts) each. pretrain takes a range,
+    such as 1:8: as many as the nodes that are up have room for, fewer once a node is lost, more once one comes."""
     gpu: bool | None = None
     """Train on GPUs; by default if the cluster has any."""
     gpus_per_worker: float = Field(default=1, gt=0, le=1)
@@ -43,10 +45,48 @@ class JobSettings(Record):
     loggers: tuple[Logger, ...] = ()
     """Log the run also to wandb (Weights & Biases) or mlflow, each an extra of that name."""
 
+    @field_validator("workers")
+    @classmethod
+    def _check_workers(cls, workers: int | str) -> int | str:
+        least, most = _range(workers)
+        if not 1 <= least <= most:
+            raise ValueError(f"{workers!r} is neither a number of workers nor a range of them; write 4, or 1:4")
+        return workers if least < most else least
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The least and the largest number of workers."""
+        return _range(self.workers)
+
+    @property
+    def num_workers(self) -> int:
+        """The number of workers of a job that cannot change it.
+
+        Raises:
+            ValueError: it is a range.
+        """
+        if isinstance(self.workers, str):
+            raise ValueError(f"--workers {self.workers}: only pretrain takes a range; name one number")
+        return self.workers
+
+    def of_width(self, workers: int) -> "JobSettings":
+        """These settings with so many workers of the range, which are a cluster's also while one node of it is up."""
+        cluster = {
+            "cpus_per_worker": self.cpus_per_worker or 1.0,
+            "max_failures": 3 if self.max_failures is None else self.max_failures,
+        }
+        return self if workers == self.workers else self.model_copy(update={"workers": workers, **cluster})
+
     @property
     def cache_bytes(self) -> int:
         """The same in bytes."""
         return int(self.cache_gib * 2**30)
+
+
+def _range(workers: int | str) -> tuple[int, int]:
+    """The least and the largest of a range, (0, 0) for what is none."""
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", str(workers))
+    return (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
 
 
 def num_cores(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:

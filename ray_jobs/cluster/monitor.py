@@ -63,6 +63,14 @@ class Monitor:
         """Say that a worker runs."""
         self._has_started = True
 
+    def has_started(self) -> bool:
+        """Whether a worker has run since `start`."""
+        return self._has_started
+
+    def start(self) -> None:
+        """Begin anew: no worker runs, and none is asked to end."""
+        self._has_started = self._is_stopping = False
+
     def stop(self) -> None:
         """Ask the workers to save a checkpoint and to end."""
         self._is_stopping = True
@@ -70,11 +78,6 @@ class Monitor:
     def is_stopping(self) -> bool:
         """Whether the workers are to end."""
         return self._is_stopping
-
-    def take_started(self) -> bool:
-        """Whether a worker has run since the last call."""
-        has_started, self._has_started = self._has_started, False
-        return has_started
 
 
 def start_monitor() -> Handle:

@@ -103,19 +103,21 @@ def worker_room(nodes: Sequence[Mapping[str, float]], per_worker: Mapping[str, f
     return sum(map(room, nodes))
 
 
-def check_shares(config: Config, workers: int) -> None:
-    """Refuse workers that cannot share the units of a step.
+def widths(config: Config, settings: JobSettings) -> list[int]:
+    """The numbers of workers that a job may have: those that can share the units of a step, in ascending order.
 
     Raises:
-        ValueError: names the numbers of workers that can.
+        ValueError: none can; the message names the numbers of workers that could.
     """
-    units = config.units_per_step
-    if units % workers:
-        possible = [count for count in range(1, units + 1) if units % count == 0]
+    units, (least, most) = config.units_per_step, settings.range
+    possible = [count for count in range(1, units + 1) if units % count == 0]
+    if not (found := [count for count in possible if least <= count <= most]):
         raise ValueError(
-            f"{workers} workers cannot share a step of {units} units (optim.batch_size {config.optim.batch_size} / "
-            f"data.unit_size {config.data.unit_size}); use one of {possible} workers, or a smaller data.unit_size"
+            f"{settings.workers} workers cannot share a step of {units} units (optim.batch_size "
+            f"{config.optim.batch_size} / data.unit_size {config.data.unit_size}); use one of {possible} workers, or a "
+            "smaller data.unit_size"
         )
+    return found
 
 
 def check_ranks(settings: JobSettings, resources: Resources) -> None:
@@ -124,7 +126,7 @@ def check_ranks(settings: JobSettings, resources: Resources) -> None:
     Raises:
         ValueError: the message says what to change.
     """
-    if resources.gpu and settings.workers > 1 and settings.gpus_per_worker <= 0.5:
+    if resources.gpu and settings.range[1] > 1 and settings.gpus_per_worker <= 0.5:
         raise ValueError(
             f"{settings.workers} workers of {settings.gpus_per_worker:g} GPUs each would share GPUs, which NCCL does "
             "not allow the workers of one run; use --workers 1, or leave --gpus_per_worker 1"
@@ -138,7 +140,7 @@ def check_resources(settings: JobSettings) -> Resources:
         NoRoom: the cluster lacks them; the message names what is needed.
         ValueError: torch cannot use the GPU.
     """
-    workers = settings.workers
+    workers = settings.num_workers
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -181,7 +183,8 @@ def check_resources(settings: JobSettings) -> Resources:
         raise no_room(lack)
     threads = None
     if not gpu:
-        threads = max(1, num_cores() // workers if num_nodes == 1 else int(per_worker))
+        has_all_cores = num_nodes == 1 and settings.cpus_per_worker is None
+        threads = max(1, num_cores() // workers if has_all_cores else int(per_worker))
     failures = settings.max_failures if settings.max_failures is not None else 0 if num_nodes == 1 else 3
     photometrics = settings.photometrics if settings.photometrics != "auto" else "device" if gpu else "worker"
     return Resources(workers, gpu, reserved, labels, threads, failures, photometrics)
@@ -205,9 +208,9 @@ def _lack_of_cores(
             "`ray start --labels role=data`, or use --data_on any"
         )
     with_room = [{**node, "CPU": node.get("CPU", 0.0) - 1} for node in training]
-    if settings.data_on == "train" and worker_room(with_room, per_worker) < settings.workers:
+    if settings.data_on == "train" and worker_room(with_room, per_worker) < settings.num_workers:
         return (
-            f"--data_on train needs a CPU for images on each node that trains, and {settings.workers} workers of "
+            f"--data_on train needs a CPU for images on each node that trains, and {settings.num_workers} workers of "
             f"{per_worker['CPU']:g} CPUs leave none on some; use --data_on any or a lower --cpus_per_worker"
         )
     return ""

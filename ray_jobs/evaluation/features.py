@@ -295,13 +295,13 @@ def _computed(
             fn_constructor_args=(ray.put(on_cpu), resources.torch_threads),
             batch_size=None,
             batch_format="numpy",
-            compute=ActorPoolStrategy(size=settings.workers),
+            compute=ActorPoolStrategy(size=settings.num_workers),
             num_cpus=resources.per_worker["CPU"],
             num_gpus=resources.per_worker.get("GPU"),
         )
     )
     # Two chunks for each task and actor at once: without a limit, what is decoded ahead would fill the object store.
-    num_at_once = ray.cluster_resources()["CPU"] + settings.workers
+    num_at_once = ray.cluster_resources()["CPU"] + settings.num_workers
     most_ahead = 2 * _CHUNK_BYTES * num_at_once
     rows.context.execution_options.resource_limits = ExecutionResources(object_store_memory=most_ahead)
     for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):

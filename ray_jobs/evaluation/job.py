@@ -81,7 +81,7 @@ def evaluate(
             line.note(note)
         images = probed_images(encoder, index, tested, options)
         if "linear" in options.probes:
-            check_batch(options.linear, len(images.trained.image_ids), job.workers)
+            check_batch(options.linear, len(images.trained.image_ids), job.num_workers)
         found = _begun(folder, model, encoder, index, tested, options.anchors)
         with cluster(job):
             probed = probes.Probed(encoder, images, job, line, found.skipped)

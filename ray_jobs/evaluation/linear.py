@@ -37,6 +37,7 @@ from glsd.runs.records import LinearFound
 from glsd.storage.folder import Folder
 from glsd.storage.uris import joined
 from ray_jobs.cluster.files import share_files
+from ray_jobs.cluster.growing import Widths
 from ray_jobs.cluster.monitor import Handle, Reporter, start_monitor
 from ray_jobs.cluster.resources import check_ranks, check_resources
 from ray_jobs.progress import ProgressLine, progress_text
@@ -95,7 +96,7 @@ def linear_probe(
             worker does not reach `folder`, or another call trains the same layer there.
     """
     anchors, num_classes = split.anchors, len(split.classes)
-    check_batch(config, len(anchors.image_ids), settings.workers)
+    check_batch(config, len(anchors.image_ids), settings.num_workers)
     run = RunDirectory(joined(folder.location, f"{LINEAR}/{_digest(encoder, anchors, num_classes, config)}"))
     num_steps = config.epochs * (len(anchors.image_ids) // config.batch_size)
     if num_steps not in checkpoints(run.location):
@@ -106,7 +107,7 @@ def linear_probe(
             config,
             encoder.config.data,
             side,
-            unit_size(config.batch_size // settings.workers, side),
+            unit_size(config.batch_size // settings.num_workers, side),
             anchors.index,
             anchors.image_ids,
             anchors.labels,
@@ -116,7 +117,8 @@ def linear_probe(
         stream = share(source, share_files([anchors.index]), settings.data_on)
         with run.lease(on_wait=line.phase) as token:
             plan = LinearPlan(frozen, dim, num_classes, source, run, token, monitor, resources.torch_threads)
-            fit(linear_worker, plan, stream, run, resources, monitor, line)
+            widths = Widths(settings, [settings.num_workers], resources)
+            fit(linear_worker, plan, stream, run, widths, monitor, line)
     layer = load_checkpoint(checkpoints(run.location)[num_steps])["layer"]
     logits = functional.linear(test.features, layer["weight"], layer["bias"])
     accuracy = linear_accuracy(logits, test.labels, num_classes)

@@ -27,10 +27,10 @@ from glsd.runs.directory import CONFIG, RunDirectory
 from glsd.runs.records import RunData, Summary
 from glsd.runs.trackers import check_loggers
 from ray_jobs.cluster.files import share_files
-from ray_jobs.cluster.growing import awaited_resources
+from ray_jobs.cluster.growing import Widths, awaited_resources
 from ray_jobs.cluster.monitor import start_monitor
 from ray_jobs.cluster.reach import check_reach
-from ray_jobs.cluster.resources import check_ranks, check_shares, own_device
+from ray_jobs.cluster.resources import check_ranks, own_device, widths
 from ray_jobs.cluster.start import cluster
 from ray_jobs.cluster.stopping import sigterm_asks
 from ray_jobs.indexing import indexed
@@ -157,14 +157,14 @@ def _train(prepared: Prepared, job: JobSettings, claim: Callable[[], None], line
         return
     line.phase("connecting to Ray")
     with cluster(job):
-        check_shares(config, job.workers)
+        possible = widths(config, job)
         indexes = [index] if split is None else [index, split.queries.index]
-        resources = awaited_resources(job, line)
+        resources = awaited_resources(job, possible, line)
         check_ranks(job, resources)
         files = share_files(indexes)
         check_reach(run, index, [] if split is None else indexes, files, resources, job.data_on)
         claim()
-        if note := batch_norm_note(config, job.workers, resources.gpu):
+        if note := batch_norm_note(config, possible[-1], resources.gpu):
             line.note(note)
         chosen = None if len(prepared.image_ids) == len(index) else prepared.image_ids
         source = UnitSource(config, index, chosen, resources.photometrics, job.cache_bytes)
@@ -173,7 +173,7 @@ def _train(prepared: Prepared, job: JobSettings, claim: Callable[[], None], line
         assert run.token is not None
         plan = Plan(config, run, run.token, source, stream.files, split, monitor, resources.torch_threads, job.loggers)
         with sigterm_asks():
-            fit(train_worker, plan, stream, run, resources, monitor, line)
+            fit(train_worker, plan, stream, run, Widths(job, possible, resources), monitor, line)
         if (saved := max(checkpoints(run.location), default=0)) < plan.total_steps:
             # Only SIGTERM ends a run so, and a scheduler that sent it takes 0 for a job that may be queued again.
             place = f"at step {saved:,} of {plan.total_steps:,}, which is saved" if saved else "before a step was saved"

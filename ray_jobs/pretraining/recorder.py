@@ -127,7 +127,7 @@ class Recorder:
         skips, received, is_stopping = self._gathered()
         save = state.step > 0 and (save or is_stopping or self._is_warned())
         if self._rank == 0:
-            step, metrics = int(metrics["step"]), metrics | stream_metrics(received)
+            step, metrics = int(metrics["step"]), metrics | stream_metrics(received) | {"workers": len(received)}
             for image_id, reason in skips:
                 self._log.skip(step, image_id, self._plan.source.index.uri(image_id), reason)
             self._log.log(step, metrics)

@@ -136,12 +136,12 @@ def _check_options(options: SweepOptions, space: Space, data: Data, test: Data) 
 def _room(common: Common, line: ProgressLine) -> tuple[int, float]:
     """How many trials run beside each other on the connected cluster, and the GPUs that each of them uses."""
     job, concurrent = common.job, common.options.concurrent
-    resources = awaited_resources(job, line)
+    resources = awaited_resources(job, [job.num_workers], line)
     check_ranks(job, resources)
-    num_beside = beside(ray.cluster_resources(), resources.per_worker, job.workers, concurrent)
+    num_beside = beside(ray.cluster_resources(), resources.per_worker, job.num_workers, concurrent)
     if concurrent is not None and num_beside < concurrent:
         line.note(f"{num_beside} trials run at a time: there is no room for --concurrent {concurrent}")
-    return num_beside, job.workers * job.gpus_per_worker if resources.gpu else 0.0
+    return num_beside, job.num_workers * job.gpus_per_worker if resources.gpu else 0.0
 
 
 def beside(total: Mapping[str, float], reserved: Mapping[str, float], workers: int, concurrent: int | None) -> int:

@@ -17,7 +17,7 @@ from glsd.runs.records import SweepFile, SweepTrial, TrialImages, read_record
 from glsd.runs.sweep import TRIALS, TrialState, evaluation
 from glsd.storage.folder import Folder
 from glsd.storage.uris import absolute, joined
-from ray_jobs.cluster.resources import check_shares
+from ray_jobs.cluster.resources import widths
 from ray_jobs.evaluation.images import check_map
 from ray_jobs.indexing import indexed
 from ray_jobs.pretraining.checks import check_sizes
@@ -96,7 +96,7 @@ def plan(trials: Sequence[Trial], common: Common, line: ProgressLine) -> list[Pl
             check_sizes(config)
             check_map(untrained_encoder(config), config.model.backbone)
             checked.add(sizes)
-        check_shares(config, common.job.workers)
+        widths(config, common.job)
         check_scheduler(common.options.scheduler, config)
         order = Order(config.seed, num_images, config.optim.batch_size, config.data.unit_size)
         steps = config.optim.epochs * order.steps_per_epoch

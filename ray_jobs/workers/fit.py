@@ -15,6 +15,7 @@ from ray.train.torch import TorchTrainer
 from glsd.runs.checkpoints import checkpoints
 from glsd.runs.directory import RunDirectory
 from ray_jobs.cluster.deaths import ProcessDied, death
+from ray_jobs.cluster.growing import Widths
 from ray_jobs.cluster.monitor import Handle, Reporter, watch
 from ray_jobs.cluster.resources import Resources
 from ray_jobs.cluster.stopping import is_asked
@@ -31,57 +32,63 @@ def fit(
     plan: Any,
     stream: Stream,
     run: RunDirectory,
-    resources: Resources,
+    widths: Widths,
     monitor: Handle,
     line: ProgressLine,
 ) -> None:
     """Run `worker(plan, units)` on every training worker, until all have ended.
 
     The units of rank r of W are r, W + r, 2 * W + r, ... from the newest checkpoint of `run` to the end of the stream.
-    Ray Train keeps its own notes in the folder of `run`. The line shows what the workers report to the monitor.
+    Ray Train keeps its own notes in the folder of `run`. The line shows what the workers report to the monitor. After a
+    failure of theirs the workers are started again, as many as have room then; and so they are once more have room.
 
     Raises:
         BaseException: what a worker raised, without Ray's wrapping; KeyboardInterrupt after Ctrl-C.
     """
     named = (worker.__module__, worker.__qualname__)
     work = {"worker": named, "plan": ray.put(plan), "stream": stream, "run": run.location, "monitor": monitor}
-    num_waits, most_waits = 0, 0
+    resources, num_starts, num_failures, has_run = widths.first, 0, 0, False
     line.phase("starting workers")
     with watch(monitor, line):
-        while not is_asked():  # to end: what is saved is the newest checkpoint
-            trainer, saved = _trainer(work, run, resources), _newest(run.location)
-            try:
-                trainer.fit()
+        while True:
+            monitor.start.remote()
+            if is_asked():  # to end: what is saved is the newest checkpoint
                 return
+            trainer, saved, before = _trainer(work, run, resources), _newest(run.location), resources.workers
+            try:
+                with widths.growing(before, monitor) as has_room:
+                    trainer.fit()
+                if not has_room.is_set():
+                    return
+                num_starts, has_run, resources = 0, True, widths.now()
             except ray.train.TrainingFailedError as error:
-                if not _has_no_room(error):
-                    cause = _cause(error)
-                    if not (
-                        resources.max_failures
-                        and isinstance(cause, ProcessDied | OSError)
-                        and _newest(run.location) > saved
-                    ):
-                        raise cause from None
-                    continue  # progress since the last failure: failures are counted from zero
-                if ray.get(monitor.take_started.remote()):
-                    num_waits, most_waits = 0, _MOST_WAITS
-                if num_waits == most_waits:
-                    raise _cause(error) from None
+                if isinstance(error, ray.train.ControllerError):  # the workers were not started
+                    num_starts += 1
+                    if num_starts == (_MOST_STARTS if has_run and _has_no_room(error) else _STARTS):
+                        raise _cause(error) from None
+                    line.phase("waiting for nodes with room for the workers")
+                    resources = widths.now(below=before)
+                else:
+                    num_starts, has_run = 0, True
+                    num_failures = 1 if _newest(run.location) > saved else num_failures + 1
+                    if num_failures > resources.max_failures:
+                        raise _cause(error) from None
+                    resources = widths.now()
             except KeyboardInterrupt:
                 line.phase("stopping the workers")
                 trainer.abort()
                 raise
-            num_waits += 1
-            line.phase("waiting for nodes with room for the workers")
+            if resources.workers != before:
+                line.note(f"{resources.workers} workers from step {_newest(run.location):,} on, {before} before")
 
 
 _STARTS: Final = 3
 """Starts of workers, each of which waits a minute for room. A job of which no worker has run yet ends after them: the
 cluster had the room when it was checked, so others have taken it.
 """
-_MOST_WAITS: Final = 20
-"""How often so many starts are tried again once workers have run: a lost node is replaced within the hour. Only those
-without room are: workers that fail to start for another reason would fail again.
+_MOST_STARTS: Final = 60
+"""The same once workers have run: a lost node is replaced within the hour. Only starts without room are tried so often:
+workers that fail to start for another reason would fail again.
 """
 
 
@@ -105,8 +112,8 @@ def _trainer(work: Mapping[str, Any], run: RunDirectory, resources: Resources) -
             storage_path=f"{run.path}/{RAY_TRAIN}",
             storage_filesystem=run.filesystem,
             failure_config=ray.train.FailureConfig(
-                max_failures=resources.max_failures,
-                controller_failure_limit=_STARTS - 1,  # type: ignore[call-arg] # its stub is that of the old Train
+                max_failures=0,
+                controller_failure_limit=0,  # type: ignore[call-arg] # its stub is that of the old Train
             ),
         ),
     )

@@ -44,6 +44,7 @@ _TITLES = {
     "units_per_s": "Units per second",
     "units_waiting": "Units made ahead of the training",
     "weight_decay": "Weight decay",
+    "workers": "Training workers",
 }
 _SCALES = {"cache_hit_rate": 100, "coordinator_bytes": 2**-20, "knn": 100, "matched": 100, "object_store": 100}
 """What metrics are multiplied by, for the unit in the title."""
