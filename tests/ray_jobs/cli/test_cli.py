@@ -81,7 +81,10 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["sweep", "threshold", "--seeds", "0", "--seeds", "1"], "--seeds is given twice"),
         (["config", "demo", "30"], "'30' belongs to no option"),
         (["pretrain", "demo", "--data", ".", "--out", "mine", "--worker", "2"], "did you mean '--workers'?"),
-        (["pretrain", "demo", "--data", ".", "--out", "mine", "--workers", "0"], "workers: Input should be greater"),
+        (
+            ["pretrain", "demo", "--data", ".", "--out", "mine", "--workers", "0"],
+            "workers: 0 is neither a number of workers nor a range of them; write 4, or 1:4",
+        ),
         (
             ["config", "small_data", "--data.unit_size", "24"],
             "optim.batch_size 512 is not a multiple of data.unit_size",

@@ -13,8 +13,10 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
+from pydantic import ValidationError
 
-from ray_jobs.cluster.resources import Resources, check_ranks
+from glsd.config import Config
+from ray_jobs.cluster.resources import Resources, check_ranks, widths
 from ray_jobs.cluster.start import check_address, cluster, insist
 from ray_jobs.settings import JobSettings
 from tests.images import labelled_folder
@@ -26,6 +28,25 @@ def test_workers_of_one_run_do_not_share_a_gpu() -> None:
         check_ranks(JobSettings(workers=2, gpus_per_worker=0.5), resources)
     check_ranks(JobSettings(workers=1, gpus_per_worker=0.5), resources)
     check_ranks(JobSettings(workers=2), resources)
+
+
+@pytest.mark.parametrize(
+    ("workers", "found"), [(4, [4]), ("4", [4]), ("1:8", [1, 2, 4, 8]), ("3:7", [4]), ("2:2", [2]), ("5:99", [8, 16])]
+)
+def test_of_a_range_the_numbers_of_workers_are_used_that_can_share_a_step(workers: int | str, found: list[int]) -> None:
+    sixteen_units = Config().with_overrides({"optim.batch_size": 64, "data.unit_size": 4})
+    assert widths(sixteen_units, JobSettings(workers=workers)) == found
+
+
+@pytest.mark.parametrize("workers", [0, -1, "8:1", "0:2", "1:", "1:2:3", "two", ""])
+def test_what_is_no_range_of_workers_is_refused(workers: int | str) -> None:
+    with pytest.raises(ValidationError, match=f"{workers!r} is neither a number of workers nor a range of them"):
+        JobSettings(workers=workers)
+
+
+def test_a_range_is_refused_where_the_number_cannot_change() -> None:
+    with pytest.raises(ValueError, match="--workers 1:8: only pretrain takes a range; name one number"):
+        _ = JobSettings(workers="1:8").num_workers
 
 
 def test_a_start_that_takes_too_long_is_tried_three_times_and_every_other_error_passes() -> None:
