@@ -4,7 +4,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --numprocesses
+# Tests with Ray wait more than they compute: two at a time, each process with a Ray of its own.
+RAYS := 2
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 unexport PYTHONDONTWRITEBYTECODE # with it, every process of a test would compile all modules again
@@ -32,19 +34,19 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --num-workers auto
 	$(BIN)/lint-imports
-	$(PARALLEL) -m "not ray and not slow" --doctest-modules --doctest-glob='*.md' tests glsd ray_jobs
+	$(PYTEST) auto -m "not ray and not slow" --doctest-modules --doctest-glob='*.md' tests glsd ray_jobs
 
 test: check
-	$(BIN)/python -m pytest -m "ray and not slow" tests
+	$(PYTEST) $(RAYS) -m "ray and not slow" tests
 
 slow: $(VENV)/.installed-dev
-	$(PARALLEL) -m "slow and not ray" tests
-	$(BIN)/python -m pytest -m "ray and slow" tests
+	$(PYTEST) auto -m "slow and not ray" tests
+	$(PYTEST) $(RAYS) -m "ray and slow" tests
 
-# The tests of `make test slow`, with one Ray for all that need one.
+# The tests of `make test slow`, with no Ray started twice.
 all: check
-	$(PARALLEL) -m "slow and not ray" tests
-	$(BIN)/python -m pytest -m ray tests
+	$(PYTEST) auto -m "slow and not ray" tests
+	$(PYTEST) $(RAYS) -m ray tests
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -42,15 +42,17 @@ def write_shards(index: Index, folder: Path, images_per_shard: int = 64) -> None
             write_tar(stream, ((f"{row:06d}{Path(index.place(row).uri).suffix}", index.read(row)) for row in rows))
 
 
-def images_per_second(index: Index, config: Config, seconds: float) -> float:
-    """What one task process makes, again and again from the beginning of an epoch."""
+def rate_and_cost(index: Index, config: Config, seconds: float) -> tuple[float, float]:
+    """Images/s that one task process makes, again and again from the beginning of an epoch, and its ms of CPU time for
+    an image, without the server's.
+    """
     source = UnitSource(config, index, None, "device")
-    num_images, start, first = 0, time.perf_counter(), 0
+    num_images, start, used, first = 0, time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - start < seconds:
         for arrays in made_in_turn(source, range(first, first + TASK_UNITS)):
             num_images += len(arrays["unit"])
         first += TASK_UNITS
-    return num_images / (time.perf_counter() - start)
+    return num_images / (time.perf_counter() - start), 1000 * (time.process_time() - used) / num_images
 
 
 def main() -> None:
@@ -77,17 +79,19 @@ def main() -> None:
                 f"{kind} of the store": build_index(f"s3://bucket/{kind}{where}", config.data, root / "cache")
                 for kind in ("files", "tars")
             }
-            rates: dict[str, list[float]] = {name: [] for name in indexes}
+            passes: dict[str, list[tuple[float, float]]] = {name: [] for name in indexes}
             for _ in range(options.passes):
                 for name, index in indexes.items():
-                    rates[name].append(images_per_second(index, config, options.seconds))
+                    passes[name].append(rate_and_cost(index, config, options.seconds))
             ours.send("end")
             server.join()
-            base = statistics.median(rates["local files"])
+            base = statistics.median(rate for rate, _ in passes["local files"])
             print(f"answers after {1000 * delay_s:.0f} ms")
-            for name, values in rates.items():
-                median = statistics.median(values)
-                print(f"  {name}: {median:.0f} images/s ({min(values):.0f} to {max(values):.0f}), x{median / base:.2f}")
+            for name, values in passes.items():
+                rates, costs = zip(*values, strict=True)
+                median = statistics.median(rates)
+                spread = f"({min(rates):.0f} to {max(rates):.0f}), x{median / base:.2f}"
+                print(f"  {name}: {median:.0f} images/s {spread}, {statistics.median(costs):.2f} ms of CPU an image")
 
 
 if __name__ == "__main__":
