@@ -33,4 +33,6 @@ def test_an_installed_glsd_works_in_any_folder_with_all_presets(tmp_path):
     files = [str(installed / package / "__init__.py") for package in ("glsd", "ray_jobs")]
     presets = sorted(path.stem for path in (ROOT / "glsd" / "presets").glob("*.yaml"))
     assert printed(sys.executable, "-c", code).split() == [*files, *presets]
+    watching = sorted(path.name for path in (ROOT / "ray_jobs" / "watching").iterdir())
+    assert sorted(path.name for path in (installed / "ray_jobs" / "watching").iterdir()) == watching
     assert printed(installed / "bin" / "glsd", "config", "demo") == f"{documented_yaml(load_config('demo'))}\n"

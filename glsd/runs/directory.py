@@ -26,6 +26,11 @@ _DIGEST = "digest of all names and sizes"
 _DATA_NAMES = {"digest": _DIGEST, "knn_digest": f"{_DIGEST} of the tested images"}
 
 
+def in_ascii(name: str) -> str:
+    """A name, not too long, written as in a URI."""
+    return quote(name, safe=" ")[:200]
+
+
 class RunDirectory(Folder):
     """The folder `out` of a run, local or on an object store."""
 
@@ -40,7 +45,7 @@ class RunDirectory(Folder):
     @property
     def ascii_name(self) -> str:
         """The name for Ray, whose metrics take no other letters and which makes a folder of it: written as in a URI."""
-        return quote(self.name, safe=" ")[:200]
+        return in_ascii(self.name)
 
     def check_config(self, config: Config) -> None:
         """Refuse a run of other settings, each named with both values, and a directory that holds other files."""

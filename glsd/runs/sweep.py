@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import yaml
 
-from glsd.runs.directory import CONFIG
+from glsd.runs.directory import CONFIG, RunDirectory, in_ascii
 from glsd.runs.log import read_metrics
 from glsd.runs.records import SWEEP, Evaluation, Outcome, Status, SweepFile, SweepTrial, read_record
 from glsd.storage.folder import Folder
@@ -14,6 +14,16 @@ from glsd.storage.uris import joined
 
 TRIALS, EVALUATED = "trials", "evaluation"
 """Folder of the trials in a sweep's folder, and of a trial's evaluation in its run directory."""
+
+
+def sweep_and_trial(run: RunDirectory) -> tuple[str, str]:
+    """The names of a trial's sweep and of the trial, in ASCII; of a run that is not in a sweep its own name and none.
+
+    >>> sweep_and_trial(RunDirectory("sweeps/rates/trials/base_lr=0.01")), sweep_and_trial(RunDirectory("runs/photos"))
+    (('rates', 'base_lr%3D0.01'), ('photos', ''))
+    """
+    *_, sweep, folder, _ = ("", "", *run.path.split("/"))
+    return (in_ascii(sweep), run.ascii_name) if folder == TRIALS else (run.ascii_name, "")
 
 
 @dataclass(frozen=True)

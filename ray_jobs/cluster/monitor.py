@@ -5,10 +5,11 @@ monitor has died continues in silence.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -25,21 +26,42 @@ ARRIVAL_S = 10.0
 """How long the last news may take to the driver's machine; later ones are lost."""
 GAUGES = {
     "step": "Steps done",
+    "total_steps": "Steps of the whole run",
     "loss": "Loss of the last logged step",
-    "images_per_s": "Source images trained on per second",
-    "data_wait": "Share of time spent waiting for data",
+    "loss_global": "Loss of whole images",
+    "loss_local": "Loss of locations",
+    "matched": "Share of the locations that have a match",
     "knn": "k-NN accuracy of the teacher, a share",
     "collapsed": "1 while the teacher has collapsed, 0 while it has not",
+    "feature_std": "Deviation of the features: 1 as isotropic vectors, 0 when all are equal",
+    "effective_rank": "Effective rank of the features, as a share of the most possible",
+    "k_star_entropy": "Entropy of the matched locations, a share: 0 is always the same one",
+    "k_star_distinct": "Share of the locations to which any other is matched",
+    "entropy_global": "Entropy of the global head, a share: 1 is uniform outputs, 0 is one prototype",
+    "entropy_dense": "The same of the dense head",
+    "information_global": "Information of the global head, a share: 0 when all images have the same output",
+    "information_dense": "The same of the dense head and of locations",
+    "images_per_s": "Source images trained on per second",
+    "data_wait": "Share of time spent waiting for data",
+    "workers": "Training workers",
+    "gpu_bytes": "Most memory of a worker's tensors on its GPU up to now, of the worker with the most",
+    "skipped": "Images that could not be decoded up to now",
     "units_per_s": "Units that the workers receive per second",
     "units_waiting": "Finished units that wait for the workers",
     "units_ahead": "Units that have been begun and that no worker has received",
     "coordinator_bytes": "Memory of the largest coordinator of a worker's stream",
     "object_store": "Share of the cluster's object stores in use",
     "cache_hit_rate": "Share of the images of object stores that a node's own disk had",
+    "logged_time_seconds": "When the last step was logged, or this start began, in seconds since 1970",
+    "checkpoint_time_seconds": "When the last checkpoint was saved, or this start began, in seconds since 1970",
 }
-"""Metrics that Prometheus sees as glsd_step, glsd_loss, ..., with the run as a tag."""
+"""Metrics that Ray exports for Prometheus as ray_glsd_step, ray_glsd_loss, ..., with the run and the trial as tags.
+
+Ages follow from the times in Prometheus, where they also grow while nothing is logged.
+"""
 COUNTERS = {"requests": "Requests to object stores"}
-"""The same of metrics that count what was done since the last time: their sum is glsd_requests_total."""
+"""The same of metrics that count what was done since the last time: their sum is ray_glsd_requests_total."""
+Event: TypeAlias = Literal["logged", "checkpoint"]
 
 
 class Monitor:
@@ -130,25 +152,32 @@ def _watch(monitor: Handle, line: ProgressLine, stop: threading.Event) -> None:
 class Reporter:
     """Rank 0's end: sends metrics and phases to the driver and to Prometheus, and waits for neither until it is closed.
 
-    Without a monitor nobody watches. The gauges have the run's name as a tag, of which Ray takes only ASCII.
+    Without a monitor nobody watches. The gauges have the names of the run and the trial as tags, of which Ray takes
+    only ASCII; outside of sweeps the trial has none.
     """
 
-    def __init__(self, monitor: Handle | None, run: str) -> None:
+    def __init__(self, monitor: Handle | None, run: str, trial: str = "") -> None:
         self._monitor = monitor
         self._last_push: Any | None = None
-        self._tags = {"run": run}
-        self._gauges = {key: Gauge(f"glsd_{key}", text, tag_keys=("run",)) for key, text in GAUGES.items()}
-        self._counters = {key: Counter(f"glsd_{key}", text, tag_keys=("run",)) for key, text in COUNTERS.items()}
+        self._tags = {"run": run, "trial": trial}
+        names = tuple(self._tags)
+        self._gauges = {key: Gauge(f"glsd_{key}", text, tag_keys=names) for key, text in GAUGES.items()}
+        self._counters = {key: Counter(f"glsd_{key}", text, tag_keys=names) for key, text in COUNTERS.items()}
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Send a step's metrics."""
-        for key, gauge in self._gauges.items():
-            if key in metrics:
-                gauge.set(metrics[key], self._tags)
+        for key in metrics.keys() & self._gauges.keys():
+            self._gauges[key].set(metrics[key], self._tags)
         for key, counter in self._counters.items():
             if metrics.get(key):
                 counter.inc(metrics[key], self._tags)
+        self.happened("logged")
         self._push("update", dict(metrics))
+
+    def happened(self, *events: Event) -> None:
+        """Tell Prometheus that these events happened now."""
+        for event in events:
+            self._gauges[f"{event}_time_seconds"].set(time.time(), self._tags)
 
     def is_stopping(self) -> bool:
         """Whether the driver was asked to end the run; False if it gives no answer."""

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import NamedTuple, Self
 
 import ray.train
 import torch
@@ -16,6 +16,7 @@ from glsd.data.units import UnitSource
 from glsd.runs.checkpoints import checkpoints, manifest, prune_checkpoints, save_checkpoint
 from glsd.runs.directory import RunDirectory
 from glsd.runs.log import SKIPPED, RunLog
+from glsd.runs.sweep import sweep_and_trial
 from glsd.runs.trackers import Logger, external_loggers
 from glsd.training.batch import Unit
 from glsd.training.loop import Metrics
@@ -76,6 +77,18 @@ def too_many_skipped(num_skipped: int, num_read: int, num_images: int, max_skipp
     return num_read >= min(200, num_images) and num_skipped > max_skipped * num_read
 
 
+class _News(NamedTuple):
+    """What a worker has met since the last time."""
+
+    skips: list[tuple[int, str]]
+    """The images that could not be decoded, and why."""
+    received: Received
+    is_stopping: bool
+    """Whether its driver was asked to end the run."""
+    gpu_bytes: int
+    """The most memory that tensors had on its GPU up to now; 0 without one."""
+
+
 class Recorder:
     """A worker's way to the outside: rank 0 writes the run directory, all ranks meet in Ray Train's report."""
 
@@ -87,7 +100,8 @@ class Recorder:
         self._rank = ray.train.get_context().get_world_rank()
         if self._rank == 0:
             # A fresh start also drops the line of step 0, which it writes again.
-            self._reporter = Reporter(plan.monitor, plan.run.ascii_name)
+            self._reporter = Reporter(plan.monitor, *sweep_and_trial(plan.run))
+            self._reporter.happened("logged", "checkpoint")  # nothing has been done since
             external = external_loggers(plan.loggers, plan.run, plan.config, self._reporter.note)
             self._log = RunLog(plan.run, resume_step=start_step or -1, external=external)
 
@@ -124,12 +138,17 @@ class Recorder:
         """These metrics and the stream's to the run directory, the driver and Ray Train; and a checkpoint of the state,
         if one is due, if a node will be taken away, or if the run is to end, which it then returns.
         """
-        skips, received, is_stopping = self._gathered()
+        everyones = self._gathered()
+        is_stopping = any(worker.is_stopping for worker in everyones)
         save = state.step > 0 and (save or is_stopping or self._is_warned())
         if self._rank == 0:
-            step, metrics = int(metrics["step"]), metrics | stream_metrics(received) | {"workers": len(received)}
-            for image_id, reason in skips:
+            step = int(metrics["step"])
+            for image_id, reason in itertools.chain.from_iterable(worker.skips for worker in everyones):
                 self._log.skip(step, image_id, self._plan.source.index.uri(image_id), reason)
+            metrics = metrics | stream_metrics([worker.received for worker in everyones])
+            metrics |= {"workers": len(everyones), "skipped": self._log.num_skipped}
+            if gpu_bytes := max(worker.gpu_bytes for worker in everyones):
+                metrics["gpu_bytes"] = gpu_bytes
             self._log.log(step, metrics)
             totals = {"total_steps": self._plan.total_steps, "epochs": self._plan.config.optim.epochs}
             self._reporter.log(metrics | totals)
@@ -146,6 +165,7 @@ class Recorder:
         facts = {"metrics": metrics}
         content = state.state_dict() | {"config": config.model_dump(mode="json")}
         save_checkpoint(run.location, state.step, content, facts, partial(run.holds_lease, self._plan.token))
+        self._reporter.happened("checkpoint")
         saved = checkpoints(run.location)
         knn = {step: manifest(path).metrics.get("knn") for step, path in saved.items()}
         every = config.keep_every_epochs and config.keep_every_epochs * self._plan.steps_per_epoch
@@ -160,15 +180,15 @@ class Recorder:
         self.warn("a node will be taken away; a checkpoint is saved now, and the run continues until the node is gone")
         return True
 
-    def _gathered(self) -> tuple[list[tuple[int, str]], list[Received], bool]:
-        """The skipped images of all workers since the last time, what each has received, and whether to end."""
+    def _gathered(self) -> "list[_News]":
+        """What each worker has met since the last time."""
         is_stopping = self._rank == 0 and self._reporter.is_stopping()
-        mine, self._skips = (self._skips, self._meter.read(), is_stopping), []
+        mine = _News(self._skips, self._meter.read(), is_stopping, torch.cuda.max_memory_allocated())
+        self._skips = []
         everyones = [mine] * ray.train.get_context().get_world_size()
         if len(everyones) > 1:
             torch.distributed.all_gather_object(everyones, mine)
-        skips, received, stopping = zip(*everyones, strict=True)
-        return list(itertools.chain.from_iterable(skips)), list(received), any(stopping)
+        return everyones
 
     def _check_skipped(self, step: int) -> None:
         source, data, num_skipped = self._plan.source, self._plan.config.data, self._log.num_skipped

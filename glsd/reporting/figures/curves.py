@@ -34,10 +34,12 @@ _TITLES = {
     "cache_hit_rate": "Images from the node's cache, %",
     "coordinator_bytes": "Memory of the coordinator, MiB",
     "data_wait": "Share of time spent waiting for data",
+    "gpu_bytes": "Most memory on a GPU, GiB",
     "images_per_s": "Images per second",
     "lr": "Learning rate",
     "object_store": "Object store in use, %",
     "requests": "Requests to object stores",
+    "skipped": "Images that could not be decoded",
     "teacher_momentum": "Momentum of the teacher",
     "teacher_temperature": "Temperature of the teacher",
     "units_ahead": "Units begun ahead of the training",
@@ -46,7 +48,10 @@ _TITLES = {
     "weight_decay": "Weight decay",
     "workers": "Training workers",
 }
-_SCALES = {"cache_hit_rate": 100, "coordinator_bytes": 2**-20, "knn": 100, "matched": 100, "object_store": 100}
+_SCALES = {
+    "cache_hit_rate": 100, "coordinator_bytes": 2**-20, "gpu_bytes": 2**-30, "knn": 100, "matched": 100,
+    "object_store": 100,
+}  # fmt: skip
 """What metrics are multiplied by, for the unit in the title."""
 _NO_CURVES = {"step", "epoch", "seconds_left", "knn_anchors", "knn_queries", "knn_majority", "loss_share", "collapsed"}
 
