@@ -9,13 +9,13 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_jobs.cluster.exporting import Event, Exporter
 from ray_jobs.cluster.stopping import is_asked
 from ray_jobs.progress import ProgressLine
 
@@ -24,44 +24,6 @@ Handle: TypeAlias = Any
 POLL_INTERVAL_S = 0.5
 ARRIVAL_S = 10.0
 """How long the last news may take to the driver's machine; later ones are lost."""
-GAUGES = {
-    "step": "Steps done",
-    "total_steps": "Steps of the whole run",
-    "loss": "Loss of the last logged step",
-    "loss_global": "Loss of whole images",
-    "loss_local": "Loss of locations",
-    "matched": "Share of the locations that have a match",
-    "knn": "k-NN accuracy of the teacher, a share",
-    "collapsed": "1 while the teacher has collapsed, 0 while it has not",
-    "feature_std": "Deviation of the features: 1 as isotropic vectors, 0 when all are equal",
-    "effective_rank": "Effective rank of the features, as a share of the most possible",
-    "k_star_entropy": "Entropy of the matched locations, a share: 0 is always the same one",
-    "k_star_distinct": "Share of the locations to which any other is matched",
-    "entropy_global": "Entropy of the global head, a share: 1 is uniform outputs, 0 is one prototype",
-    "entropy_dense": "The same of the dense head",
-    "information_global": "Information of the global head, a share: 0 when all images have the same output",
-    "information_dense": "The same of the dense head and of locations",
-    "images_per_s": "Source images trained on per second",
-    "data_wait": "Share of time spent waiting for data",
-    "workers": "Training workers",
-    "gpu_bytes": "Most memory of a worker's tensors on its GPU up to now, of the worker with the most",
-    "skipped": "Images that could not be decoded up to now",
-    "units_per_s": "Units that the workers receive per second",
-    "units_waiting": "Finished units that wait for the workers",
-    "units_ahead": "Units that have been begun and that no worker has received",
-    "coordinator_bytes": "Memory of the largest coordinator of a worker's stream",
-    "object_store": "Share of the cluster's object stores in use",
-    "cache_hit_rate": "Share of the images of object stores that a node's own disk had",
-    "logged_time_seconds": "When the last step was logged, or this start began, in seconds since 1970",
-    "checkpoint_time_seconds": "When the last checkpoint was saved, or this start began, in seconds since 1970",
-}
-"""Metrics that Ray exports for Prometheus as ray_glsd_step, ray_glsd_loss, ..., with the run and the trial as tags.
-
-Ages follow from the times in Prometheus, where they also grow while nothing is logged.
-"""
-COUNTERS = {"requests": "Requests to object stores"}
-"""The same of metrics that count what was done since the last time: their sum is ray_glsd_requests_total."""
-Event: TypeAlias = Literal["logged", "checkpoint"]
 
 
 class Monitor:
@@ -152,32 +114,23 @@ def _watch(monitor: Handle, line: ProgressLine, stop: threading.Event) -> None:
 class Reporter:
     """Rank 0's end: sends metrics and phases to the driver and to Prometheus, and waits for neither until it is closed.
 
-    Without a monitor nobody watches. The gauges have the names of the run and the trial as tags, of which Ray takes
-    only ASCII; outside of sweeps the trial has none.
+    Without a monitor nobody watches. Prometheus knows the metrics by the names of the run and the trial, if it is one.
     """
 
     def __init__(self, monitor: Handle | None, run: str, trial: str = "") -> None:
         self._monitor = monitor
         self._last_push: Any | None = None
-        self._tags = {"run": run, "trial": trial}
-        names = tuple(self._tags)
-        self._gauges = {key: Gauge(f"glsd_{key}", text, tag_keys=names) for key, text in GAUGES.items()}
-        self._counters = {key: Counter(f"glsd_{key}", text, tag_keys=names) for key, text in COUNTERS.items()}
+        self._exporter = Exporter(run, trial)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Send a step's metrics."""
-        for key in metrics.keys() & self._gauges.keys():
-            self._gauges[key].set(metrics[key], self._tags)
-        for key, counter in self._counters.items():
-            if metrics.get(key):
-                counter.inc(metrics[key], self._tags)
+        self._exporter.export(metrics)
         self.happened("logged")
         self._push("update", dict(metrics))
 
     def happened(self, *events: Event) -> None:
         """Tell Prometheus that these events happened now."""
-        for event in events:
-            self._gauges[f"{event}_time_seconds"].set(time.time(), self._tags)
+        self._exporter.export({f"{event}_time_seconds": time.time() for event in events})
 
     def is_stopping(self) -> bool:
         """Whether the driver was asked to end the run; False if it gives no answer."""
@@ -196,6 +149,7 @@ class Reporter:
 
     def close(self) -> None:
         """Wait until all news have arrived: the end of a worker may overtake them."""
+        self._exporter.close()
         if self._last_push is not None:
             ray.wait([self._last_push], timeout=ARRIVAL_S)
 

@@ -115,6 +115,7 @@ class Stream:
             num_cpus=1,
             **_places(self.data_on),
         )
+        units.set_name(f"units_{numbers[0]}_to_{numbers[-1]}")  # as the dashboard lists it
         options = units.context.execution_options
         options.preserve_order, options.resource_limits = True, ExecutionResources(object_store_memory=most_ahead)
         if block_units < TASK_UNITS:

@@ -17,13 +17,13 @@ import prometheus_client
 import pytest
 import yaml
 
-from ray_jobs.cluster.monitor import COUNTERS, GAUGES, Event
+from ray_jobs.cluster.exporting import COUNTERS, GAUGES, Event
 from tests.documents import ROOT
 
 RULES: Final = ROOT / "ray_jobs/watching/alerts.yml"
 DASHBOARD: Final = ROOT / "ray_jobs/watching/dashboard.json"
 EXPORTED: Final = {f"ray_glsd_{key}" for key in GAUGES} | {f"ray_glsd_{key}_total" for key in COUNTERS}
-"""The names that Ray gives to the metrics, which test_monitor.py has seen."""
+"""The names that Ray gives to the metrics, which test_exporting.py has seen."""
 ALARMS: Final = {
     rule["alert"]: rule for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"] for rule in group["rules"]
 }
