@@ -56,6 +56,7 @@ ANOTHER_TRAINING: Final = "one more training; its settings are parsed, and a tra
 CLOUD: Final = "needs an object store; tests/glsd/storage and tests/ray_jobs run jobs on small servers of their own"
 AWS: Final = "needs an account at AWS; tests/test_cluster_files.py checks the files"
 KUBERNETES: Final = "needs a Kubernetes cluster; tests/test_cluster_files.py checks the file"
+PROMETHEUS: Final = "needs a running job; tests/ray_jobs/watching starts a Prometheus with these rules"
 NOT_RUN: Final = {
     "pip install .": "tests/test_packaging.py installs the packages without their dependencies",
     "make demo": "downloads photographs and takes minutes",
@@ -99,6 +100,11 @@ NOT_RUN: Final = {
     "kubectl apply -f kubernetes/rayjob.yaml": KUBERNETES,
     "kubectl logs --follow job/glsd": KUBERNETES,
     "kubectl delete -f kubernetes/rayjob.yaml": KUBERNETES,
+    "apt-get install prometheus": "needs root; .ci/run installs it where it can",
+    "RULES=$(python -c 'import ray_jobs; print(ray_jobs.__path__[0])')/watching/alerts.yml": PROMETHEUS,
+    "(cat /tmp/ray/session_latest/metrics/prometheus/prometheus.yml; "
+    "echo \"rule_files: ['$RULES']\") > prometheus.yml": PROMETHEUS,
+    "prometheus --config.file=prometheus.yml --web.listen-address=127.0.0.1:9090": PROMETHEUS,
 }
 """Commands that no test runs, and why."""
 

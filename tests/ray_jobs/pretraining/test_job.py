@@ -51,7 +51,9 @@ def test_a_run_logs_every_step_once_and_the_k_nn_of_the_teacher_from_before_trai
     assert all(math.isfinite(line["loss"]) for line in metrics[1:])
     assert {line["requests"] for line in metrics[1:]} == {0}  # local images, so no cache of them either
     assert all(0 <= line["units_waiting"] <= line["units_ahead"] for line in metrics[1:])
-    assert not any("cache_hit_rate" in line for line in metrics)
+    assert not any({"cache_hit_rate", "gpu_bytes"} & line.keys() for line in metrics)
+    assert {line["workers"] for line in metrics} == {1}
+    assert {line["skipped"] for line in metrics if line["step"] > STEPS_PER_EPOCH} == {1}  # the corrupt one, once
     summary = uninterrupted.summary
     assert summary.steps == TOTAL_STEPS
     assert summary.images_seen == TOTAL_STEPS * 8
@@ -159,6 +161,7 @@ def test_two_workers_learn_from_the_same_batches_what_one_learns(
     )
     check_same_training(Path(uninterrupted.out), Path(two.out))
     assert json_lines(tmp_path / "run" / "skipped.jsonl") == json_lines(Path(uninterrupted.out) / "skipped.jsonl")
+    assert {line["workers"] for line in json_lines(tmp_path / "run" / "metrics.jsonl")} == {2}
 
 
 @pytest.mark.usefixtures("cluster")
