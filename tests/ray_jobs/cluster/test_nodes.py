@@ -230,25 +230,27 @@ def test_units_in_flight_on_a_node_that_is_lost_are_made_on_another_and_come_in_
     assert {node for _, node, _ in said["received"][16:]} == {said["second"]}
 
 
-def test_a_ray_of_its_own_asks_no_other_rays_dashboard() -> None:
+def test_a_ray_of_its_own_asks_no_other_rays_dashboard_and_its_own_lists_trainings() -> None:
     code = """
 import os
 from ray_jobs.cluster.start import cluster
 from ray_jobs.settings import JobSettings
-print(os.environ["RAY_API_SERVER_ADDRESS"])
+names = ("RAY_API_SERVER_ADDRESS", "RAY_TRAIN_ENABLE_STATE_TRACKING")
+print(*map(os.environ.get, names))
 for dashboard in (False, True):
     with cluster(JobSettings(dashboard=dashboard)):
-        print(os.environ.get("RAY_API_SERVER_ADDRESS"))
-    print(os.environ["RAY_API_SERVER_ADDRESS"])
+        print(*map(os.environ.get, names))
+    print(*map(os.environ.get, names))
 """
     other = "http://127.0.0.1:9"
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    unset = ("RAY_ADDRESS", "RAY_TRAIN_ENABLE_STATE_TRACKING")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
     said = subprocess.check_output(
         [sys.executable, "-c", code], env=environment | {"RAY_API_SERVER_ADDRESS": other}, text=True
     )
     before, none, between, its_own, afterwards = said.splitlines()
-    assert (before, none, between, afterwards) == (other, "None", other, other)
-    assert re.fullmatch(r"http://127\.0\.0\.1:8[23]\d\d", its_own)
+    assert (before, none, between, afterwards) == (f"{other} None", "None 0", f"{other} None", f"{other} None")
+    assert re.fullmatch(r"http://127\.0\.0\.1:8[23]\d\d 1", its_own)
 
 
 def test_ray_starts_in_the_longest_folder_that_its_sockets_have_room_in() -> None:
