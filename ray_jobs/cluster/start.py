@@ -28,8 +28,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # each report waits for the next check
 }
-_TRAIN_PAGE: Final = "RAY_TRAIN_ENABLE_STATE_TRACKING"
-"""Fills the dashboard's page of trainings, by an actor that stays."""
+_LISTED: Final = "RAY_TRAIN_ENABLE_STATE_TRACKING"
+"""Has the dashboard list trainings, by an actor that stays."""
 
 
 @contextmanager
@@ -47,10 +47,10 @@ def cluster(settings: JobSettings) -> Iterator[None]:
     ray.data.DataContext.get_current().print_on_execution_start = False
     try:
         if ray.is_initialized():
-            os.environ.setdefault(_TRAIN_PAGE, "1")
+            os.environ.setdefault(_LISTED, "1")
             yield
         elif not starts_own_ray():
-            os.environ.setdefault(_TRAIN_PAGE, "1")
+            os.environ.setdefault(_LISTED, "1")
             address = os.environ["RAY_ADDRESS"]
             check_address(address)
             _connect(address)
@@ -160,7 +160,7 @@ def _of_own_ray(dashboard_port: int | None) -> dict[str, str | None]:
     """
     return {
         "RAY_API_SERVER_ADDRESS": None if dashboard_port is None else f"http://127.0.0.1:{dashboard_port}",
-        _TRAIN_PAGE: os.environ.get(_TRAIN_PAGE, "0" if dashboard_port is None else "1"),
+        _LISTED: os.environ.get(_LISTED, "0" if dashboard_port is None else "1"),
         # Where the machine of such a Ray is taken away, the job's driver goes too.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"),
     }
