@@ -20,6 +20,7 @@ from ray_jobs.cluster.monitor import Handle, Reporter, watch
 from ray_jobs.cluster.resources import Resources
 from ray_jobs.cluster.stopping import is_asked
 from ray_jobs.progress import ProgressLine
+from ray_jobs.workers.gloo import NodeNetwork
 from ray_jobs.workers.stream import Stream, Unit
 from ray_jobs.workers.waiting import watched
 
@@ -101,6 +102,7 @@ def _trainer(work: Mapping[str, Any], run: RunDirectory, resources: Resources) -
     return _Trainer(
         _work,
         train_loop_config=dict(work),
+        torch_config=NodeNetwork(),
         scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg] # its stub is that of the old Train
             num_workers=resources.workers,
             use_gpu=resources.gpu,
