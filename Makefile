@@ -1,6 +1,7 @@
 # Every target installs what it needs into .venv. PYTHON chooses the interpreter (3.11 or newer).
 # make demo: pretrain on real photographs. make check: style, types, layers, tests without Ray.
 # make test: make check and the tests that train on Ray. make test slow, or faster make all: all tests.
+# make test-cluster: clusters of hosts made of Linux namespaces, as root.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 unexport PYTHONDONTWRITEBYTECODE # with it, every process of a test would compile all modules again
 
-.PHONY: demo check test slow all format clean
+.PHONY: demo check test slow all test-cluster format clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -34,19 +35,22 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --num-workers auto
 	$(BIN)/lint-imports
-	$(PYTEST) auto -m "not ray and not slow" --doctest-modules --doctest-glob='*.md' tests glsd ray_jobs
+	$(PYTEST) auto -m "not ray and not slow and not cluster" --doctest-modules --doctest-glob='*.md' tests glsd ray_jobs
 
 test: check
 	$(PYTEST) $(RAYS) -m "ray and not slow" tests
 
 slow: $(VENV)/.installed-dev
-	$(PYTEST) auto -m "slow and not ray" tests
+	$(PYTEST) auto -m "slow and not ray and not cluster" tests
 	$(PYTEST) $(RAYS) -m "ray and slow" tests
 
 # The tests of `make test slow`, with no Ray started twice.
 all: check
-	$(PYTEST) auto -m "slow and not ray" tests
+	$(PYTEST) auto -m "slow and not ray and not cluster" tests
 	$(PYTEST) $(RAYS) -m ray tests
+
+test-cluster: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m cluster -rs tests/cluster
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -204,7 +204,11 @@ def unchunked(stream: BinaryIO) -> bytes:
 
 @contextmanager
 def object_store(
-    root: Path, asked: list[str] | None = None, delay_s: float = 0, faults: Faults | None = None
+    root: Path,
+    asked: list[str] | None = None,
+    delay_s: float = 0,
+    faults: Faults | None = None,
+    host: str = "127.0.0.1",
 ) -> Iterator[str]:
     """The address of a server whose buckets are the folders in root.
 
@@ -213,17 +217,17 @@ def object_store(
     ended = Event()
     own = {"root": root, "uploads": {}, "asked": [] if asked is None else asked, "delay_s": delay_s}
     faulty = {"faults": Faults(0) if faults is None else faults, "ended": ended}
-    with serving(type("Handler", (_Handler,), own | faulty)) as address:
+    with serving(type("Handler", (_Handler,), own | faulty), host) as address:
         yield address
         ended.set()
 
 
 @contextmanager
-def serving(handler: type[BucketHandler]) -> Iterator[str]:
+def serving(handler: type[BucketHandler], host: str = "127.0.0.1") -> Iterator[str]:
     """The address of a server that answers so."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with ThreadingHTTPServer((host, 0), handler) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
-        yield f"127.0.0.1:{server.server_port}"
+        yield f"{host}:{server.server_port}"
         server.shutdown()
         thread.join()
