@@ -55,6 +55,7 @@ ON_RAY: Final = {
 ANOTHER_TRAINING: Final = "one more training; its settings are parsed, and a training with others is run"
 CLOUD: Final = "needs an object store; tests/glsd/storage and tests/ray_jobs run jobs on small servers of their own"
 AWS: Final = "needs an account at AWS; tests/test_cluster_files.py checks the files"
+LAB: Final = "needs several machines; tests/cluster/test_lab.py makes some, as root, and runs it with their addresses"
 KUBERNETES: Final = "needs a Kubernetes cluster; tests/test_cluster_files.py checks the file"
 PROMETHEUS: Final = "needs a running job; tests/ray_jobs/watching starts a Prometheus with these rules"
 NOT_RUN: Final = {
@@ -94,6 +95,12 @@ NOT_RUN: Final = {
     "ray job submit -- glsd pretrain small_data --data s3://bucket/photos --out s3://bucket/runs/photos --workers 2 "
     "--gpu True": AWS,
     "ray down cluster.yaml": AWS,
+    "ray up docs/lab.yaml": LAB,
+    "ray dashboard docs/lab.yaml": LAB,
+    "ray job submit --working-dir . -- glsd pretrain small_data --data s3://bucket/photos --out "
+    "s3://bucket/runs/photos --workers 2 --data_on data": LAB,
+    "ray down docs/lab.yaml": LAB,
+    "sbatch docs/slurm.sbatch": "needs SLURM; tests/cluster/test_slurm.py starts one, as root, and runs it",
     "helm install kuberay-operator kuberay-operator --repo https://ray-project.github.io/kuberay-helm "
     "--version 1.7.0": KUBERNETES,
     'kubectl create secret generic glsd-token --from-literal=auth_token="$(openssl rand -hex 32)"': KUBERNETES,

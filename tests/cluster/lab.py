@@ -120,7 +120,7 @@ class Lab:
         options = {"text": True, "env": self._environment | {"HOME": str(self.home)}, **options}
         return self.started.enter_context(subprocess.Popen([*self._enter, *command], **options))
 
-    def run(self, *command: str, check: bool = True, timeout: float = 300) -> str:
+    def run(self, *command: str, check: bool = True, timeout: float = 600) -> str:
         """What a command on the laptop prints. Its end with another status than 0 is an error that shows this."""
         process = self.start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         printed, _ = process.communicate(timeout=timeout)
