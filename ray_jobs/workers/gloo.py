@@ -9,7 +9,6 @@ from typing import Any
 
 import psutil
 import ray.util
-from ray.train.backend import BackendConfig
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
@@ -24,7 +23,7 @@ class NodeNetwork(TorchConfig):
 
 
 class _Backend(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:  # type: ignore[override] # as Ray's
         worker_group.execute(choose_interface)
         super().on_start(worker_group, backend_config)
 

@@ -7,6 +7,7 @@ that made it, however that ends: the laptop's first process waits for the end of
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -53,6 +54,7 @@ shift 3
 mkdir -p "$home"
 mount --bind "$folder/home" "$home"
 mount --bind "$folder/hosts" /etc/hosts
+mount --bind "$folder/passwd" /etc/passwd
 mount -t tmpfs -o size=2g tmpfs /dev/shm
 hostname "$name"
 exec "$(command -v sshd)" -D -e -f "$folder/sshd_config"
@@ -139,6 +141,8 @@ class Lab:
         host = Host(name, f"{NETWORK}.{number}", self.folder / name)
         home = self.folder / "home"  # where each host has its own
         (host.folder / "home").mkdir(parents=True)
+        passwd = Path("/etc/passwd").read_text()
+        (host.folder / "passwd").write_text(re.sub(r"(?m)^root:.*$", f"root:x:0:0:root:{home}:/bin/bash", passwd))
         (host.folder / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")
         lines = [f"export {key}={shlex.quote(value)}\n" for key, value in self._environment.items()]
         for profile in (".bashrc", ".profile"):
@@ -147,7 +151,7 @@ class Lab:
             shutil.copy(self.folder / key, host.folder)
         (host.folder / "sshd_config").write_text(
             f"ListenAddress {host.address}\nHostKey {host.folder}/key\nAuthorizedKeysFile {host.folder}/key.pub\n"
-            f"StrictModes no\nPermitRootLogin yes\nPidFile none\nMaxStartups 50\nSetEnv HOME={home}\n"
+            f"StrictModes no\nPermitRootLogin yes\nPidFile none\nMaxStartups 50\n"
         )
         veth, address = f"v-{name}", f"{host.address}/24"
         self.run(

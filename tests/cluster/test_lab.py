@@ -30,6 +30,7 @@ ENVIRONMENT: Final = {
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265",
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
+    "PYTHONUNBUFFERED": "1",
     **dict.fromkeys(("AWS_EC2_METADATA_DISABLED", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "true"),
     # A lost host is noticed, and started again, within seconds.
     "RAY_health_check_period_ms": "1000",

@@ -80,7 +80,7 @@ def test_a_training_that_is_longer_than_the_time_limit_is_queued_again_and_ends_
         (host.folder / "home" / "run.yaml").write_text(RUN.to_yaml())
 
     slurm.ssh("control", "until sinfo --noheader --states=idle --format=%D | grep -qx 2; do sleep 1; done")
-    job = slurm.ssh("control", f"cd ~ && sbatch --parsable --time={LIMIT_MIN} --output=glsd.log slurm.sbatch").strip()
+    job = slurm.ssh("control", f"sbatch --parsable --time={LIMIT_MIN} --output=glsd.log slurm.sbatch").strip()
     end, seen = time.monotonic() + TIMEOUT_S, list[str]()
     while not seen or seen[-1] not in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL"):
         assert time.monotonic() < end
