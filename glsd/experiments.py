@@ -8,7 +8,7 @@ import yaml
 from pydantic import PrivateAttr, model_validator
 
 from glsd.config import Config, overridden, validated
-from glsd.record import flatten, nested, unknown
+from glsd.record import flatten, nested, parsed_yaml, unknown
 from glsd.scaling import small_data
 
 SMALL_DATA: Final = "small_data"
@@ -101,11 +101,10 @@ def _read(name: str) -> tuple[str, dict[Any, Any]]:
     else:
         raise ValueError(f"{unknown('preset', name, presets())} (or give the path of a YAML file)")
     try:
-        given = yaml.safe_load(file.read_text("utf-8"))
+        text = file.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not UTF-8 text: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # the latter for dates that do not exist
-        raise ValueError(f"{source} is not valid YAML: {error}") from error
+    given = parsed_yaml(text, source)
     if not isinstance(given, dict | None):
         raise ValueError(f"{source} holds no settings; write one per line, such as `seed: 0` or `optim.epochs: 100`")
     return source, given or {}

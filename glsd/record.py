@@ -1,9 +1,11 @@
-"""Frozen records of settings: their documentation, their dotted keys, and their errors in one line."""
+"""Frozen records of settings: their documentation, their dotted keys, and their errors in one line; YAML and JSON."""
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
@@ -70,6 +72,35 @@ def _put(tree: dict[str, Any], key: str, value: Any, prefix: str = "") -> None:
     section = tree.setdefault(name, {})
     for inner, setting in value.items():
         _put(section, str(inner), setting, f"{prefix}{name}.")
+
+
+def parsed_json(content: str | bytes, source: str) -> Any:
+    """The value of a JSON text; a ValueError names its source where it is not one."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is not valid JSON: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values, each written out: nine lines with aliases stand for a billion values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*name); write the value out")
+        return super().compose_node(parent, index)
+
+
+# Besides its own, what PyYAML raises on values that do not fit their tags, and on thousands of brackets.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+
+
+def parsed_yaml(content: str | bytes, source: str) -> Any:
+    """The value of a YAML text without aliases; a ValueError names its source where it is not one."""
+    try:
+        return yaml.load(content, _Loader)
+    except _YAML_ERRORS as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from error
 
 
 def explained(error: ValidationError, known: Iterable[str] = ()) -> str:

@@ -30,7 +30,7 @@ from glsd.data.images import IMAGE_EXTENSIONS
 from glsd.data.parquet import MOST_FILES, Run, members, runs
 from glsd.data.pieces import Each, in_threads
 from glsd.data.sources import Source, counted, kind_not_read
-from glsd.data.tars import Rows, Scanned, member_content, member_suffix, rows_of, write_tar
+from glsd.data.tars import BROKEN_TAR, Member, Rows, Scanned, member_content, member_suffix, rows_of, write_tar
 from glsd.storage.cache import use
 from glsd.storage.columns import texts
 from glsd.storage.files import open_stream
@@ -218,7 +218,7 @@ def _tar_members(part: _Part, not_read: Counter[str]) -> Iterator[tuple[str, byt
         with (
             open_stream(part.uri) as compressed,
             opener(compressed) as stream,
-            tarfile.open(fileobj=stream, mode="r|") as tar,
+            tarfile.open(fileobj=stream, mode="r|", tarinfo=Member) as tar,
         ):
             for member in tar:
                 suffix = member_suffix(member)
@@ -229,5 +229,5 @@ def _tar_members(part: _Part, not_read: Counter[str]) -> Iterator[tuple[str, byt
             # tarfile takes a broken header for the end; to the end of the stream its checksum tells.
             while stream.read(_BUFFER_BYTES):
                 pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except (*BROKEN_TAR, OSError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{part.uri} is not a compressed tar, or is broken: {error}") from error

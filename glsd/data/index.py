@@ -8,28 +8,29 @@ go by an old index; workers map it into memory and never copy it.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
 from glsd.config import DataConfig
 from glsd.data.conversion import Conversion
 from glsd.data.images import IMAGE_EXTENSIONS
-from glsd.data.known import are_unchanged, known_lists
+from glsd.data.known import KnownLists, are_unchanged, known_lists
 from glsd.data.memory import check_memory, free_memory
 from glsd.data.parquet import read_row
 from glsd.data.pieces import Each, in_threads
 from glsd.data.sources import Source, Sources, find_sources
 from glsd.data.table import index_table
 from glsd.data.tars import Rows, scan_tars
+from glsd.record import explained
 from glsd.storage.cache import cache_folder
 from glsd.storage.files import read
 from glsd.storage.folder import Folder
@@ -38,6 +39,13 @@ from glsd.storage.replacing import alone, replacing
 
 _FORMAT: Final = "5"
 _PART: Final = 1 << 16
+_TYPES: Final = {
+    "uri": pa.dictionary(pa.int32(), pa.large_string()),
+    "member": pa.large_string(),
+    **dict.fromkeys(("offset", "length", "file_size"), pa.int64()),
+    "image_column": pa.dictionary(pa.int16(), pa.large_string()),
+    "label": pa.int64(),
+}
 _REMEDY: Final = "put it back, or rerun the command, which indexes the data again"
 
 
@@ -54,6 +62,19 @@ class Place(NamedTuple):
     image_column: str | None
 
 
+class _Facts(BaseModel):
+    """What the metadata of an index say of all its images."""
+
+    digest: str
+    key: str
+    ordered_as_in_format_2: bool
+    classes: list[str] | None
+    class_ids: list[int] | None
+    sources: list[str]
+    packed: list[str]
+    lists: KnownLists | None
+
+
 class Index:
     """The images of a data set, read from their file on first use; only the path is pickled."""
 
@@ -64,7 +85,14 @@ class Index:
     def open(cls, path: str | Path) -> "Index":
         """The index at a path; a ValueError where there is none, or it is broken."""
         index = cls(path)
-        assert index._table.num_rows
+        table, why = index._table, ""
+        try:
+            table.validate(full=True)  # Arrow believes a file's offsets, and would read beyond its end
+        except pa.ArrowException as error:
+            why = f", or is broken: {error}"
+        if why or dict(zip(table.column_names, table.schema.types, strict=True)) != _TYPES or not table.num_rows:
+            raise ValueError(f"{path} is not an index{why}; delete it and rerun the command")
+        assert index._facts
         return index
 
     def __reduce__(self) -> tuple[type["Index"], tuple[str]]:
@@ -76,22 +104,21 @@ class Index:
     @cached_property
     def digest(self) -> str:
         """Thirty-two hexadecimal digits for relative names, sizes, order and labels: a copy elsewhere has the same."""
-        return str(self._facts["digest"])
+        return self._facts.digest
 
     @cached_property
     def key(self) -> str:
         """Thirty-two hexadecimal digits for the absolute names, sizes and times of all files."""
-        return str(self._facts["key"])
+        return self._facts.key
 
     def has_digest(self, saved: str | None) -> bool:
         """Whether a saved digest is that of this index; what was begun with format 2 has saved its `key`."""
-        return saved == self.digest or (saved == self.key and bool(self._facts["ordered_as_in_format_2"]))
+        return saved == self.digest or (saved == self.key and self._facts.ordered_as_in_format_2)
 
     @cached_property
     def classes(self) -> list[str] | None:
         """The name of each label, or None where images have none."""
-        classes: list[str] | None = self._facts["classes"]
-        return classes
+        return self._facts.classes
 
     @cached_property
     def labels(self) -> NDArray[np.int64] | None:
@@ -110,24 +137,22 @@ class Index:
     @cached_property
     def class_ids(self) -> list[int] | None:
         """The number that the data have for each label, or None where they have names."""
-        class_ids: list[int] | None = self._facts["class_ids"]
-        return class_ids
+        return self._facts.class_ids
 
     @property
     def sources(self) -> list[str]:
         """What was indexed."""
-        return list(self._facts["sources"])
+        return self._facts.sources
 
     @property
     def packed(self) -> list[str]:
         """Folders of tars into which images of the index were packed, of this machine's cache or elsewhere."""
-        return list(self._facts["packed"])
+        return self._facts.packed
 
     @property
-    def lists(self) -> dict[str, Any] | None:
+    def lists(self) -> KnownLists | None:
         """What tells whether the lists that were indexed have changed, see `glsd.data.known`."""
-        lists: dict[str, Any] | None = self._facts["lists"]
-        return lists
+        return self._facts.lists
 
     @property
     def has_rows(self) -> bool:
@@ -170,7 +195,7 @@ class Index:
     def _table(self) -> pa.Table:
         try:
             return pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
-        except (pa.ArrowInvalid, FileNotFoundError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise ValueError(
                 f"{self.path} is not an index, or is broken: {error}; delete it and rerun the command"
             ) from error
@@ -181,9 +206,13 @@ class Index:
         return {name: self._table.column(name).chunk(0) for name in self._table.column_names}
 
     @cached_property
-    def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = json.loads(self._table.schema.metadata[b"glsd"])
-        return facts
+    def _facts(self) -> "_Facts":
+        try:
+            return _Facts.model_validate_json((self._table.schema.metadata or {}).get(b"glsd", b""))
+        except ValidationError as error:
+            raise ValueError(
+                f"{self.path} is not an index, or is broken: {explained(error)}; delete it and rerun the command"
+            ) from error
 
 
 def build_index(

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from glsd.data.labels import Labels, as_labels
-from glsd.storage.columns import Texts, one_column, texts
+from glsd.storage.columns import PARQUET, Texts, one_column, reading_arrow, texts
 from glsd.storage.files import read
 from glsd.storage.listing import Files, stat_files
 from glsd.storage.uris import all_beside, check_uri, check_uris
@@ -148,14 +148,15 @@ def _tells_files(columns: Collection[str]) -> bool:
 def read_parquet(uri: str, label_column: str, tick: Callable[[int], None]) -> Listed:
     """The columns of a Parquet file that lists images, as texts; `tick` counts the rows, see `_tells_files`."""
     data, content = content_of(uri)
-    file = pq.ParquetFile(pa.BufferReader(data))
     wanted = (*PATH_COLUMNS, label_column, "offset", "length", "file_size", "image_column")
-    names = [name for name in file.schema_arrow.names if name in wanted]
     batches, columns = [], {}
-    for batch in file.iter_batches(_CHUNK_ROWS, columns=names):
-        batches.append([_texts(uri, name, batch.column(name)) for name in names])
-        if _tells_files(names):
-            tick(len(batch))
+    with reading_arrow(uri, PARQUET):
+        file = pq.ParquetFile(pa.BufferReader(data))
+        names = [name for name in file.schema_arrow.names if name in wanted]
+        for batch in file.iter_batches(_CHUNK_ROWS, columns=names):
+            batches.append([_texts(uri, name, batch.column(name)) for name in names])
+            if _tells_files(names):
+                tick(len(batch))
     for name in names:
         columns[name] = one_column([batch.pop(0) for batch in batches])
         if columns[name].null_count:
@@ -166,9 +167,11 @@ def read_parquet(uri: str, label_column: str, tick: Callable[[int], None]) -> Li
 
 def _texts(uri: str, name: str, column: pa.Array) -> Texts:
     try:
-        return column.cast(pa.large_string())
+        written = column.cast(pa.large_string())
     except pa.ArrowException as error:
         raise ValueError(f"{uri}: column {name!r} holds neither texts nor numbers, but {column.type}") from error
+    written.validate(full=True)  # that it is UTF-8
+    return written
 
 
 def listed_images(listed: Listed, label_column: str, tick: Callable[[int], None]) -> ListedImages:

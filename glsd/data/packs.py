@@ -15,6 +15,7 @@ from glsd.data.index import Index
 from glsd.data.labels import CLASS_NAMES
 from glsd.data.sources import PACK_PLAN
 from glsd.data.tars import image_suffix, write_tar
+from glsd.record import parsed_json
 from glsd.storage.folder import Folder
 
 _READ_AT_ONCE = 64
@@ -92,7 +93,7 @@ def claim_pack(folder: Folder, index: Index, shards: list[Shard]) -> None:
             folder.write(CLASS_NAMES, _json(index.classes))
         folder.write(PACK_PLAN, _json(plan))
         return
-    saved = json.loads(manifest)
+    saved = parsed_json(manifest, folder.uri(PACK_PLAN))
     if not index.has_digest(saved["digest"]):
         raise ValueError(
             f"{folder.out} holds shards of other data ({saved['images']:,} images, now {len(index):,}), "

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from glsd.config import DataConfig
 from glsd.data.tars import image_suffix
+from glsd.storage.columns import PARQUET, reading_arrow
 from glsd.storage.files import open_file, read
 
 _PART_BYTES: Final = 256 << 20
@@ -58,11 +59,9 @@ def runs(uri: str, size: int, config: DataConfig) -> list[Run]:
 
 def members(uri: str, inner_name: str, run: Run, config: DataConfig) -> Iterator[tuple[str, bytes]]:
     """Images and labels of row groups, under the names FILE/ROW, as members of a tar."""
-    with open_file(uri) as stream:
-        try:  # a row group is never in memory as a whole
-            table = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{uri} is not a Parquet file, or is broken: {error}") from error
+    with open_file(uri) as stream, reading_arrow(uri, PARQUET):
+        # A row group is never in memory as a whole.
+        table = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         columns = [name for name in (config.image_column, config.label_column) if name in table.schema_arrow.names]
         row = run.first_row
         for batch in table.iter_batches(batch_size=256, row_groups=list(run.row_groups), columns=columns):
@@ -103,9 +102,9 @@ def read_row(uri: str, size: int, column: str, row: int, key: str) -> tuple[byte
     try:
         file = pq.ParquetFile(_Piece(data, start, size), metadata=footer.metadata, read_dictionary=dictionaries)
         values = file.read_row_group(number, columns=[leaf], use_threads=False).column(0)
-    except (pa.ArrowException, OSError) as error:
+        value = values[row - int(footer.ends[number]) + len(values)].as_py()
+    except (pa.ArrowException, OSError, LookupError, UnicodeDecodeError) as error:
         raise ValueError(f"{uri}, row {row}: the file has changed, or is broken: {error}") from error
-    value = values[row - int(footer.ends[number]) + len(values)].as_py()
     return _encoded(value, f"{uri}, row {row}", column), size
 
 
@@ -140,14 +139,14 @@ def _read_footer(uri: str, size: int, column: str) -> _Footer:
         data, size_now = read(uri, size - needed, needed)
     if size_now != size:
         raise _ResizedError(uri, size_now)
-    try:
+    with reading_arrow(uri, PARQUET):
         metadata = pq.read_metadata(pa.BufferReader(data))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{uri} is not a Parquet file, or is broken: {error}") from error
-    path = _image_path(uri, metadata.schema.to_arrow_schema(), column)
-    leaf = next(leaf for leaf in range(metadata.num_columns) if metadata.schema.column(leaf).path == path)
+        path = _image_path(uri, metadata.schema.to_arrow_schema(), column)
+        leaves = [leaf for leaf in range(metadata.num_columns) if metadata.schema.column(leaf).path == path]
+    if not leaves:
+        raise ValueError(f"{uri} is broken: its schema has the column {path!r}, and its row groups do not")
     num_rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-    return _Footer(metadata, leaf, np.cumsum(num_rows, dtype=np.int64))
+    return _Footer(metadata, leaves[0], np.cumsum(num_rows, dtype=np.int64))
 
 
 def _image_path(uri: str, schema: pa.Schema, column: str) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -23,7 +22,8 @@ from glsd.config import DataConfig
 from glsd.data.images import IMAGE_EXTENSIONS
 from glsd.data.labels import CLASS_NAMES, Labels
 from glsd.data.lists import PATH_COLUMNS, Listed, listed_images, read_csv, read_parquet, read_text
-from glsd.storage.columns import Texts, texts
+from glsd.record import parsed_json
+from glsd.storage.columns import PARQUET, Texts, reading_arrow, texts
 from glsd.storage.files import open_file, read
 from glsd.storage.listing import Files, expanded, stat_files, walk, what_is_at
 from glsd.storage.uris import absolute, beside, is_remote, unquote_key, unquoted
@@ -162,7 +162,7 @@ def _check_packs(files: Files) -> None:
         if what_is_at(plan) != "file":
             continue
         try:
-            shards = {name: num_bytes for name, _, _, num_bytes in json.loads(read(plan)[0])["shards"]}
+            shards = {name: num_bytes for name, _, _, num_bytes in parsed_json(read(plan)[0], plan)["shards"]}
         except (ValueError, KeyError, TypeError):
             continue  # somebody else's file of that name
         lacking = [name for name, size in shards.items() if sizes.get(beside(plan, name)) != size]
@@ -192,7 +192,7 @@ def _class_names(uri: str) -> list[str] | None:
     if what_is_at(uri) != "file":
         return None
     try:
-        entries = json.loads(read(uri)[0])
+        entries = parsed_json(read(uri)[0], uri)
         if all(isinstance(entry, dict) for entry in entries):
             by_label = {entry["label"]: entry.get("name", entry.get("words")) for entry in entries}
             entries = [by_label[label] for label in range(len(entries))]
@@ -223,11 +223,8 @@ def _class_folders(root: str, files: Files) -> Texts | None:
 def _parquet(uri: str, files: Files, config: DataConfig, tick: Callable[[int], None]) -> Source:
     """Parquet files of images; or of paths, as a CSV list has them."""
     first = str(files.uris[0])
-    with open_file(first) as stream:
-        try:
-            names = pq.read_schema(stream).names
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{first} is not a Parquet file, or is broken: {error}") from error
+    with open_file(first) as stream, reading_arrow(first, PARQUET):
+        names = pq.read_schema(stream).names
     if config.image_column in names or not set(PATH_COLUMNS) & set(names):
         return Source(uri, "Parquet files", files)
     if len(files.uris) > 1:

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -19,6 +19,11 @@ from glsd.data.sources import counted, kind_not_read
 from glsd.storage.columns import Texts, one_column, texts
 from glsd.storage.files import open_file
 from glsd.storage.listing import Files
+
+_LONGEST_TEXT: Final = 1 << 20
+_LARGEST_IMAGE: Final = 4 << 30
+BROKEN_TAR: Final = (tarfile.TarError, EOFError, ValueError, ArithmeticError, LookupError, TypeError)
+"""What tarfile raises on content that is not a tar."""
 
 
 class Rows(NamedTuple):
@@ -55,6 +60,19 @@ class _Tar(NamedTuple):
     companions: list[str]
     unused: list[str]
     not_read: Counter[str]
+
+
+class Member(tarfile.TarInfo):
+    """A header whose sizes are believed only where they are possible, as tarfile makes room for what they say."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Member":
+        """A header of 512 bytes."""
+        member = super().frombuf(buf, encoding, errors)
+        is_file = member.type in tarfile.REGULAR_TYPES
+        if member.size < 0 or (member.size > _LONGEST_TEXT and not is_file):
+            raise tarfile.ReadError(f"{member.name!r} has {member.size:,} bytes, it says")
+        return member
 
 
 def scan_tars(source: str, files: Files, tick: Callable[[int], None], each: Each) -> Rows:
@@ -114,7 +132,7 @@ def _scan_tar(uri: str) -> _Tar:
     labels: dict[str, str] = {}
     not_read = Counter[str]()
     try:
-        with open_file(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open_file(uri) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=Member) as tar:
             for member in tar:
                 suffix = member_suffix(member)
                 if suffix in IMAGE_EXTENSIONS:
@@ -127,7 +145,7 @@ def _scan_tar(uri: str) -> _Tar:
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError(f"no header at byte {tar.offset}")
-    except (tarfile.ReadError, UnicodeDecodeError) as error:
+    except BROKEN_TAR as error:
         raise ValueError(f"{uri} is not a plain tar, or is broken: {error}") from error
     names = [name for name, *_ in images]
     simple = {_key(name) for name in names if _stem(name) == _key(name)}
@@ -163,7 +181,9 @@ def _key(name: str) -> str:
 
 
 def member_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """The bytes of a regular member."""
+    """The bytes of a regular member: an image, or a label of at most a mebibyte."""
+    if member.size > (_LONGEST_TEXT if member_suffix(member) == ".cls" else _LARGEST_IMAGE):
+        raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes, too many for what it is")
     file = tar.extractfile(member)
     assert file is not None
     return file.read()

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from glsd.augment.photometric import normalize
-from glsd.config import Config
+from glsd.config import Config, validated
 from glsd.encoder.preprocessing import evaluation_crop
 from glsd.models.backbone import Backbone, build_backbone
 from glsd.models.student_teacher import build_student_teacher
+from glsd.record import parsed_json
 from glsd.runs.checkpoints import load_checkpoint, newest_checkpoint
+from glsd.runs.tensors import from_safetensors
 from glsd.storage.files import read
 from glsd.storage.listing import what_is_at
 from glsd.storage.uris import absolute, joined
@@ -144,8 +145,11 @@ def load_encoder(path: str | Path) -> Encoder:
 def teacher_encoder(state: Mapping[str, Any], checkpoint: str) -> Encoder:
     """The teacher's backbone of a checkpoint, `state` being what `load_checkpoint` gave; finite weights, or refused."""
     prefix = "backbone."
-    backbone = {key.removeprefix(prefix): value for key, value in state["teacher"].items() if key.startswith(prefix)}
-    return build_encoder(Config.model_validate(state["config"]), backbone, checkpoint)
+    teacher = state.get("teacher")
+    if not isinstance(teacher, Mapping) or not all(isinstance(value, Tensor) for value in teacher.values()):
+        raise ValueError(f"{checkpoint} holds no teacher; name a checkpoint that glsd wrote")
+    backbone = {key.removeprefix(prefix): value for key, value in teacher.items() if str(key).startswith(prefix)}
+    return build_encoder(_config(state, checkpoint), backbone, checkpoint)
 
 
 def model_digest(encoder: Encoder) -> str:
@@ -176,13 +180,21 @@ def with_downsampling_moved(weights: Mapping[str, Tensor], by: int) -> dict[str,
 
 
 def _load_exported(folder: str) -> Encoder:
-    facts = json.loads(read(joined(folder, CONFIG_FILE))[0])
-    if "glsd" not in facts:
-        raise ValueError(
-            f"{joined(folder, CONFIG_FILE)} has no glsd section: the folder was not written by export_backbone"
-        )
-    weights = load(read(joined(folder, WEIGHTS_FILE))[0])
+    settings, weights_file = joined(folder, CONFIG_FILE), joined(folder, WEIGHTS_FILE)
+    facts = parsed_json(read(settings)[0], settings)
+    if not isinstance(facts, dict) or "glsd" not in facts:
+        raise ValueError(f"{settings} has no glsd section: the folder was not written by export_backbone")
+    config = _config(facts["glsd"], f"the glsd section of {settings}")
+    weights = from_safetensors(read(weights_file)[0], weights_file)
     if "layers.0.downsample.reduction.weight" in weights:
         weights = with_downsampling_moved(weights, 1)
     state = {f"model.{key}": value for key, value in weights.items()}
-    return build_encoder(Config.model_validate(facts["glsd"]["config"]), state, joined(folder, WEIGHTS_FILE))
+    return build_encoder(config, state, weights_file)
+
+
+def _config(holder: Any, source: str) -> Config:
+    """The settings under `config` in what a file holds."""
+    try:
+        return validated(Config, holder["config"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{source} holds no configuration of this version of glsd: {error}") from error

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from glsd.runs.records import Manifest
+from glsd.runs.records import Manifest, parsed_record
 from glsd.storage.files import insistently, read, write_file
 from glsd.storage.replacing import whole_folder
 from glsd.storage.uris import absolute, is_remote, joined, resolved
@@ -91,22 +91,27 @@ def newest_checkpoint(run: str) -> str | None:
 
 def manifest(checkpoint: str) -> Manifest:
     """Step, files and facts of a complete checkpoint."""
-    return Manifest.model_validate_json(read(joined(absolute(checkpoint), _MANIFEST))[0])
+    file = joined(absolute(checkpoint), _MANIFEST)
+    return parsed_record(read(file)[0], Manifest, file)
 
 
 def load_checkpoint(checkpoint: str) -> dict[str, Any]:
     """The state that was saved, on the CPU; nothing is unpickled but tensors and plain values.
 
     Raises:
-        ValueError: the files are not those of the manifest.
+        ValueError: the files are not those of the manifest, or not of a checkpoint.
     """
-    import torch
+    from glsd.runs.tensors import from_torch_save
 
-    expected = manifest(checkpoint).files[_STATE]
+    expected = manifest(checkpoint).files.get(_STATE)
+    if expected is None:
+        raise ValueError(f"{checkpoint}/{_MANIFEST} names no {_STATE}, so it is not that of a checkpoint")
     content, _ = read(joined(absolute(checkpoint), _STATE))
     if len(content) != expected.bytes or _digest(content) != expected.sha256:
         raise ValueError(f"{checkpoint}/state.pt is damaged: its manifest.json describes another; use an earlier one")
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    state = from_torch_save(io.BytesIO(content), f"{checkpoint}/{_STATE}")
+    if not isinstance(state, dict):
+        raise ValueError(f"{checkpoint}/{_STATE} holds a {type(state).__name__}, and not the state of a training")
     return state
 
 

@@ -11,11 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
-import yaml
-from pydantic import ValidationError
-
-from glsd.config import Config
+from glsd.config import Config, validated
 from glsd.data.index import Index
+from glsd.record import parsed_yaml
 from glsd.runs.environment import environment
 from glsd.runs.lease import TIMES, LeaseTimes, held_lease, holds_lease, read_holder
 from glsd.runs.records import DATA, ENVIRONMENT, LEASE, RunData, Summary, read_record, write_record
@@ -47,17 +45,25 @@ class RunDirectory(Folder):
         """The name for Ray, whose metrics take no other letters and which makes a folder of it: written as in a URI."""
         return in_ascii(self.name)
 
+    @property
+    def config(self) -> Config | None:
+        """The settings of the run, if it has any; a ValueError if they are not of this version of glsd."""
+        if (content := self.read(CONFIG)) is None:
+            return None
+        source = self.uri(CONFIG)
+        tree = parsed_yaml(content, source)
+        try:
+            return validated(Config, tree)
+        except ValueError as error:
+            raise ValueError(f"{source} is not a configuration of this version of glsd: {error}") from error
+
     def check_config(self, config: Config) -> None:
         """Refuse a run of other settings, each named with both values, and a directory that holds other files."""
-        content = self.read(CONFIG)
-        if content is None:
+        saved = self.config
+        if saved is None:
             # A start that was killed before it wrote config.yaml leaves some of its files behind.
             self.check_own("run", CONFIG, (LEASE, DATA, ENVIRONMENT))
             return
-        try:
-            saved = Config.model_validate(yaml.safe_load(content))
-        except (ValidationError, yaml.YAMLError) as error:
-            raise ValueError(f"{self.out}/{CONFIG} is not a configuration of this version of glsd: {error}") from error
         self._refuse("settings", saved.differences(config))
 
     def claim(self, config: Config, data: RunData) -> None:

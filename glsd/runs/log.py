@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
 
+from glsd.record import parsed_json
 from glsd.runs.directory import RunDirectory
 from glsd.runs.records import SkippedLine
 from glsd.storage.replacing import replace_file
@@ -121,9 +122,12 @@ def _read_lines(run: RunDirectory, name: str) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for line in (run.read(name) or b"").split(b"\n")[:-1]:
         try:
-            lines.append(json.loads(line))
+            found = parsed_json(line, name)
         except ValueError:
             break
+        if not isinstance(found, dict):
+            break
+        lines.append(found)
     return lines
 
 

@@ -44,15 +44,20 @@ def read_record(folder: Folder, kind: type[AnyRecord], below: str = "") -> AnyRe
         ValueError: the file is not one of this version of glsd.
     """
     content = folder.read(below + kind.FILE)
-    if content is None:
-        return None
+    return None if content is None else parsed_record(content, kind, folder.uri(below + kind.FILE))
+
+
+def parsed_record(content: bytes, kind: type[AnyRecord], source: str) -> AnyRecord:
+    """The record that a file holds, `source` being its name for messages, see `read_record`."""
     try:
         return kind.model_validate(json.loads(content))
+    except RecursionError as error:
+        raise ValueError(f"{source} is not a file of glsd: {error}") from error
     except ValueError as error:
         why = explained(error) if isinstance(error, ValidationError) else error
         raise ValueError(
-            f"{folder.uri(below + kind.FILE)} is not a file of this version of glsd: {why}; delete it or read it with "
-            "the version that wrote it"
+            f"{source} is not a file of this version of glsd: {why}; delete it or read it with the version that "
+            "wrote it"
         ) from error
 
 

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import yaml
-
+from glsd.record import parsed_yaml
 from glsd.runs.directory import CONFIG, RunDirectory, in_ascii
 from glsd.runs.log import read_metrics
 from glsd.runs.records import SWEEP, Evaluation, Outcome, Status, SweepFile, SweepTrial, read_record
@@ -106,7 +105,7 @@ def _state(out: str, name: str, trial: SweepTrial) -> TrialState:
         status=ended.status if ended else "waiting" if config is None else "started",
         message=ended.message if ended else "",
         gpus=ended.gpus if ended else trial.gpus,
-        config=None if config is None else yaml.safe_load(config),
+        config=None if config is None else parsed_yaml(config, joined(place, CONFIG)),
         metrics=[] if config is None else read_metrics(place),
         evaluation=evaluation(folder),
     )

@@ -1,6 +1,7 @@
 """Columns of text in Arrow: millions of names without a Python object for each of them at once."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import pyarrow as pa
@@ -8,6 +9,18 @@ import pyarrow.compute as pc
 
 Texts: TypeAlias = pa.LargeStringArray
 _PART = 1 << 16
+PARQUET = "a Parquet file"
+
+
+@contextmanager
+def reading_arrow(uri: str, kind: str) -> Iterator[None]:
+    """Errors of pyarrow about the content of a file as a ValueError that says it is not `kind`, or broken."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk or the network, and not the content
+            raise
+        raise ValueError(f"{uri} is not {kind}, or is broken: {error}") from error
 
 
 def texts(values: Iterable[str | None]) -> Texts:

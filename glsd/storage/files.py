@@ -135,8 +135,10 @@ class _RemoteFile(io.RawIOBase):
 
 def _read_local(path: str, offset: int, length: int) -> tuple[bytes, int]:
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-        data = file.readall() if offset < 0 else os.pread(file.fileno(), length, offset)
-        return data, os.fstat(file.fileno()).st_size
+        size = os.fstat(file.fileno()).st_size
+        # A list may tell of more bytes than there are, for which there need not be room.
+        data = file.readall() if offset < 0 else os.pread(file.fileno(), max(0, min(length, size - offset)), offset)
+        return data, size
 
 
 def _read_range(uri: str, period: int, offset: int, length: int) -> tuple[bytes, int]:

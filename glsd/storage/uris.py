@@ -45,6 +45,8 @@ def check_uri(uri: str) -> None:
     """
     if is_remote(uri):
         check_no_credentials(uri)
+        if (scheme := uri.partition("://")[0]) not in _SCHEMES:
+            raise ValueError(f"{scheme}:// is not known; use a local path or one of {', '.join(_SCHEMES)}")
     elif not uri.isascii() and (encoding := sys.getfilesystemencoding()) != "utf-8":
         raise ValueError(
             f"{uri!a} is read as {encoding} by the locale of this process, and file names are UTF-8 here; set "
@@ -57,7 +59,14 @@ def check_uris(uris: Texts) -> int | None:
     is_utf8, row = sys.getfilesystemencoding() == "utf-8", 0
     for part in parts(uris):
         # Without these there is nothing to be refused, which is far sooner seen for all rows than for each.
-        if not is_utf8 or pc.any(pc.match_substring_regex(part, r"://[^/]*[:@]|[?@]")).as_py():
+        of_interest = pc.and_(
+            pc.match_substring(part, "://"),
+            pc.or_(
+                pc.match_substring_regex(part, r"://[^/]*[:@]|[?@]"),
+                pc.invert(pc.match_substring_regex(part, f"^({'|'.join(_SCHEMES)})://")),
+            ),
+        )
+        if not is_utf8 or pc.any(of_interest).as_py():
             for number, uri in enumerate(part.to_pylist(), row):
                 try:
                     check_uri(uri)
@@ -159,8 +168,6 @@ def resolved(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 @lru_cache(maxsize=64)
 def _filesystem(scheme: str, authority: str, options: str) -> pyarrow.fs.FileSystem:
-    if scheme not in _SCHEMES:
-        raise ValueError(f"{scheme}:// is not known; use a local path or one of {', '.join(_SCHEMES)}")
     if scheme in ("gs", "gcs") and "retry_limit_seconds=" not in options:
         options += f"{'&' if options else '?'}retry_limit_seconds={_GOOGLE_RETRY_SECONDS}"
     return pyarrow.fs.FileSystem.from_uri(f"{scheme}://{authority or '/'}{options}")[0]

@@ -1,8 +1,7 @@
 """Reading files of weights without running anything that they hold."""
 
 import argparse
-import pickle
-import re
+import struct
 import warnings
 import zipfile
 from collections import defaultdict
@@ -11,9 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
+
+from glsd.runs.tensors import ForbiddenClass, from_safetensors, from_torch_save
 
 _ZIP, _LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """How files that `torch.save` writes begin: since 2020, and before."""
@@ -35,10 +34,7 @@ def read_foreign(path: str | Path) -> dict[str, Any]:
     with path.open("rb") as stream:
         beginning = stream.read(len(_LEGACY))
     if beginning[8:9] == b"{":  # after the length of the header
-        try:
-            return dict(safetensors.torch.load_file(path))
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a file of safetensors, or is damaged: {error}") from error
+        return dict(from_safetensors(path.read_bytes(), str(path)))
     if not beginning.startswith((_ZIP, _LEGACY)):
         raise ValueError(f"{path} was written neither by torch.save nor by safetensors")
     if _is_torchscript(path):
@@ -47,21 +43,16 @@ def read_foreign(path: str | Path) -> dict[str, Any]:
             "torch.save(torch.jit.load(...).state_dict(), ...), where you trust it"
         )
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
+        with path.open("rb") as stream, warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore", UserWarning)  # of sparse and quantised tensors, which are refused later
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted and wanted[1].startswith("torch.distributed."):
+            content = from_torch_save(stream, str(path))
+    except ForbiddenClass as error:
+        if error.name.startswith("torch.distributed."):
             raise ValueError(sharded_advice(path)) from error
-        if wanted:
-            raise ValueError(
-                f"{path} wants {wanted[1]}, which is not on the list of harmless classes and was not loaded; save only "
-                "its tensors, torch.save(model.state_dict(), ...), where you trust it"
-            ) from error
-        raise ValueError(f"{path} is damaged, or holds more than tensors and plain values") from error
-    except (EOFError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(
+            f"{path} wants {error.name}, which is not on the list of harmless classes and was not loaded; save only "
+            "its tensors, torch.save(model.state_dict(), ...), where you trust it"
+        ) from error
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"{path} holds a {type(content).__name__}, and not tensors by name")
     return dict(content)
@@ -101,5 +92,5 @@ def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error):  # torch says what is wrong
         return False

@@ -1,15 +1,17 @@
 """A store of representations on disk, written row by row; after a kill it resumes."""
 
+import io
 import json
 import math
 import os
 import time
 from itertools import compress
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from glsd.storage.replacing import replacing
 
@@ -31,6 +33,16 @@ class Rows(NamedTuple):
         return Rows(self.image_ids[chosen], self.values[chosen], list(compress(self.reasons, chosen)))
 
 
+_Line: Final = TypeAdapter(list[tuple[int, str]])
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """How a file of float32 values begins."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
 class Store:
     """Rows on disk: `values.npy`, a sparse file with a row for each image, and `journal.jsonl`, which rows are there.
 
@@ -40,12 +52,12 @@ class Store:
     """
 
     def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
+        header = _header(shape)
         if not (folder / _VALUES).exists():
             (folder / _JOURNAL).unlink(missing_ok=True)  # of values that someone has deleted
             with replacing(folder / _VALUES) as file:
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                file.truncate(file.tell() + 4 * math.prod(shape))
+                file.write(header)
+                file.truncate(len(header) + 4 * math.prod(shape))
         self.path = folder / _VALUES
         self.state = np.full(shape[0], PENDING, np.uint8)
         self.reasons: dict[int, str] = {}
@@ -53,14 +65,15 @@ class Store:
         self._unsaved: list[tuple[int, str]] = []
         self._saved_at = time.monotonic()
         self._values, self._journal = (folder / _VALUES).open("r+b"), (folder / _JOURNAL).open("a+b")
-        self._first = (folder / _VALUES).stat().st_size - shape[0] * self._row_bytes
+        self._first = len(header)
+        if self._values.read(len(header)) != header or self.path.stat().st_size != self._first + 4 * math.prod(shape):
+            raise self._broken(self.path)
         whole = 0
         self._journal.seek(0)
         for line in self._journal:
             if line.endswith(b"\n"):
                 whole += len(line)
-                for image_id, reason in json.loads(line):
-                    self._mark(image_id, reason)
+                self._note(line, folder / _JOURNAL)
         self._journal.truncate(whole)  # a kill within a write leaves a part of a line
 
     def __enter__(self) -> Self:
@@ -85,6 +98,19 @@ class Store:
             self._unsaved.append((image_id, reason))
         if time.monotonic() - self._saved_at > _SAVE_INTERVAL_S:
             self._save()
+
+    def _note(self, line: bytes, journal: Path) -> None:
+        try:
+            rows = _Line.validate_json(line)
+            if not all(0 <= image_id < len(self.state) for image_id, _ in rows):
+                raise ValueError
+        except ValueError:
+            raise self._broken(journal) from None
+        for image_id, reason in rows:
+            self._mark(image_id, reason)
+
+    def _broken(self, file: Path) -> ValueError:
+        return ValueError(f"{file} is broken; run `glsd cache --clear representations`, then this command again")
 
     def _mark(self, image_id: int, reason: str) -> None:
         self.state[image_id] = SKIPPED if reason else DONE

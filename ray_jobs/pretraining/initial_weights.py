@@ -14,6 +14,7 @@ from glsd.config import Config
 from glsd.encoder.encoder import model_digest
 from glsd.runs.directory import RunDirectory
 from glsd.runs.records import RunData, read_record
+from glsd.runs.tensors import from_safetensors
 from glsd.weights.load import load_model
 
 INIT = "init.safetensors"
@@ -69,4 +70,4 @@ def read_initial_weights(run: RunDirectory) -> dict[str, Tensor] | None:
     content = run.read(INIT)
     if content is None:
         raise ValueError(f"{run.uri(INIT)}, the backbone that the run starts from, is gone; rerun the command")
-    return safetensors.torch.load(content)
+    return from_safetensors(content, run.uri(INIT))

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import yaml
 
 from glsd.config import Config, Setting
+from glsd.record import parsed_yaml
 
 SETTINGS = list(get_args(Setting))
 _SWIN = {
@@ -232,10 +232,7 @@ def _tree(grid: str) -> Mapping[str, Any]:
         return GRIDS[grid]
     if Path(grid).suffix not in {".yaml", ".yml"} or not Path(grid).is_file():
         raise ValueError(f"there is no grid {grid!r}; choose from {', '.join(GRIDS)}, or give the path of a YAML file")
-    try:
-        tree = yaml.safe_load(Path(grid).read_text("utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{grid} is not valid YAML: {error}") from error
+    tree = parsed_yaml(Path(grid).read_bytes(), grid) or {}
     if not isinstance(tree, dict):
         raise ValueError(f"{grid} must map dotted keys to lists or distributions")
     return tree
@@ -246,10 +243,7 @@ def _change(text: str) -> tuple[str, Any]:
     key, equals, values = text.partition("=")
     if not equals or not key or not values:
         raise ValueError(f"--grid {text!r} must be KEY=VALUE,VALUE, such as optim.base_lr=1e-4,5e-4")
-    try:
-        listed = yaml.safe_load(f"[{values}]")
-    except yaml.YAMLError as error:
-        raise ValueError(f"--grid {text!r} has values that are not valid YAML: {error}") from error
+    listed = parsed_yaml(f"[{values}]", f"the list of values in --grid {text!r}")
     if _CALL.search(values) or any(map(_is_distribution, listed)):
         raise ValueError(
             f"--grid {text!r} names a distribution, and --grid takes only values; write it into a YAML file and give "

@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from glsd.config import Config
 from glsd.data.index import Index
 from glsd.data.order import Order
 from glsd.data.regimes import regime
 from glsd.data.splits import labelled_split
 from glsd.encoder.encoder import untrained_encoder
-from glsd.runs.directory import CONFIG
+from glsd.runs.directory import RunDirectory
 from glsd.runs.records import SweepFile, SweepTrial, TrialImages, read_record
 from glsd.runs.sweep import TRIALS, TrialState, evaluation
 from glsd.storage.folder import Folder
@@ -140,7 +138,7 @@ def plan_table(planned: Sequence[PlannedTrial]) -> str:
 
 def _refuse_other(place: str, config: Config, before: TrialImages, images: TrialImages) -> None:
     """A trial of this name that was started with other settings or on other images is not this one."""
-    folder = Folder(place)
+    folder = RunDirectory(place)
     if (before.digest, before.test_digest) != (images.digest, images.test_digest):
         raise ValueError(
             f"{place} is a trial on other images; choose another --out, or name the data set as in --data NAME=FOLDER"
@@ -148,8 +146,8 @@ def _refuse_other(place: str, config: Config, before: TrialImages, images: Trial
     evaluated = evaluation(folder) if before.pairs != images.pairs else None
     if evaluated is not None and evaluated.correspondence is not None:
         raise ValueError(f"{place} was evaluated with --pairs {before.pairs}; choose that, or another --out")
-    content = folder.read(CONFIG)
-    if content is not None and (other := Config.model_validate(yaml.safe_load(content)).differences(config)):
+    saved = folder.config
+    if saved is not None and (other := saved.differences(config)):
         named = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in other.items())
         raise ValueError(f"{place} is a trial with other settings ({named}); choose another --out, or the same --base")
 

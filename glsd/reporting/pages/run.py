@@ -6,12 +6,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
 from glsd.config import Config
 from glsd.evaluation.verdict import Verdict, collapse_verdict
-from glsd.record import documentation, explained
+from glsd.record import documentation
 from glsd.reporting.figures.charts import Chart, Level, chart_svg
 from glsd.reporting.figures.curves import run_charts, steps_per_epoch
 from glsd.reporting.page import html
@@ -24,8 +21,9 @@ from glsd.runs.records import Environment, RunData, Summary, read_record
 
 def run_page(run: RunDirectory) -> str:
     """The page of a run, finished or not."""
-    config, metrics, summary = _config(run), read_metrics(run), run.finished
+    config, metrics, summary = run.config, read_metrics(run), run.finished
     data, _ = records = read_record(run, RunData), read_record(run, Environment)
+    assert config is not None
     assert data is not None
     verdict = _verdict(metrics)
     results = [*_results(config, metrics, summary), *common.reasons(verdict)]
@@ -50,14 +48,6 @@ def run_page(run: RunDirectory) -> str:
         },
         common.footer(run),
     )
-
-
-def _config(run: RunDirectory) -> Config:
-    try:
-        return Config.model_validate(yaml.safe_load(run.read(CONFIG) or b""))
-    except ValidationError as error:
-        why = explained(error, documentation(Config))
-        raise ValueError(f"{run.out}/{CONFIG} is not a configuration of this version of glsd: {why}") from error
 
 
 def _so_far(config: Config, metrics: Sequence[Mapping[str, Any]]) -> str:
