@@ -64,16 +64,18 @@ class Store:
         self._row_bytes = 4 * math.prod(shape[1:])
         self._unsaved: list[tuple[int, str]] = []
         self._saved_at = time.monotonic()
-        self._values, self._journal = (folder / _VALUES).open("r+b"), (folder / _JOURNAL).open("a+b")
         self._first = len(header)
-        if self._values.read(len(header)) != header or self.path.stat().st_size != self._first + 4 * math.prod(shape):
-            raise self._broken(self.path)
+        with self.path.open("rb") as values:
+            if values.read(len(header)) != header or values.seek(0, os.SEEK_END) != len(header) + 4 * math.prod(shape):
+                raise self._broken(self.path)
         whole = 0
-        self._journal.seek(0)
-        for line in self._journal:
-            if line.endswith(b"\n"):
-                whole += len(line)
-                self._note(line, folder / _JOURNAL)
+        (folder / _JOURNAL).touch()
+        with (folder / _JOURNAL).open("rb") as journal:
+            for line in journal:
+                if line.endswith(b"\n"):
+                    whole += len(line)
+                    self._note(line, folder / _JOURNAL)
+        self._values, self._journal = self.path.open("r+b"), (folder / _JOURNAL).open("ab")
         self._journal.truncate(whole)  # a kill within a write leaves a part of a line
 
     def __enter__(self) -> Self:
