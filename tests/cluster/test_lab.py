@@ -44,7 +44,7 @@ ENVIRONMENT: Final = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
 }
-READING_S: Final = 0.05
+READING_S: Final = 0.15
 """How long the store takes for an answer."""
 DASHBOARD_ANSWERS: Final = """
 import time, urllib.error, urllib.request
@@ -59,7 +59,7 @@ while True:
 """
 STEPS_PER_EPOCH: Final = 5
 TIMEOUT_S: Final = 600
-RUN: Final = brief_run(**{"optim.epochs": 24, "evaluation.knn_every_epochs": 0})
+RUN: Final = brief_run(**{"optim.epochs": 18, "evaluation.knn_every_epochs": 0})
 TRIAL: Final = brief_run(**{"optim.epochs": 1, "optim.warmup_epochs": 0})
 
 
@@ -135,19 +135,19 @@ def test_a_run_that_is_stopped_loses_hosts_and_its_driver_ends_as_one_to_which_n
 
     # The hosts may still be starting: the job waits for them. Then it is stopped.
     job, log = cluster.submit("stopped", *command, "--data_on", "data")
-    until(lambda: saved() >= 2 * STEPS_PER_EPOCH, job, log)
+    until(lambda: saved() > 0, job, log)
     hosts.run("ray", "job", "stop", "stopped")
     job.wait(TIMEOUT_S)
     stopped_at = saved()
-    assert f"stopped at step {stopped_at:,} of 120, which is saved" in log.read_text()
+    assert f"stopped at step {stopped_at:,} of 90, which is saved" in log.read_text()
     assert store.readers("flat") <= {hosts.hosts[name].address for name in ("head", "data-1")}
 
     # It resumes, with images decoded anywhere. A host for images loses power: the workers stay.
     job, log = cluster.submit("losing", *command)
-    until(lambda: saved() >= stopped_at + 3 * STEPS_PER_EPOCH, job, log)
+    until(lambda: saved() > stopped_at, job, log)
     hosts.cut_power("data-1")
     lost_at = saved()
-    until(lambda: saved() >= lost_at + 3 * STEPS_PER_EPOCH, job, log)
+    until(lambda: saved() >= lost_at + 2 * STEPS_PER_EPOCH, job, log)
     assert log.read_text().count("resuming at step") == 1
 
     # A host that trains loses power, and both are back: the head starts Ray on them, and the workers start again.
@@ -156,14 +156,14 @@ def test_a_run_that_is_stopped_loses_hosts_and_its_driver_ends_as_one_to_which_n
     hosts.boot("train-2")
     until(lambda: log.read_text().count("resuming at step") == 2, job, log)
     lost_at = saved()
-    until(lambda: saved() >= lost_at + 2 * STEPS_PER_EPOCH, job, log)
+    until(lambda: saved() > lost_at, job, log)
 
     # The driver is killed. The same command resumes.
     hosts.ssh("head", "pkill -KILL -x glsd")
     assert job.wait(TIMEOUT_S) != 0
     job, log = cluster.submit("last", *command)
     assert job.wait(TIMEOUT_S) == 0, log.read_text()
-    assert re.search(r"resuming at step \d+ of 120", log.read_text())
+    assert re.search(r"resuming at step \d+ of 90", log.read_text())
     assert (out / "summary.json").exists()
     check_as_alone(out, RUN, store.folder / "flat")
 
