@@ -4,7 +4,7 @@ import io
 import pickle
 import re
 import struct
-from typing import Any, BinaryIO, Final
+from typing import IO, Any, Final, cast
 
 import safetensors.torch
 import torch
@@ -26,7 +26,7 @@ class ForbiddenClass(ValueError):
         self.name = name
 
 
-def from_torch_save(file: BinaryIO | io.BytesIO, source: str) -> Any:
+def from_torch_save(file: io.BufferedIOBase, source: str) -> Any:
     """What `torch.save` wrote, on the CPU, of tensors, plain values and what `torch.serialization.safe_globals` allows.
 
     Raises:
@@ -34,7 +34,7 @@ def from_torch_save(file: BinaryIO | io.BytesIO, source: str) -> Any:
         ValueError: it is damaged; the message names `source`.
     """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(cast(IO[bytes], file), map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if wanted:

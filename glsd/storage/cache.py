@@ -30,6 +30,8 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
         ValueError: it cannot be made or written to.
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    if "://" in (named := str(cache_dir or os.environ.get("GLSD_CACHE", ""))):
+        raise ValueError(f"the cache folder {named} is a URI; set GLSD_CACHE to a folder on this machine's disk")
     folder = Path(cache_dir or os.environ.get("GLSD_CACHE") or Path(home) / "glsd").absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pyarrow
 import pyarrow.fs
 
 from glsd.storage.counts import count
+from glsd.storage.replacing import replace_file
 from glsd.storage.uris import is_remote, resolved
 
 _BUFFER_BYTES: Final = 1 << 20
@@ -68,6 +70,15 @@ def read(uri: str, offset: int = -1, length: int = -1) -> tuple[bytes, int]:
 def read_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
     """The whole file at a path of a file system, as `read` reads it."""
     return insistently(f"reading {path}", lambda: _read_whole(filesystem, path), filesystem)[0]
+
+
+def write(uri: str, data: bytes | memoryview) -> None:
+    """Create or replace the file at a path or URI, with the local folders it takes; it is whole at any moment."""
+    if is_remote(uri):
+        write_file(*resolved(uri), data)
+        return
+    Path(uri).parent.mkdir(parents=True, exist_ok=True)
+    replace_file(Path(uri), data)
 
 
 def write_file(filesystem: pyarrow.fs.FileSystem, path: str, data: bytes | memoryview) -> None:

@@ -119,20 +119,8 @@ class Folder:
     @contextmanager
     def replacing(self, name: str) -> Iterator[BinaryIO]:
         """A stream whose content becomes a file when the block ends, unless it ends by an exception."""
-        if self.is_local:
-            Path(self.path).mkdir(parents=True, exist_ok=True)
-            with replacing(Path(self.path) / name) as stream:
-                yield stream
-            return
-        with tempfile.TemporaryFile() as file:  # what an object store has begun to receive, it may keep
-            yield file
-
-            def upload() -> None:
-                file.seek(0)
-                with self.filesystem.open_output_stream(f"{self.path}/{name}") as uploaded:
-                    shutil.copyfileobj(file, uploaded, _UPLOAD_BYTES)
-
-            insistently(f"writing {self.uri(name)}", upload, self.filesystem)
+        with _replacing(self.filesystem, f"{self.path}/{name}") as stream:
+            yield stream
 
     def delete(self) -> None:
         """Remove the folder with all that is in it."""
@@ -141,6 +129,31 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file."""
         self.filesystem.delete_file(f"{self.path}/{name}")
+
+
+@contextmanager
+def replacing_uri(uri: str) -> Iterator[BinaryIO]:
+    """A stream whose content becomes the file at a path or URI when the block ends, unless it ends by an exception."""
+    with _replacing(*(resolved(uri) if is_remote(uri) else (pyarrow.fs.LocalFileSystem(), uri))) as stream:
+        yield stream
+
+
+@contextmanager
+def _replacing(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[BinaryIO]:
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(Path(path)) as stream:
+            yield stream
+        return
+    with tempfile.TemporaryFile() as file:  # what an object store has begun to receive, it may keep
+        yield file
+
+        def upload() -> None:
+            file.seek(0)
+            with filesystem.open_output_stream(path) as uploaded:
+                shutil.copyfileobj(file, uploaded, _UPLOAD_BYTES)
+
+        insistently(f"writing {path}", upload, filesystem)
 
 
 def _place(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:

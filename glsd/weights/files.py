@@ -13,6 +13,9 @@ import numpy as np
 import torch
 
 from glsd.runs.tensors import ForbiddenClass, from_safetensors, from_torch_save
+from glsd.storage.files import open_file, read
+from glsd.storage.listing import what_is_at
+from glsd.storage.uris import absolute, is_remote
 
 _ZIP, _LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """How files that `torch.save` writes begin: since 2020, and before."""
@@ -28,13 +31,13 @@ def read_foreign(path: str | Path) -> dict[str, Any]:
         ValueError: there is no such file, it is of neither kind or damaged, or it wants a class that is not allowed,
             which the message names and which was not loaded.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
+    path = absolute(path) if is_remote(str(path)) else str(Path(path).expanduser())
+    if what_is_at(path) != "file":
         raise ValueError(f"{path} is not a file; name a file of weights (.safetensors, or written by torch.save)")
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         beginning = stream.read(len(_LEGACY))
     if beginning[8:9] == b"{":  # after the length of the header
-        return dict(from_safetensors(path.read_bytes(), str(path)))
+        return dict(from_safetensors(read(path)[0], path))
     if not beginning.startswith((_ZIP, _LEGACY)):
         raise ValueError(f"{path} was written neither by torch.save nor by safetensors")
     if _is_torchscript(path):
@@ -43,9 +46,9 @@ def read_foreign(path: str | Path) -> dict[str, Any]:
             "torch.save(torch.jit.load(...).state_dict(), ...), where you trust it"
         )
     try:
-        with path.open("rb") as stream, warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
+        with open_file(path) as stream, warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore", UserWarning)  # of sparse and quantised tensors, which are refused later
-            content = from_torch_save(stream, str(path))
+            content = from_torch_save(stream, path)
     except ForbiddenClass as error:
         if error.name.startswith("torch.distributed."):
             raise ValueError(sharded_advice(path)) from error
@@ -88,9 +91,9 @@ def sharded_advice(src: str | Path) -> str:
     )
 
 
-def _is_torchscript(path: Path) -> bool:
+def _is_torchscript(path: str) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path) as stream, zipfile.ZipFile(stream) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error):  # torch says what is wrong
         return False

@@ -47,8 +47,8 @@ _FILTER_ERRORS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError,
 class ConversionReport(NamedTuple):
     """What of a foreign file went where; tensors are counted, each as one, whatever its size."""
 
-    path: Path
-    """The folder that was written."""
+    path: str
+    """The folder that was written, a path or URI."""
     layout: str
     """Whose layout the file has."""
     backbone: str
@@ -103,8 +103,8 @@ def convert(
     want another normalisation, name their tag.
 
     Args:
-        src: a file that `torch.save` or safetensors wrote.
-        dst: the folder, a local one.
+        src: a file that `torch.save` or safetensors wrote, local or a URI.
+        dst: the folder, local or a URI.
         backbone: a timm name; None takes the file's own word or recognises common backbones by their tensors. As
             `NAME.TAG` it brings the mean and standard deviation that timm has for this tag.
         prefix: what stands before the names of the backbone's tensors, such as `encoder_k.`; None finds it.
@@ -112,7 +112,7 @@ def convert(
     Raises:
         ValueError: the file cannot be read, its backbone, the prefix or the tag is not known, a tensor has another
             shape than the backbone's or holds values that are not finite, or fewer than 95 % of the backbone's tensors
-            are matched, or `dst` is not a local folder, or one that holds something else; nothing is written.
+            are matched, or `dst` is a file, or a folder that holds something else; nothing is written.
     """
     encoder, report = foreign_encoder(src, backbone, prefix)
     exported = export_backbone(encoder, dst)
@@ -201,7 +201,7 @@ def _fit(part: Part, model: nn.Module, name: str) -> tuple[dict[str, Tensor], Co
     others = [key for key in found if key not in state]
     heads = Counter(key.partition(".")[0] for key in others if key.startswith(HEADS))
     report = ConversionReport(
-        Path(part.src),
+        str(part.src),
         part.layout,
         name,
         matched=tuple(matched),

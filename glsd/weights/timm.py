@@ -9,8 +9,10 @@ the other libraries of `targets.py`.
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +20,10 @@ from timm.models.swin_transformer import SwinTransformer
 
 from glsd.encoder.encoder import CONFIG_FILE, WEIGHTS_FILE, Encoder, check_finite, with_downsampling_moved
 from glsd.models.backbone import timm_architecture
+from glsd.storage.folder import Folder
+from glsd.storage.listing import what_is_at
 from glsd.storage.replacing import whole_folder
-from glsd.storage.uris import is_remote
+from glsd.storage.uris import absolute, is_remote
 from glsd.weights.names import safetensors_bytes
 
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # what lets a timm model take other sizes
@@ -38,7 +42,7 @@ class Difference(NamedTuple):
 class ExportReport(NamedTuple):
     """Where an export lies, how to load it, and how near what is loaded comes to the encoder."""
 
-    path: Path
+    path: str
     lines: str
     """Lines of Python that give z̄ of normalised `images`; the comparison ran these very lines."""
     differences: dict[int, Difference]
@@ -74,7 +78,7 @@ def export_backbone(encoder: Encoder, out: str | Path) -> ExportReport:
     """Write the backbone for timm; the folder is there whole or not at all, an earlier export is replaced.
 
     Raises:
-        ValueError: `out` is a URI or a file, or a folder that holds something else than an earlier export for timm.
+        ValueError: `out` is a file, or a folder that holds something else than an earlier export for timm.
     """
     weights = encoder.backbone.model.state_dict()
     is_swin = isinstance(encoder.backbone.model, SwinTransformer)
@@ -105,44 +109,60 @@ def write_export(
 
     Args:
         encoder: what is exported.
-        out: the folder, a local one. It is there whole or not at all; an earlier export of the same files is replaced.
+        out: the folder, local or a URI. A local one is there whole or not at all, and of a remote one the JSON file is
+            written last; an earlier export of the same files is replaced.
         files: contents by name; one of them is JSON with a section "glsd", by which a later export knows it.
         lines: Python that loads a folder and makes `z_bar`, and `z` if the library gives it, of `images`.
         refusal: why the library's model cannot take images of a side in pixels; empty where it can.
         note: for the report.
 
     Raises:
-        ValueError: `out` is a URI or a file, or a folder that holds something else, there is no size to compare, or
-            weights are not finite.
+        ValueError: `out` is a file, or a folder that holds something else, there is no size to compare, or weights are
+            not finite.
     """
-    refuse_to_replace(out, files)
+    replaces = refuse_to_replace(out, files)
     check_finite(encoder.backbone, f"the backbone for {out}")
-    replaces = Path(out).is_dir() and any(Path(out).iterdir())
+    if is_remote(str(out)):
+        return _uploaded(Folder(out), files, partial(write_export, encoder, lines=lines, refusal=refusal, note=note))
     out = Path(os.path.abspath(out))  # noqa: PTH100 - Path.resolve would follow symlinks
     sizes = {*_COMPARED_PX, encoder.config.evaluation.crop}
     reasons = {size: _own_refusal(encoder, size) or refusal(size) for size in sizes}
     not_taken = {size: reason for size, reason in reasons.items() if reason}
     if not sizes - not_taken.keys():
         raise ValueError("; ".join(f"{size} px: {reason}" for size, reason in not_taken.items()))
-    with whole_folder(out, out.with_name(f".{out.name}.partial")) as partial:
+    with whole_folder(out, out.with_name(f".{out.name}.partial")) as unfinished:
         for name, content in files.items():
-            (partial / name).write_bytes(content)
+            (unfinished / name).write_bytes(content)
         # Before it is in place: what a library cannot load is not an export.
-        differences = _compared(encoder, lines(partial), sizes - not_taken.keys())
-    return ExportReport(out, lines(out), differences, not_taken, note, replaces)
+        differences = _compared(encoder, lines(unfinished), sizes - not_taken.keys())
+    return ExportReport(str(out), lines(out), differences, not_taken, note, replaces)
 
 
-def refuse_to_replace(out: str | Path, files: Iterable[str]) -> None:
-    """Refuse a URI, a file, and a folder that holds something else than an earlier export of the same files."""
-    if is_remote(str(out)):
-        raise ValueError(f"{out} must be a local folder; copy it to where you need it afterwards")
-    folder = Path(out)
-    if not folder.exists():
-        return
-    there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else None
-    is_export = there == set(files) and any('"glsd"' in path.read_text("utf-8") for path in folder.glob("*.json"))
-    if there != set() and not is_export:
+def _uploaded(folder: Folder, files: Mapping[str, bytes], export: Callable[..., ExportReport]) -> ExportReport:
+    """The export of a remote folder, made and compared here and then sent; libraries load a copy of it."""
+    name = Path(folder.path).name
+    with TemporaryDirectory() as here:
+        report = export(Path(here) / name, files)
+        lines = f"# {folder.out} copied to {name}\n{report.lines.replace(f'{here}/', '')}"
+    replaced = bool(folder.sizes())
+    for file in sorted(files, key=lambda file: file.endswith(".json")):
+        folder.write(file, files[file])
+    return report._replace(path=folder.out, lines=lines, replaced=replaced)
+
+
+def refuse_to_replace(out: str | Path, files: Iterable[str]) -> bool:
+    """Refuse a file, and a folder that holds something else than an earlier export of the same files; whether there is
+    one.
+    """
+    uri = absolute(out)
+    if (what := what_is_at(uri)) is None:
+        return False
+    folder = Folder(uri)
+    there = folder.sizes().keys() if what == "folder" else None
+    texts = [folder.read(name) or b"" for name in there or () if name.endswith(".json")] if there == set(files) else []
+    if there != set() and not any(b'"glsd"' in text for text in texts):
         raise ValueError(f"{out} is not an earlier export and will not be replaced; name an empty or a new folder")
+    return bool(there)
 
 
 def _timm_config(encoder: Encoder) -> dict[str, Any]:

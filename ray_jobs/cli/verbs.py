@@ -97,9 +97,9 @@ class Preview:
     """
 
     image: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
-    """An image file."""
+    """An image file, local or a URI."""
     out: str = "preview.png"
-    """The picture."""
+    """The picture, a file or a URI."""
     preset: str = "paper"
     """Preset, or YAML file, whose crops are drawn."""
     seed: int = 0
@@ -109,14 +109,16 @@ class Preview:
         from glsd.data.images import UndecodableImage, decode
         from glsd.reporting.figures.canvas import save_figure
         from glsd.reporting.figures.image_preview import preview
+        from glsd.storage.files import read
+        from glsd.storage.uris import absolute
 
         config = load_config(self.preset)
-        if Path(self.out).resolve() == Path(self.image).resolve():
+        if Path(absolute(self.out)).resolve() == Path(absolute(self.image)).resolve():
             raise ValueError(f"--out {self.out} is the image itself; name another file")
         try:
-            image = decode(Path(self.image).read_bytes(), config.data.max_pixels, config.data.value_range)
+            image = decode(read(absolute(self.image))[0], config.data.max_pixels, config.data.value_range)
         except OSError as error:
-            raise ValueError(f"{self.image} cannot be read: {error.strerror}") from error
+            raise ValueError(f"{self.image} cannot be read: {error.strerror or error}") from error
         except UndecodableImage as error:
             raise ValueError(f"{self.image} is not an image that glsd can read: {error}") from error
         print(save_figure(preview(image, config, seed=self.seed), self.out))
@@ -212,7 +214,7 @@ class Report:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A run directory, finished or still running, or the folder of an evaluation or a sweep."""
     out: str | None = None
-    """The file; by default report.html in that folder."""
+    """The file, local or a URI; by default report.html in that folder."""
 
     def run(self) -> None:
         with _telling(f"reporting {self.source}"):
@@ -234,7 +236,7 @@ class Embed:
     data: tuple[str, ...]
     """Folders of images, lists (.txt, .csv), WebDataset tars or Parquet files; local, s3:// or gs://."""
     out: str
-    """The file: image_id, uri, label, z_bar in the order of image_id. It is never overwritten."""
+    """The file, local or a URI: image_id, uri, label, z_bar in the order of image_id. It is never overwritten."""
     options: Annotated[EmbedOptions, Flattened] = EmbedOptions()
     job: Annotated[JobSettings, Flattened] = JobSettings()
 
@@ -257,9 +259,9 @@ class Convert:
     """
 
     src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """A file of torch.save (.pth, .pt, .ckpt, .bin) or of safetensors."""
+    """A file of torch.save (.pth, .pt, .ckpt, .bin) or of safetensors, local or a URI."""
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    """New folder."""
+    """New folder or URI."""
     backbone: str | None = None
     """Name of the timm model; by default it is read from the file or its tensors. Images are normalised as ImageNet's,
     or with NAME.TAG as timm does for that tag."""
@@ -308,7 +310,7 @@ class Export:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run directory, a checkpoint, an exported backbone, timm:NAME, or timm:NAME=FILE of weights."""
     out: str = "backbone"
-    """New folder."""
+    """New folder or URI."""
     to: Literal["timm", "torchvision", "huggingface", "onnx"] = "timm"
     """The library that loads it."""
 

@@ -20,9 +20,10 @@ from glsd.data.index import Index
 from glsd.data.samples import value_range_note
 from glsd.data.sources import Sources
 from glsd.encoder.encoder import Encoder, model_digest
-from glsd.storage.folder import Folder
-from glsd.storage.replacing import replacing
-from glsd.storage.uris import absolute, is_remote
+from glsd.storage.files import open_file
+from glsd.storage.folder import Folder, replacing_uri
+from glsd.storage.listing import what_is_at
+from glsd.storage.uris import absolute, unquote_key
 from glsd.weights.load import load_model
 from ray_jobs.evaluation.features import Features, Selection, extract
 from ray_jobs.evaluation.options import EmbedOptions
@@ -34,7 +35,8 @@ from ray_jobs.settings import JobSettings
 class EmbedReport(NamedTuple):
     """What `embed` has written."""
 
-    path: Path
+    path: str
+    """A path or URI."""
     num_images: int
     """Rows."""
     num_skipped: int
@@ -59,7 +61,7 @@ def embed(
     Args:
         model: what `load_model` takes.
         data: folders, lists, tars or Parquet files, local or `s3://`, `gs://`.
-        out: a new local file. It appears whole, when all is computed.
+        out: a new file, local or a URI. It appears whole, when all is computed.
         options: what is written of each image.
         job: workers and devices.
 
@@ -67,18 +69,17 @@ def embed(
         ValueError: there is no such model, the data do not fit, or `out` lies within them or is something else, which
             is left as it is.
     """
-    path = Path(absolute(out))
-    if is_remote(str(out)):
-        raise ValueError(f"--out {out} must be a local file; copy it to where you need it afterwards")
-    if path.parent != Path("/"):  # where no source is, and which has no `Folder`
+    path = absolute(out)
+    if Path(path).parent != Path("/"):  # where no source is, and which has no `Folder`
         Folder(path).check_apart(data)
     with ProgressLine() as line:
         encoder = load_model(model)
         index = indexed(data, encoder.config, line, job)
         facts = _facts(encoder, index, options.dense)
-        if path.suffix.lower() != ".parquet" and not path.exists():
+        is_there = what_is_at(path) is not None
+        if not unquote_key(path).lower().endswith(".parquet") and not is_there:
             raise ValueError(f"--out {out} is written as Parquet; let its name end in .parquet")
-        if path.exists():
+        if is_there:
             report = _report(path, facts, index)
             line.phase(f"{out} is complete: nothing is left to do")
             return report
@@ -104,15 +105,14 @@ def _facts(encoder: Encoder, index: Index, dense: bool) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, features: Features, index: Index, facts: dict[str, Any], line: ProgressLine) -> None:
+def _write(path: str, features: Features, index: Index, facts: dict[str, Any], line: ProgressLine) -> None:
     dim = features.stored.shape[-1]
     columns = {"image_id": pa.int64(), "uri": pa.string(), "label": pa.string(), "z_bar": pa.list_(pa.float32(), dim)}
     if facts["shape"] is not None:
         columns["z"] = pa.list_(pa.float32(), math.prod(facts["shape"]))
     metadata = {"glsd": json.dumps({**facts, "num_skipped": len(features.skipped)})}
     schema = pa.schema(columns.items(), metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as stream, pq.ParquetWriter(stream, schema, use_dictionary=["label"]) as writer:
+    with replacing_uri(path) as stream, pq.ParquetWriter(stream, schema, use_dictionary=["label"]) as writer:
         num_written = 0
         for image_ids, rows in features.parts():
             writer.write_batch(_batch(image_ids, rows, index, schema))
@@ -134,10 +134,10 @@ def _batch(image_ids: NDArray[np.int64], rows: NDArray[np.float32], index: Index
     return pa.record_batch([*arrays, *lists], schema=schema)
 
 
-def _report(path: Path, facts: dict[str, Any], index: Index) -> EmbedReport:
+def _report(path: str, facts: dict[str, Any], index: Index) -> EmbedReport:
     """What a complete file holds; another one is refused."""
     try:
-        with pq.ParquetFile(path) as file:
+        with open_file(path) as stream, pq.ParquetFile(stream) as file:
             schema, num_images = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is not a Parquet file, and is not overwritten; name another --out") from error

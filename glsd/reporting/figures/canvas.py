@@ -23,7 +23,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.text import Text
 
-from glsd.storage.replacing import replace_file
+from glsd.storage.files import write
+from glsd.storage.uris import absolute, unquote_key
 
 Image = UInt8[np.ndarray, "_ _ 3"]  # (height, width, RGB), of any size each
 LineStyle = Literal["-"] | tuple[float, tuple[float, ...]]
@@ -133,24 +134,24 @@ def shortened(label: str, width: float) -> str:
     return label if len(label) <= length else label[: length - 1] + "…"
 
 
-def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a PNG of 200 dpi or an SVG, as the path's suffix says; an older file is replaced once this one is whole.
+def save_figure(figure: Figure, path: str | Path) -> str:
+    """Write a PNG of 200 dpi or an SVG, as the suffix of the path or URI says; an older file is replaced once this one
+    is whole.
 
     Raises:
         ValueError: the path ends neither in .png nor in .svg.
     """
-    path = Path(path)
-    kind = path.suffix.lower().removeprefix(".")
+    uri = absolute(path)
+    kind = Path(unquote_key(uri)).suffix.lower().removeprefix(".")
     if kind not in ("png", "svg"):
         raise ValueError(f"{path}: a figure is written as .png or .svg")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, figure_bytes(figure, kind))
-    return path
+    write(uri, figure_bytes(figure, kind))
+    return str(path)
 
 
 def save_png_and_svg(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
     """Write a figure twice: `stem`.png for the screen, `stem`.svg for print."""
-    return save_figure(figure, f"{stem}.png"), save_figure(figure, f"{stem}.svg")
+    return Path(save_figure(figure, f"{stem}.png")), Path(save_figure(figure, f"{stem}.svg"))
 
 
 def figure_bytes(figure: Figure, kind: str) -> bytes:

@@ -262,14 +262,6 @@ def test_a_file_is_told_by_its_content_however_its_suffix_is_written(tmp_path: P
         assert same_features(load_model(f"timm:test_vit={tmp_path / name}"), backbone, (96,))
 
 
-def test_a_uri_is_no_folder_to_convert_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_file(trained("test_vit")[1], tmp_path / "weights.safetensors")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="s3://bucket/backbone must be a local folder"):
-        convert("weights.safetensors", "s3://bucket/backbone", "test_vit")
-    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
-
-
 @pytest.fixture(scope="module")
 def swin() -> tuple[Any, State]:
     return trained("swin_tiny_patch4_window7_224")

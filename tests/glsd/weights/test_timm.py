@@ -98,13 +98,6 @@ def test_a_folder_that_is_no_export_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_uri_is_no_folder_to_export_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"s3://bucket/backbone must be a local folder"):
-        export_backbone(untrained_encoder(config()), "s3://bucket/backbone")
-    assert not any(tmp_path.iterdir())
-
-
 def test_a_folder_of_someone_elses_is_not_taken_for_an_export(tmp_path: Path) -> None:
     export_backbone(untrained_encoder(config()), tmp_path / "ours")
     (tmp_path / "ours" / "config.json").write_text('{"architecture": "resnet10t"}')

@@ -132,8 +132,6 @@ def test_what_is_not_a_file_of_ours_is_left_as_it_is(photos: Path, backbone: str
     with pytest.raises(ValueError, match=r"features\.csv is written as Parquet; let its name end in \.parquet"):
         embed(backbone, str(photos), tmp_path / "features.csv")
     assert notes.read_text() == "notes"
-    with pytest.raises(ValueError, match=r"s3://bucket/features\.parquet must be a local file"):
-        embed(backbone, str(photos), "s3://bucket/features.parquet")
 
 
 def test_a_file_within_the_images_is_refused_and_one_in_the_root_folder_is_not(

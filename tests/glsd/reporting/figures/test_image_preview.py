@@ -10,7 +10,8 @@ from tests.glsd.reporting.figures.drawn import CONFIG, lines, photo, views
 
 def test_a_preview_is_a_function_of_seed_epoch_and_image(tmp_path: Path) -> None:
     def content(**key: int) -> bytes:
-        return save_figure(preview(photo(), CONFIG, **key), tmp_path / "preview.png").read_bytes()
+        save_figure(preview(photo(), CONFIG, **key), tmp_path / "preview.png")
+        return (tmp_path / "preview.png").read_bytes()
 
     first = content(seed=0, epoch=0, image_id=0)
     assert content(seed=0, epoch=0, image_id=0) == first
