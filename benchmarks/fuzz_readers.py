@@ -266,7 +266,8 @@ def _packed_again(pack: Callable[[bytes], bytes], unpack: Callable[[bytes], byte
         tar = bytearray(unpack(data))
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
         return data
-    tar[zlib.crc32(data) % 512] ^= data[-1]
+    if tar:
+        tar[zlib.crc32(data) % min(len(tar), 512)] ^= 1 + data[-1] % 255
     return pack(_with_sums(bytes(tar)))
 
 

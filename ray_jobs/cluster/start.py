@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import ray
 import ray.data
+from ray._private import ray_constants
 
 from ray_jobs.cluster.deaths import DEATHS, death
 from ray_jobs.cluster.stopping import sigterm_ends
@@ -72,6 +73,7 @@ def starts_own_ray() -> bool:
     return not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
+_LOOPBACK: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _ANSWER_S: Final = 10
 _CHECK_S = 50
 """For the whole check: Ray bounds only the connection."""
@@ -159,6 +161,7 @@ def _of_own_ray(dashboard_port: int | None) -> dict[str, str | None]:
     several.
     """
     return {
+        _LOOPBACK: "0",
         "RAY_API_SERVER_ADDRESS": None if dashboard_port is None else f"http://127.0.0.1:{dashboard_port}",
         _LISTED: os.environ.get(_LISTED, "0" if dashboard_port is None else "1"),
         # Where the machine of such a Ray is taken away, the job's driver goes too.
@@ -185,18 +188,33 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 def _start(dashboard_port: int | None) -> None:
     """A Ray of this machine."""
-    insist(
-        partial(
-            ray.init,
-            address="local",
-            # One slot more than cores: the training worker takes a hair of one, which would cost the stream a task.
-            num_cpus=num_cores() + 1,
-            include_dashboard=dashboard_port is not None,
-            dashboard_port=dashboard_port,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
+    with _on_loopback():
+        insist(
+            partial(
+                ray.init,
+                address="local",
+                # One slot more than cores: the training worker takes a hair of one, which would cost the stream a task.
+                num_cpus=num_cores() + 1,
+                include_dashboard=dashboard_port is not None,
+                dashboard_port=dashboard_port,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         )
-    )
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Within it a Ray starts at 127.0.0.1, as it does on macOS and Windows, which nobody else reaches.
+
+    On Linux it would listen at all addresses of the machine, and whoever connects may run code. Its processes read the
+    variable; this one has read it when Ray was imported, so it is told by the constant that Ray made of it.
+    """
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def insist(start: Callable[[], Started]) -> Started:
