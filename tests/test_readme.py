@@ -68,7 +68,7 @@ def test_flags_that_the_documents_name_exist(capsys):
     for verb, (_, preset) in VERBS.items():
         with pytest.raises(SystemExit):
             parse([verb, *(["demo"] if preset == "" else []), "--help"])
-    others = {"--version", "--logdir", "--labels"}  # the second is TensorBoard's, the third Ray's
+    others = {"--version", "--logdir", "--labels", "--runtime-env-json"}  # the second is TensorBoard's, then Ray's
     known = {*re.findall(r"--[\w.]+", capsys.readouterr().out), *others}
     assert [(where, word) for where, word in named() if word.startswith("--") and word not in known] == []
 

@@ -42,7 +42,7 @@ def is_loopback(address: str) -> bool:
 def test_a_run_listens_on_this_machine_only_and_its_files_hold_no_secrets(tmp_path: Path) -> None:
     labelled_folder(tmp_path / "photos", num_images=32)
     with tempfile.TemporaryDirectory(prefix="r") as rays:  # the paths of Ray's sockets must be short
-        words = f"-m ray_jobs.cli.main pretrain small_data --data photos --out run --dashboard {TINY} {SMALL_NETWORK}"
+        words = f"-m ray_jobs.cli.main pretrain small_data --data photos --out run {TINY} {SMALL_NETWORK}"
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         with subprocess.Popen(
             [sys.executable, *shlex.split(words)],
