@@ -50,15 +50,20 @@ def awaited_resources(settings: JobSettings, widths: Sequence[int], line: Progre
                 if settings.gpu is None and "GPU" not in lack.per_worker:
                     raise ValueError(f"{lack}. Use --gpu True or --gpu False, and the job waits for nodes") from None
                 if request is None:
-                    data = DATA if settings.data_on == "data" else {}
-                    bundles = [*[lack.per_worker] * widths[-1], {"CPU": 1.0}]
-                    request = placement_group(bundles, bundle_label_selector=[*[lack.labels] * widths[-1], data])
+                    bundles, labels = asked_for(settings.of_width(widths[-1]), lack)
+                    request = placement_group(bundles, bundle_label_selector=labels)  # never used
                 has_room = f"{lack.room} of {settings.workers} workers have room"
                 line.phase("waiting for nodes", f"{has_room}, at most {math.ceil(left_s / 60)} more minutes")
                 time.sleep(min(_LOOK_S, left_s))
     finally:
         if request is not None:
             remove_placement_group(request)
+
+
+def asked_for(settings: JobSettings, lack: NoRoom) -> tuple[list[dict[str, float]], list[dict[str, str]]]:
+    """What is to be reserved, so that an autoscaler starts nodes with room for it, and the labels of these nodes."""
+    workers, data = settings.num_workers, DATA if settings.data_on == "data" else {}
+    return [*[lack.per_worker] * workers, {"CPU": 1.0}], [*[lack.labels] * workers, data]
 
 
 def _widest(settings: JobSettings, widths: Sequence[int]) -> Resources:
