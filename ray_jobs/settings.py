@@ -26,7 +26,8 @@ class JobSettings(Record):
     gpus_per_worker: float = Field(default=1, gt=0, le=1)
     """GPUs that a training worker reserves, if it trains on one; with fractions several small jobs share a GPU."""
     cpus_per_worker: float | None = Field(default=None, gt=0)
-    """CPUs that a training worker reserves on its node; the default is 0.01 on one machine and 1 on a cluster."""
+    """CPUs that a training worker reserves on its node; the default is 0.01 on one machine, and 1 on a cluster or with
+    a range of workers."""
     photometrics: Literal["auto", "worker", "device"] = "auto"
     """Where photometric transforms are computed: by the CPU workers of the stream, or in batches on the training
     device; auto is the device if it is a GPU."""
@@ -39,7 +40,8 @@ class JobSettings(Record):
     """Minutes that pretrain and sweep wait for nodes with room for the workers, if a cluster has too few; autoscalers
     are asked for them."""
     max_failures: int | None = Field(default=None, ge=0)
-    """How often the workers are restarted after one dies; the default is 0 on one machine and 3 on a cluster."""
+    """How often the workers are restarted after one dies; the default is 0 on one machine, and 3 on a cluster or with a
+    range of workers."""
     dashboard: bool = False
     """Start Ray's dashboard, if this job starts Ray itself."""
     loggers: tuple[Logger, ...] = ()
@@ -70,7 +72,7 @@ class JobSettings(Record):
         return self.workers
 
     def of_width(self, workers: int) -> "JobSettings":
-        """These settings with so many workers of the range, which are a cluster's also while one node of it is up."""
+        """These settings with so many workers of the range. Their defaults are those of a cluster."""
         cluster = {
             "cpus_per_worker": self.cpus_per_worker or 1.0,
             "max_failures": 3 if self.max_failures is None else self.max_failures,

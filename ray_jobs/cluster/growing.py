@@ -4,7 +4,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -20,6 +20,10 @@ from ray_jobs.settings import JobSettings
 _LOOK_S: Final = 2.0
 _GROWTH_LOOK_S: Final = 5.0
 """Nodes that come together are taken together, as each change of the workers' number costs a start of them."""
+_FAILED_S: Final = 300.0
+"""How long a number of workers is not tried that could not be started, or whose workers failed twice without progress:
+others use its room, or a new node lacks something.
+"""
 
 
 def awaited_resources(settings: JobSettings, widths: Sequence[int], line: ProgressLine) -> Resources:
@@ -66,14 +70,14 @@ def asked_for(settings: JobSettings, lack: NoRoom) -> tuple[list[dict[str, float
     return [*[lack.per_worker] * workers, {"CPU": 1.0}], [*[lack.labels] * workers, data]
 
 
-def _widest(settings: JobSettings, widths: Sequence[int]) -> Resources:
+def _widest(settings: JobSettings, widths: Sequence[int], labels: Mapping[str, str] | None = None) -> Resources:
     """For the largest of these numbers of workers that has room; the NoRoom of the smallest if none has."""
     for workers in reversed(widths[1:]):
         try:
-            return check_resources(settings.of_width(workers))
+            return check_resources(settings.of_width(workers), labels)
         except NoRoom:
             continue
-    return check_resources(settings.of_width(widths[0]))
+    return check_resources(settings.of_width(widths[0]), labels)
 
 
 class Widths:
@@ -86,19 +90,23 @@ class Widths:
     def __init__(self, settings: JobSettings, widths: Sequence[int], first: Resources) -> None:
         self._settings = settings.model_copy(update={"gpu": first.gpu})
         self._widths, self.first = widths, first
+        self._failed: dict[int, float] = {}
 
-    def now(self, below: float = math.inf) -> Resources:
-        """For the next start: of the numbers `below`, the largest with room on the nodes that are up; the smallest if
-        none has, whose room is to be waited for.
+    def now(self) -> Resources:
+        """For the next start: the largest number with room on the nodes that are up; the smallest if none has, whose
+        room is to be waited for.
         """
-        fewer = [workers for workers in self._widths if workers < below] or self._widths[:1]
-        for workers in reversed(fewer[1:]):
-            try:
-                check_resources(self._settings.of_width(workers))
-            except NoRoom:
-                continue
-            return self.first._replace(workers=workers)
-        return self.first._replace(workers=fewer[0])
+        usable = [workers for workers in self._widths if self._failed.get(workers, 0) < time.monotonic()]
+        try:
+            return self.first._replace(workers=_widest(self._settings, usable, self.first.labels).workers)
+        except ValueError:  # nodes were lost
+            return self.first._replace(workers=usable[0])
+
+    def failed(self, workers: int) -> bool:
+        """Leave this number out for a while, unless it is the smallest; whether it is left out."""
+        if is_left_out := workers > self._widths[0]:
+            self._failed[workers] = time.monotonic() + _FAILED_S
+        return is_left_out
 
     @contextmanager
     def growing(self, workers: int, monitor: Handle) -> Iterator[threading.Event]:
@@ -119,25 +127,28 @@ class Widths:
                 thread.join()
 
     def _ask(self, workers: int, monitor: Handle, has_room: threading.Event, ended: threading.Event) -> None:
-        wanted, request = 0, None
+        wanted, request, asks = 0, None, True
         try:
             while not ended.wait(_GROWTH_LOOK_S):
                 if not ray.get(monitor.has_started.remote()):
                     continue  # they may still wait for room, which is theirs before it is that of more
                 # Room that the nodes have which are up may be another job's, so what is wanted is reserved.
                 before, with_room = wanted, self.now().workers
-                wanted = with_room if with_room > workers else self._widths[-1]
-                if request is not None and wanted != before:
-                    remove_placement_group(request)
-                    request = None
-                if request is None:
-                    more = wanted - workers
+                wanted = with_room if with_room > workers else self._widths[-1] if asks else 0
+                if wanted != before:
+                    if request is not None:
+                        remove_placement_group(request)
+                    more = max(0, wanted - workers)
                     labels = [self.first.labels] * more
-                    request = placement_group([self.first.per_worker] * more, bundle_label_selector=labels)
-                elif request.wait(1):
-                    has_room.set()
-                    monitor.stop.remote()
-                    ended.wait()
+                    request = (
+                        placement_group([self.first.per_worker] * more, bundle_label_selector=labels) if more else None
+                    )
+                elif request is not None and request.wait(1):
+                    asks = with_room > workers  # or nothing would be left to make images on
+                    if asks:
+                        has_room.set()
+                        monitor.stop.remote()
+                        ended.wait()
         except RayError:
             return  # the cluster is gone, or the monitor, which the job itself says
         finally:

@@ -133,8 +133,10 @@ def check_ranks(settings: JobSettings, resources: Resources) -> None:
         )
 
 
-def check_resources(settings: JobSettings) -> Resources:
+def check_resources(settings: JobSettings, labels: Mapping[str, str] | None = None) -> Resources:
     """The workers' resources, once it is sure that the connected cluster has them and a CPU for the stream.
+
+    Workers run on nodes with the labels; by default on those with the label of nodes that train, if there are any.
 
     Raises:
         NoRoom: the cluster lacks them; the message names what is needed.
@@ -145,7 +147,8 @@ def check_resources(settings: JobSettings) -> Resources:
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     alive = [node for node in ray.nodes() if node["Alive"]]
     num_nodes = len(alive)
-    labels = TRAIN if any(map(has_label(TRAIN), alive)) else {}
+    if labels is None:
+        labels = TRAIN if any(map(has_label(TRAIN), alive)) else {}
     nodes = [node["Resources"] for node in filter(has_label(labels), alive)]
     gpu = gpus >= 1 if settings.gpu is None else settings.gpu
     if gpu and gpus and num_nodes == 1 and (reason := unusable_gpu()):
@@ -183,11 +186,10 @@ def check_resources(settings: JobSettings) -> Resources:
         raise no_room(lack)
     threads = None
     if not gpu:
-        has_all_cores = num_nodes == 1 and settings.cpus_per_worker is None
-        threads = max(1, num_cores() // workers if has_all_cores else int(per_worker))
+        threads = max(1, num_cores() // workers if num_nodes == 1 else int(per_worker))
     failures = settings.max_failures if settings.max_failures is not None else 0 if num_nodes == 1 else 3
     photometrics = settings.photometrics if settings.photometrics != "auto" else "device" if gpu else "worker"
-    return Resources(workers, gpu, reserved, labels, threads, failures, photometrics)
+    return Resources(workers, gpu, reserved, dict(labels), threads, failures, photometrics)
 
 
 def has_label(labels: Mapping[str, str]) -> Callable[[Mapping[str, Any]], bool]:

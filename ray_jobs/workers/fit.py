@@ -41,56 +41,58 @@ def fit(
 
     The units of rank r of W are r, W + r, 2 * W + r, ... from the newest checkpoint of `run` to the end of the stream.
     Ray Train keeps its own notes in the folder of `run`. The line shows what the workers report to the monitor. After a
-    failure of theirs the workers are started again, as many as have room then; and so they are once more have room.
+    failure the workers are started again, as many as have room then. They are also started again when more have room.
 
     Raises:
         BaseException: what a worker raised, without Ray's wrapping; KeyboardInterrupt after Ctrl-C.
     """
     named = (worker.__module__, worker.__qualname__)
     work = {"worker": named, "plan": ray.put(plan), "stream": stream, "run": run.location, "monitor": monitor}
-    resources, num_starts, num_failures, has_run = widths.first, 0, 0, False
+    resources, has_run, num_failures, num_starts, num_waits = widths.first, False, 0, 0, 0
     line.phase("starting workers")
     with watch(monitor, line):
         while True:
             monitor.start.remote()
             if is_asked():  # to end: what is saved is the newest checkpoint
                 return
-            trainer, saved, before = _trainer(work, run, resources), _newest(run.location), resources.workers
+            trainer, saved, workers = _trainer(work, run, resources), _newest(run.location), resources.workers
             try:
-                with widths.growing(before, monitor) as has_room:
+                with widths.growing(workers, monitor) as has_room:
                     trainer.fit()
-                if not has_room.is_set():
+                if not has_room.is_set() or _newest(run.location) * stream.units_per_step >= stream.num_units:
                     return
-                num_starts, has_run, resources = 0, True, widths.now()
+                has_run, num_failures, num_starts, num_waits = True, 0, 0, 0
+            except ray.train.ControllerError as error:  # the workers were not started
+                is_waiting = has_run and _has_no_room(error)
+                num_starts, num_waits = num_starts + (not is_waiting), num_waits + is_waiting
+                if widths.failed(workers):
+                    num_starts = 0
+                elif num_starts == _STARTS or num_waits == _MOST_WAITS:
+                    raise _cause(error) from None
+                line.phase("waiting for nodes with room for the workers")
             except ray.train.TrainingFailedError as error:
-                if isinstance(error, ray.train.ControllerError):  # the workers were not started
-                    num_starts += 1
-                    if num_starts == (_MOST_STARTS if has_run and _has_no_room(error) else _STARTS):
-                        raise _cause(error) from None
-                    line.phase("waiting for nodes with room for the workers")
-                    resources = widths.now(below=before)
-                else:
-                    num_starts, has_run = 0, True
-                    num_failures = 1 if _newest(run.location) > saved else num_failures + 1
-                    if num_failures > resources.max_failures:
-                        raise _cause(error) from None
-                    resources = widths.now()
+                has_run, num_starts, num_waits = True, 0, 0
+                num_failures = 1 if _newest(run.location) > saved else num_failures + 1
+                if num_failures > resources.max_failures:
+                    raise _cause(error) from None
+                if num_failures > 1:
+                    widths.failed(workers)
             except KeyboardInterrupt:
                 line.phase("stopping the workers")
                 trainer.abort()
                 raise
-            if resources.workers != before:
-                line.note(f"{resources.workers} workers from step {_newest(run.location):,} on, {before} before")
+            resources = widths.now()
+            if resources.workers != workers:
+                line.note(f"{resources.workers} workers from step {_newest(run.location):,} on, {workers} before")
 
 
 _STARTS: Final = 3
-"""Starts of workers, each of which waits a minute for room. A job of which no worker has run yet ends after them: the
-cluster had the room when it was checked, so others have taken it.
+"""Starts of the fewest workers, each of which waits a minute for room. A job of which no worker has run yet ends after
+them: the cluster had the room when it was checked, so others have taken it. Workers that fail to start for another
+reason would fail again.
 """
-_MOST_STARTS: Final = 60
-"""The same once workers have run: a lost node is replaced within the hour. Only starts without room are tried so often:
-workers that fail to start for another reason would fail again.
-"""
+_MOST_WAITS: Final = 60
+"""How often starts without room are tried again once workers have run: a lost node is replaced within the hour."""
 
 
 def _newest(run: str) -> int:
@@ -115,6 +117,7 @@ def _trainer(work: Mapping[str, Any], run: RunDirectory, resources: Resources) -
             storage_filesystem=run.filesystem,
             failure_config=ray.train.FailureConfig(
                 max_failures=0,
+                max_preemption_failures=0,
                 controller_failure_limit=0,  # type: ignore[call-arg] # its stub is that of the old Train
             ),
         ),

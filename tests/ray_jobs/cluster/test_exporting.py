@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ray_jobs.cluster.exporting import COUNTERS, GAUGES, Exporter
 
-KEPT_S = 25
+KEPT_S = 35
 """Longer than Ray keeps a gauge of which its process has told it once."""
 
 

@@ -28,6 +28,7 @@ from glsd.runs.checkpoints import checkpoints
 from ray_jobs.cluster.start import insist
 from ray_jobs.pretraining.job import pretrain
 from ray_jobs.pretraining.options import PretrainOptions
+from ray_jobs.progress import ProgressLine
 from ray_jobs.settings import JobSettings
 from tests.ray_jobs.runs import json_lines
 
@@ -41,8 +42,19 @@ def add_node():
     # It has room for one worker.
     return insist(lambda: nodes.add_node(num_cpus=2, object_store_memory=memory))
 
+class Line(ProgressLine):
+    # The progress line, which counts the starts without room.
+    without_room = 0
+
+    def phase(self, subject, detail=""):
+        self.without_room += subject == "waiting for nodes with room for the workers"
+        super().phase(subject, detail)
+
+line = Line()
+
 def begun(workers=1):
-    options = {"options": PretrainOptions(figures=False), "job": JobSettings(workers=workers, cpus_per_worker=2)}
+    job = JobSettings(workers=workers, cpus_per_worker=2)
+    options = {"options": PretrainOptions(figures=False), "job": job, "line": line}
     job = threading.Thread(target=pretrain, args=(load_config(settings), data, out), kwargs=options)
     job.start()
     return job
@@ -75,7 +87,8 @@ job = begun()
 await_steps(job, 2)
 nodes.remove_node(first, allow_graceful=False)
 print("steps at the loss:", len(json_lines(Path(out, "metrics.jsonl"))) - 1, flush=True)
-time.sleep(20)
+while job.is_alive() and line.without_room < 4:
+    time.sleep(0.1)
 add_node()
 job.join()
 nodes.shutdown()
@@ -83,7 +96,7 @@ nodes.shutdown()
 
 
 def test_a_run_outlasts_more_starts_without_room_than_a_run_that_never_ran(forty: Path, tmp_path: Path) -> None:
-    """The only node with room for the worker is gone for six time-outs; three end a job of which no worker ran."""
+    """The only node with room for the worker is gone for four time-outs; three end a job of which no worker ran."""
     quick = QUICK | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3"}
     ended = ran(A_NODE_IS_LOST, small_run(), forty, tmp_path, **quick)
     assert "waiting for nodes with room for the workers" in ended.stderr
