@@ -108,6 +108,7 @@ NOT_RUN: Final = {
     "kubectl logs --follow job/glsd": KUBERNETES,
     "kubectl delete -f kubernetes/rayjob.yaml": KUBERNETES,
     "apt-get install prometheus": "needs root; .ci/run installs it where it can",
+    "systemctl stop prometheus": PROMETHEUS,
     "RULES=$(python -c 'import ray_jobs; print(ray_jobs.__path__[0])')/watching/alerts.yml": PROMETHEUS,
     "(cat /tmp/ray/session_latest/metrics/prometheus/prometheus.yml; "
     "echo \"rule_files: ['$RULES']\") > prometheus.yml": PROMETHEUS,

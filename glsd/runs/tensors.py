@@ -39,7 +39,7 @@ def from_torch_save(file: io.BufferedIOBase, source: str) -> Any:
         wanted = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if wanted:
             raise ForbiddenClass(source, wanted[1]) from error
-        raise ValueError(f"{source} is damaged, or holds more than tensors and plain values") from error
+        raise ValueError(f"{source} is damaged, or holds more than tensors and plain values: {error}") from error
 
 
 def from_safetensors(content: bytes, source: str) -> dict[str, Tensor]:

@@ -145,7 +145,12 @@ def _uploaded(folder: Folder, files: Mapping[str, bytes], export: Callable[..., 
         report = export(Path(here) / name, files)
         lines = f"# {folder.out} copied to {name}\n{report.lines.replace(f'{here}/', '')}"
     replaced = bool(folder.sizes())
-    for file in sorted(files, key=lambda file: file.endswith(".json")):
+    # What is sent in part is known by its description, and has no weights.
+    descriptions = sorted(file for file in files if file.endswith(".json"))
+    weights = sorted(files.keys() - descriptions)
+    for file in folder.sizes().keys() & weights:
+        folder.remove(file)
+    for file in (*descriptions, *weights):
         folder.write(file, files[file])
     return report._replace(path=folder.out, lines=lines, replaced=replaced)
 
@@ -159,7 +164,8 @@ def refuse_to_replace(out: str | Path, files: Iterable[str]) -> bool:
         return False
     folder = Folder(uri)
     there = folder.sizes().keys() if what == "folder" else None
-    texts = [folder.read(name) or b"" for name in there or () if name.endswith(".json")] if there == set(files) else []
+    is_like_one = there is not None and there <= set(files)  # of which a part has been sent
+    texts = [folder.read(name) or b"" for name in there or () if is_like_one and name.endswith(".json")]
     if there != set() and not any(b'"glsd"' in text for text in texts):
         raise ValueError(f"{out} is not an earlier export and will not be replaced; name an empty or a new folder")
     return bool(there)

@@ -83,7 +83,7 @@ def fit(
                 raise
             resources = widths.now()
             if resources.workers != workers:
-                line.note(f"{resources.workers} workers from step {_newest(run.location):,} on, {workers} before")
+                line.note(f"workers: {resources.workers} from step {_newest(run.location):,} on, {workers} before")
 
 
 _STARTS: Final = 3

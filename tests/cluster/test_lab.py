@@ -158,10 +158,10 @@ def test_a_run_that_is_stopped_loses_hosts_and_its_driver_ends_as_one_to_which_n
     # A host that trains loses power: one worker goes on alone. Both are back: the head starts Ray on them, and there
     # are two workers again.
     hosts.cut_power("train-2")
-    until(lambda: re.search(r"1 workers from step \d+ on, 2 before", log.read_text()), job, log)
+    until(lambda: re.search(r"workers: 1 from step \d+ on, 2 before", log.read_text()), job, log)
     hosts.boot("data-1")
     hosts.boot("train-2")
-    until(lambda: re.search(r"2 workers from step \d+ on, 1 before", log.read_text()), job, log)
+    until(lambda: re.search(r"workers: 2 from step \d+ on, 1 before", log.read_text()), job, log)
     grown_at = saved()
     until(lambda: saved() >= grown_at + 2 * STEPS_PER_EPOCH, job, log)
 

@@ -126,8 +126,8 @@ def test_a_run_has_as_many_workers_as_have_room_and_learns_what_it_would_have_le
     epochs = 12
     config = brief_run(**{"data.unit_size": 2, "optim.epochs": epochs, "evaluation.knn_every_epochs": 0})
     ended = ran(NODES_COME_AND_GO, config, forty, tmp_path, **QUICK)
-    assert re.search(r"2 workers from step \d+ on, 1 before", ended.stderr)
-    assert re.search(r"1 workers from step \d+ on, 2 before", ended.stderr)
+    assert re.search(r"workers: 2 from step \d+ on, 1 before", ended.stderr)
+    assert re.search(r"workers: 1 from step \d+ on, 2 before", ended.stderr)
     lines = json_lines(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(epochs * STEPS_PER_EPOCH + 1))
     assert {line["workers"] for line in lines} == {1, 2}
