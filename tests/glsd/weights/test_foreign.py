@@ -225,7 +225,7 @@ def test_a_foreign_file_gives_the_features_of_its_teacher(
     backbone, state = trained(name)
     torch.save(layout_of(state), tmp_path / "checkpoint.pth")
     report = convert(tmp_path / "checkpoint.pth", tmp_path / "out", name)
-    assert (report.path, report.layout, report.backbone) == (tmp_path / "out", layout, name)
+    assert (report.path, report.layout, report.backbone) == (str(tmp_path / "out"), layout, name)
     assert set(report.matched) == {key for key in state if not key.endswith("num_batches_tracked")}
     assert report.missing == report.unexpected == report.mismatched == report.resampled == ()
     encoder = load_encoder(tmp_path / "out")

@@ -51,7 +51,7 @@ def test_timms_swin_differs_by_its_epsilon_alone_at_224_px_by_more_at_96_px_and_
     assert torch.equal(loaded_z_bar, z_bar)
     assert torch.equal(loaded_z, z)
     # The layout of Swin's authors, which timm before and after 1.0.31 loads without a classifier.
-    assert "layers.0.downsample.reduction.weight" in load_file(report.path / "model.safetensors")
+    assert "layers.0.downsample.reduction.weight" in load_file(f"{report.path}/model.safetensors")
     assert 0 < report.differences[224].largest < 1e-4 * report.differences[224].largest_entry
     assert report.differences[96].largest > 1e-3 * report.differences[96].largest_entry
     assert "pads maps that are not whole windows after the shift" in report.statement

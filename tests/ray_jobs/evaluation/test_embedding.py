@@ -87,7 +87,7 @@ def test_a_killed_embedding_goes_on_and_writes_the_same_file_which_is_never_over
     assert index.classes is not None
     table = pq.read_table(out)
     image_ids = [k for k in range(NUM_IMAGES) if Path(index.uri(k)).stem not in ("000", "001")]
-    assert report == EmbedReport(out, len(image_ids), NUM_CORRUPT, encoder.backbone.dim)
+    assert report == EmbedReport(str(out), len(image_ids), NUM_CORRUPT, encoder.backbone.dim)
     assert table["image_id"].to_pylist() == image_ids
     assert table["uri"].to_pylist() == [index.uri(k) for k in image_ids]
     assert table["label"].to_pylist() == [Path(index.uri(k)).parent.name for k in image_ids]
