@@ -164,7 +164,8 @@ def refuse_to_replace(out: str | Path, files: Iterable[str]) -> bool:
         return False
     folder = Folder(uri)
     there = folder.sizes().keys() if what == "folder" else None
-    is_like_one = there is not None and there <= set(files)  # of which a part has been sent
+    descriptions = {file for file in files if file.endswith(".json")}  # are sent first
+    is_like_one = there is not None and there in (set(files), descriptions)
     texts = [folder.read(name) or b"" for name in there or () if is_like_one and name.endswith(".json")]
     if there != set() and not any(b'"glsd"' in text for text in texts):
         raise ValueError(f"{out} is not an earlier export and will not be replaced; name an empty or a new folder")

@@ -91,6 +91,19 @@ def test_exporting_again_replaces_the_export_and_says_so(tmp_path: Path) -> None
     assert [entry.name for entry in tmp_path.iterdir()] == ["with spaces é"]
 
 
+def test_an_export_of_which_only_the_description_has_been_sent_is_replaced_and_other_weights_are_not(
+    tmp_path: Path,
+) -> None:
+    encoder, out = untrained_encoder(config()), tmp_path / "sent"
+    export_backbone(encoder, out)
+    weights = (out / "model.safetensors").rename(tmp_path / "model.safetensors")
+    export_backbone(encoder, out)
+    assert (out / "model.safetensors").read_bytes() == weights.read_bytes()
+    (out / "config.json").unlink()
+    with pytest.raises(ValueError, match="is not an earlier export and will not be replaced"):
+        export_backbone(encoder, out)
+
+
 def test_a_folder_that_is_no_export_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="is not an earlier export and will not be replaced"):
