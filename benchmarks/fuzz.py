@@ -1,7 +1,7 @@
 """Mutated files for every reader of images, indexes, settings and runs: each is read, or refused with a message.
 
 A refusal is a ValueError or OSError that names the file. Anything else counts as another exception: a crash of the
-process, more than a minute, or more than 2 GiB of memory too. All inputs are read by one process, which is started
+process, more than a minute of CPU time, or more than 2 GiB of memory too. All inputs are read by one process, which is started
 again when it dies. Input n of a reader is a function of the seed, so a failure is seen again by
 `--readers NAME --first N --inputs 1`.
 """
@@ -93,10 +93,10 @@ def work(names: Sequence[str], seed: int, first: int, inputs: int, skipped: int)
                     _outcome(name, seed, 0, Path(folder))
                     warm = name
                 print(name, number, sep="\t", end="\t", flush=True)
-                signal.alarm(_LONGEST_S)  # ends the process
+                signal.setitimer(signal.ITIMER_PROF, _LONGEST_S)  # of CPU time; ends the process
                 began = time.monotonic()
                 outcome = _outcome(name, seed, number, Path(folder))
-                signal.alarm(0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 print(outcome, f"{time.monotonic() - began:.3f}", sep="\t", flush=True)
 
 
