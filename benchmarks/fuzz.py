@@ -1,8 +1,8 @@
 """Mutated files for every reader of images, indexes, settings and runs: each is read, or refused with a message.
 
 A refusal is a ValueError or OSError that names the file. Anything else counts as another exception: a crash of the
-process, more than a minute of CPU time, or more than 2 GiB of memory too. All inputs are read by one process, which is started
-again when it dies. Input n of a reader is a function of the seed, so a failure is seen again by
+process, more than a minute of CPU time, or more than 2 GiB of memory too. All inputs are read by one process, which is
+started again when it dies. Input n of a reader is a function of the seed, so a failure is seen again by
 `--readers NAME --first N --inputs 1`.
 """
 

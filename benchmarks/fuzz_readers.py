@@ -149,7 +149,11 @@ def _with_crc(data: bytes) -> bytes:
 
 
 def _read_data(path: Path) -> None:
-    index = build_index(path, LIMITS, cache_dir=path.parent.parent / "cache")
+    _read_images(path, path.parent.parent / "cache")
+
+
+def _read_images(source: Path, cache_dir: Path) -> None:
+    index = build_index(source, LIMITS, cache_dir)
     for image_id in range(min(len(index), 8)):
         index.uri(image_id)
         index.read(image_id)
@@ -157,7 +161,7 @@ def _read_data(path: Path) -> None:
 
 def _read_beside_tar(path: Path) -> None:
     (path.parent / "some.tar").write_bytes(_tar())
-    _read_data(path.parent)
+    _read_images(path.parent, path.parent.parent / "cache")
 
 
 def _read_index(path: Path) -> None:
