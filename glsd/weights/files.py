@@ -95,5 +95,7 @@ def _is_torchscript(path: str) -> bool:
     try:
         with open_file(path) as stream, zipfile.ZipFile(stream) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error):  # torch says what is wrong
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error):
+        # Broken archives, and those of versions or compressions that zipfile raises NotImplementedError for, are no
+        # TorchScript for this question: torch, which reads them next, says what is wrong.
         return False
